@@ -1,0 +1,101 @@
+/**
+ * What the measurements share: running programs, waiting, medians, tables. Nothing here knows what is measured.
+ */
+
+import { type ChildProcess, spawn, spawnSync } from 'node:child_process';
+import { existsSync } from 'node:fs';
+
+/** A command line. */
+export type Argv = readonly [string, ...string[]];
+
+/** Whether a program can be found on the PATH. */
+export function hasProgram(name: string): boolean {
+  return spawnSync('sh', ['-c', 'command -v "$0"', name], { stdio: 'ignore' }).status === 0;
+}
+
+/** The same command pinned to one CPU. */
+export function pinned(cpu: number, argv: Argv): Argv {
+  return ['taskset', '-c', String(cpu), ...argv];
+}
+
+/** A program in the background; its standard error is kept to be shown when it ends too early. */
+export interface Background {
+  readonly child: ChildProcess;
+  /** Ends it and waits until it has gone. */
+  stop(): Promise<void>;
+}
+
+/** Starts a program and waits until the file (a socket, a pid file) exists; throws when it ends first. */
+export async function startUntil(argv: Argv, file: string): Promise<Background> {
+  const [program, ...args] = argv;
+  const child = spawn(program, args, { stdio: ['ignore', 'ignore', 'pipe'] });
+  let errors = '';
+  child.stderr?.setEncoding('utf8').on('data', (text: string) => {
+    errors = (errors + text).slice(-4096);
+  });
+  const ended = new Promise<void>((resolve) => {
+    child.once('error', (error) => {
+      errors += error.message;
+      resolve();
+    });
+    child.once('close', () => resolve());
+  });
+  for (let waitedMs = 0; !existsSync(file); waitedMs += 5) {
+    if (child.exitCode !== null || child.signalCode !== null || waitedMs > 20_000) {
+      child.kill('SIGKILL');
+      throw new Error(`${argv.join(' ')}: ${errors.trim() || 'did not start'}`);
+    }
+    await sleep(5);
+  }
+  return {
+    child,
+    stop: async () => {
+      child.kill('SIGTERM');
+      const killer = setTimeout(() => child.kill('SIGKILL'), 5_000);
+      await ended;
+      clearTimeout(killer);
+    },
+  };
+}
+
+export function sleep(ms: number): Promise<void> {
+  return new Promise((resolve) => setTimeout(resolve, ms));
+}
+
+/** The middle value; the mean of the two middle ones; NaN for none. */
+export function median(values: readonly number[]): number {
+  if (values.length === 0) return Number.NaN;
+  const sorted = [...values].sort((a, b) => a - b);
+  const upper = sorted[Math.floor(sorted.length / 2)] ?? Number.NaN;
+  const lower = sorted[Math.floor((sorted.length - 1) / 2)] ?? Number.NaN;
+  return (upper + lower) / 2;
+}
+
+/** A markdown table; columns but the first are aligned right. */
+export function markdownTable(header: readonly string[], rows: readonly (readonly string[])[]): string {
+  const widths = header.map((title, column) =>
+    Math.max(title.length, ...rows.map((row) => row[column]?.length ?? 0)),
+  );
+  const line = (cells: readonly string[]): string =>
+    `| ${cells.map((cell, column) => (column === 0 ? cell.padEnd(widths[0] ?? 0) : cell.padStart(widths[column] ?? 0))).join(' | ')} |`;
+  const rule = `|${widths.map((width, column) => (column === 0 ? '-'.repeat(width + 2) : `${'-'.repeat(width + 1)}:`)).join('|')}|`;
+  return [line(header), rule, ...rows.map(line)].join('\n');
+}
+
+/** Values of command line options `--name value` or `--name=value`; throws for a name that is not in `defaults`. */
+export function parseOptions<T extends Record<string, string>>(argv: readonly string[], defaults: T): T {
+  const options: Record<string, string> = { ...defaults };
+  for (let i = 0; i < argv.length; i++) {
+    const [flag = '', inline] = (argv[i] ?? '').split(/=(.*)/s);
+    const name = flag.replace(/^--/, '');
+    if (!flag.startsWith('--') || !(name in defaults)) {
+      throw new Error(
+        `unknown option '${argv[i]}'; there are: ${Object.keys(defaults)
+          .map((each) => `--${each}`)
+          .join(' ')}`,
+      );
+    }
+    options[name] = inline ?? argv[++i] ?? '';
+  }
+  return options as T;
+}

@@ -1,0 +1,45 @@
+/**
+ * The pid file: holds the process id while the daemon runs, and is locked, so that a second daemon with the same file
+ * does not start.
+ */
+
+import { closeSync, constants, fstatSync, ftruncateSync, openSync, statSync, unlinkSync, writeSync } from 'node:fs';
+import path from 'node:path';
+import { F_WRLCK, setOfdLock } from '../src/aio/ffi.ts';
+import { strerror } from '../src/errors/errno.ts';
+import { BlockError, errnoOf } from '../src/errors/error.ts';
+
+export interface PidFile {
+  /** Removes the file, if it is still ours. */
+  remove(): void;
+}
+
+function openPidFile(file: string): number {
+  try {
+    return openSync(file, constants.O_CREAT | constants.O_WRONLY, 0o600);
+  } catch (error) {
+    throw new BlockError(`cannot create PID file: Could not create '${file}': ${strerror(errnoOf(error))}`);
+  }
+}
+
+/** Writes the file and keeps it locked until the process ends. */
+export function createPidFile(name: string): PidFile {
+  const file = path.resolve(name); // the daemon may change its folder
+  const fd = openPidFile(file);
+  const result = setOfdLock(fd, F_WRLCK, 0, 0);
+  if (result < 0) {
+    closeSync(fd);
+    throw new BlockError(`cannot create PID file: Cannot lock pid file: ${strerror(-result)}`);
+  }
+  ftruncateSync(fd, 0);
+  writeSync(fd, `${process.pid}\n`);
+  return {
+    remove: () => {
+      try {
+        if (statSync(file).ino === fstatSync(fd).ino) unlinkSync(file);
+      } catch {
+        // Gone already.
+      }
+    },
+  };
+}

@@ -1,0 +1,74 @@
+/**
+ * The argument of `--qmp`: ADDRESS[,KEY=VALUE...], with the address one of unix:PATH, tcp:HOST:PORT, ws:HOST:PORT and
+ * stdio.
+ */
+
+import { BlockError } from '../src/errors/error.ts';
+
+export type QmpAddress =
+  | { readonly kind: 'unix'; readonly path: string }
+  | { readonly kind: 'tcp' | 'ws'; readonly host: string; readonly port: string }
+  | { readonly kind: 'stdio' };
+
+export interface QmpListenOptions {
+  readonly address: QmpAddress;
+  readonly pretty: boolean;
+  /** WebSocket: the token clients must show; null: one is made up. */
+  readonly token: string | null;
+  /** WebSocket: the file a made-up token is written to, readable by its owner alone. */
+  readonly tokenFile: string | null;
+  /** WebSocket: addresses other than those of this host may be listened on. */
+  readonly remote: boolean;
+}
+
+function parseHostPort(kind: 'tcp' | 'ws', text: string): QmpAddress {
+  const match = /^(?:\[([^\]]*)\]|([^:]*)):([^:]+)$/.exec(text);
+  if (match === null) throw new BlockError(`Invalid address '${kind}:${text}', expected: ${kind}:HOST:PORT`);
+  return { kind, host: match[1] ?? match[2] ?? '', port: match[3] ?? '' };
+}
+
+function parseAddress(text: string): QmpAddress {
+  const colon = text.indexOf(':');
+  const kind = colon < 0 ? text : text.slice(0, colon);
+  const rest = colon < 0 ? '' : text.slice(colon + 1);
+  switch (kind) {
+    case 'stdio':
+      return { kind };
+    case 'unix':
+      if (rest === '') throw new BlockError(`Invalid address '${text}', expected: unix:PATH`);
+      return { kind, path: rest };
+    case 'tcp':
+    case 'ws':
+      return parseHostPort(kind, rest);
+    default:
+      throw new BlockError(`Invalid address '${text}', expected: unix:PATH, tcp:HOST:PORT, ws:HOST:PORT or stdio`);
+  }
+}
+
+function onOff(key: string, value: string): boolean {
+  if (value !== 'on' && value !== 'off') throw new BlockError(`Parameter '${key}' expects 'on' or 'off'`);
+  return value === 'on';
+}
+
+/** Reads the argument; commas in the path are doubled. */
+export function parseQmpOption(text: string): QmpListenOptions {
+  const [address = '', ...parts] = text.replaceAll(',,', '\0').split(',').map((part) => part.replaceAll('\0', ','));
+  let options: QmpListenOptions = {
+    address: parseAddress(address),
+    pretty: false,
+    token: null,
+    tokenFile: null,
+    remote: false,
+  };
+  for (const part of parts) {
+    const [key = '', ...values] = part.split('=');
+    const value = values.join('=');
+    if (key === 'pretty') options = { ...options, pretty: onOff(key, value) };
+    else if (options.address.kind !== 'ws') throw new BlockError(`Invalid parameter '${key}'`);
+    else if (key === 'token' && value !== '') options = { ...options, token: value };
+    else if (key === 'token-file') options = { ...options, tokenFile: value };
+    else if (key === 'remote') options = { ...options, remote: onOff(key, value) };
+    else throw new BlockError(`Invalid parameter '${key}'`);
+  }
+  return options;
+}

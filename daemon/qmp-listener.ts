@@ -1,0 +1,98 @@
+/**
+ * QMP listeners (`--qmp`): unlike a monitor on a character device, a listener serves several clients at once.
+ */
+
+import type { Socket } from 'node:net';
+import type { SocketAddress } from '../schema/generated/types.ts';
+import { listenOn } from '../src/aio/sockets.ts';
+import type { QmpListenOptions } from './qmp-address.ts';
+import type { SessionHost } from './sessions.ts';
+
+/** Clients of one listener; more are turned away. */
+const MAX_CLIENTS = 256;
+
+export interface QmpListener {
+  /** Where clients connect: "unix:/path", "ws://127.0.0.1:8000/?token=...". */
+  readonly url: string;
+  /** Stops listening and ends the sessions when what was written to them is sent. */
+  close(): void;
+}
+
+/** Serves one client over a socket. */
+function serveSocket(socket: Socket, host: SessionHost, pretty: boolean): void {
+  if (socket.destroyed) return;
+  const session = host.open(
+    {
+      send: (text) => !socket.writable || socket.write(text, 'latin1'),
+      close: () => socket.destroy(),
+      pause: () => socket.pause(),
+      resume: () => socket.resume(),
+    },
+    pretty,
+  );
+  socket.on('data', (data) => session.receive(data));
+  socket.on('drain', () => session.drained());
+  socket.once('close', () => session.disconnected());
+  socket.resume();
+}
+
+async function listenSocket(address: SocketAddress, host: SessionHost, pretty: boolean): Promise<QmpListener> {
+  const clients = new Set<Socket>();
+  const accept = (socket: Socket): void => {
+    socket.on('error', () => undefined); // 'close' follows
+    if (clients.size >= MAX_CLIENTS) {
+      socket.destroy();
+      return;
+    }
+    clients.add(socket);
+    socket.once('close', () => clients.delete(socket));
+    host.whenServing(() => serveSocket(socket, host, pretty));
+  };
+  const listener = await listenOn(address, accept, { pauseOnConnect: true });
+  const [bound = address] = listener.addresses;
+  return {
+    url: bound.type === 'inet' ? `tcp:${bound.host}:${bound.port}` : `unix:${bound.type === 'unix' ? bound.path : ''}`,
+    close: () => {
+      listener.close();
+      for (const socket of clients) socket.destroySoon();
+    },
+  };
+}
+
+function serveStdio(host: SessionHost, pretty: boolean): QmpListener {
+  const { stdin, stdout } = process;
+  stdout.on('error', () => undefined);
+  stdin.on('error', () => undefined);
+  host.whenServing(() => {
+    const session = host.open(
+      {
+        send: (text) => stdout.write(text, 'latin1'),
+        close: () => stdin.pause(),
+        pause: () => stdin.pause(),
+        resume: () => stdin.resume(),
+      },
+      pretty,
+    );
+    stdout.on('drain', () => session.drained());
+    stdin.on('data', (data: Buffer) => session.receive(data));
+  });
+  return { url: 'stdio', close: () => stdin.pause() };
+}
+
+/** Starts a listener. */
+export async function startQmpListener(options: QmpListenOptions, host: SessionHost): Promise<QmpListener> {
+  const { address, pretty } = options;
+  switch (address.kind) {
+    case 'stdio':
+      return serveStdio(host, pretty);
+    case 'unix':
+      return listenSocket({ type: 'unix', path: address.path }, host, pretty);
+    case 'tcp':
+      return listenSocket({ type: 'inet', host: address.host, port: address.port }, host, pretty);
+    case 'ws': {
+      // Loaded when wanted: most runs have no WebSocket.
+      const { startWebSocketListener } = await import('./websocket.ts');
+      return startWebSocketListener(address, options, host, MAX_CLIENTS);
+    }
+  }
+}

@@ -1,0 +1,146 @@
+/**
+ * QMP over WebSocket: one JSON object in each text message, in both directions.
+ *
+ * Any web page may try to connect to a port of this host, so three things are asked of a client: the address listened
+ * on is one of this host (unless `remote=on`), the Origin is absent (no browser) or names the host that was connected
+ * to, and it shows the token, as `?token=...` or in an Authorization header.
+ */
+
+import { randomBytes, timingSafeEqual } from 'node:crypto';
+import { rmSync, writeFileSync } from 'node:fs';
+import { createServer, type IncomingMessage, type Server } from 'node:http';
+import path from 'node:path';
+import { type WebSocket, WebSocketServer } from 'ws';
+import { BlockError, errnoError, errnoOf } from '../src/errors/error.ts';
+import { JSON_LIMITS } from '../src/qmp/json-parse.ts';
+import type { QmpListenOptions } from './qmp-address.ts';
+import type { QmpListener } from './qmp-listener.ts';
+import type { SessionHost } from './sessions.ts';
+
+/** Output that may pile up before the session stops reading commands. */
+const HIGH_WATER_BYTES = 256 * 1024;
+
+const LOOPBACK = /^(localhost|127(\.\d+){3}|::1)$/;
+
+/** Compares in constant time. */
+function sameText(a: string, b: string): boolean {
+  const [left, right] = [Buffer.from(a), Buffer.from(b)];
+  return left.length === right.length && timingSafeEqual(left, right);
+}
+
+function tokenOf(request: IncomingMessage): string {
+  const header = /^Bearer (.+)$/.exec(request.headers.authorization ?? '')?.[1];
+  return header ?? new URL(request.url ?? '/', 'ws://localhost').searchParams.get('token') ?? '';
+}
+
+function isSameHost(origin: string, host: string | undefined): boolean {
+  try {
+    return new URL(origin).host === host;
+  } catch {
+    return false; // "null": a page without a place
+  }
+}
+
+/** The status a client is turned away with; null: it may connect. */
+export function refusalOf(request: IncomingMessage, token: string): 401 | 403 | null {
+  const { origin, host } = request.headers;
+  if (origin !== undefined && !isSameHost(origin, host)) return 403;
+  try {
+    return sameText(tokenOf(request), token) ? null : 401;
+  } catch {
+    return 401; // an address that is no URL
+  }
+}
+
+function serveClient(client: WebSocket, host: SessionHost, pretty: boolean): void {
+  let drainTimer: NodeJS.Timeout | null = null;
+  const session = host.open(
+    {
+      send: (text) => {
+        // The line end is a matter of streams; here messages have ends of their own.
+        client.send(text.trimEnd(), () => {
+          if (drainTimer !== null || client.bufferedAmount > 0) return;
+          drainTimer = setTimeout(() => {
+            drainTimer = null;
+            session.drained();
+          }, 0);
+        });
+        return client.bufferedAmount < HIGH_WATER_BYTES;
+      },
+      close: () => client.terminate(),
+      pause: () => client.pause(),
+      resume: () => client.resume(),
+    },
+    pretty,
+  );
+  client.on('message', (data: Buffer, isBinary) => {
+    if (isBinary) client.close(1003, 'text messages only');
+    // A message is complete: the line feed keeps what may be wrong with it from spoiling the next one.
+    else session.receive(Buffer.concat([data, Buffer.from('\n')]));
+  });
+  client.on('error', () => undefined); // 'close' follows
+  client.once('close', () => session.disconnected());
+}
+
+function listen(server: Server, host: string, port: string): Promise<number> {
+  return new Promise((resolve, reject) => {
+    server.once('error', (error) => reject(errnoError(`Failed to listen on ws:${host}:${port}`, errnoOf(error))));
+    server.listen({ host: host === '' ? 'localhost' : host, port: Number(port) }, () => {
+      const address = server.address();
+      resolve(typeof address === 'object' && address !== null ? address.port : Number(port));
+    });
+  });
+}
+
+/** Makes the token file; returns what removes it. */
+function writeTokenFile(name: string, token: string): () => void {
+  const file = path.resolve(name);
+  try {
+    rmSync(file, { force: true });
+    writeFileSync(file, `${token}\n`, { mode: 0o600, flag: 'wx' });
+  } catch (error) {
+    throw errnoError(`Could not create '${name}'`, errnoOf(error));
+  }
+  return () => rmSync(file, { force: true });
+}
+
+/** Starts a WebSocket listener. */
+export async function startWebSocketListener(
+  address: { readonly host: string; readonly port: string },
+  options: QmpListenOptions,
+  host: SessionHost,
+  maxClients: number,
+): Promise<QmpListener> {
+  if (!/^\d{1,5}$/.test(address.port) || Number(address.port) > 65535) {
+    throw new BlockError(`Invalid port '${address.port}'`);
+  }
+  if (!options.remote && address.host !== '' && !LOOPBACK.test(address.host)) {
+    throw new BlockError(`WebSocket clients of other hosts need 'remote=on' besides the address '${address.host}'`);
+  }
+  const token = options.token ?? randomBytes(18).toString('base64url');
+  const removeTokenFile = options.tokenFile === null ? () => undefined : writeTokenFile(options.tokenFile, token);
+  const server = createServer((_request, response) => response.writeHead(426).end('WebSocket only\n'));
+  const sockets = new WebSocketServer({ noServer: true, maxPayload: JSON_LIMITS.bytes, perMessageDeflate: false });
+  server.on('upgrade', (request, socket, head) => {
+    socket.on('error', () => undefined);
+    const refusal = sockets.clients.size >= maxClients ? 503 : refusalOf(request, token);
+    if (refusal !== null) {
+      socket.end(`HTTP/1.1 ${refusal} Refused\r\nConnection: close\r\nContent-Length: 0\r\n\r\n`);
+      return;
+    }
+    host.whenServing(() =>
+      sockets.handleUpgrade(request, socket, head, (client) => serveClient(client, host, options.pretty)),
+    );
+  });
+  const port = await listen(server, address.host, address.port);
+  const name = address.host.includes(':') ? `[${address.host}]` : address.host || 'localhost';
+  return {
+    url: `ws://${name}:${port}/?token=${encodeURIComponent(token)}`,
+    close: () => {
+      removeTokenFile();
+      for (const client of sockets.clients) client.close(1001);
+      server.close();
+      server.closeAllConnections();
+    },
+  };
+}

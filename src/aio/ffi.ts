@@ -1,0 +1,266 @@
+/**
+ * The foreign-function boundary: the only file that touches koffi.
+ *
+ * Thin typed bindings to libc and to the libuv inside node. Synchronous calls return 0 or more, or -errno; nothing
+ * throws here. Policy (retries, messages, which call to use) belongs to the callers. Addresses are JS numbers.
+ */
+
+import { closeSync } from 'node:fs';
+import koffi from 'koffi';
+import { E } from '../errors/errno.ts';
+
+const libc = koffi.load('libc.so.6');
+const self = koffi.load(null);
+
+/** Address of a Buffer's first byte. Stable while the Buffer is referenced. */
+export function addressOf(buf: Uint8Array): number {
+  return Number(koffi.address(buf));
+}
+
+function negErrno(result: number): number {
+  return result < 0 ? -koffi.errno() : result;
+}
+
+// ---- files ---------------------------------------------------------------------------------------------------
+
+const cPread = libc.func('pread64', 'int64', ['int', 'uintptr_t', 'size_t', 'int64']);
+const cPwrite = libc.func('pwrite64', 'int64', ['int', 'uintptr_t', 'size_t', 'int64']);
+const cPwritev = libc.func('pwritev', 'int64', ['int', 'uintptr_t', 'int', 'int64']);
+const cFallocate = libc.func('fallocate64', 'int', ['int', 'int', 'int64', 'int64']);
+const cLseek = libc.func('lseek64', 'int64', ['int', 'int64', 'int']);
+const cFcntl = libc.func('fcntl', 'int', ['int', 'int', '...']);
+const cIoctl = libc.func('ioctl', 'int', ['int', 'ulong', '...']);
+const cPosixFadvise = libc.func('posix_fadvise64', 'int', ['int', 'int64', 'int64', 'int']);
+
+/** pread(2) into memory at `addr`. */
+export function pread(fd: number, addr: number, length: number, offset: number): number {
+  return negErrno(cPread(fd, addr, length, offset));
+}
+
+/** pwrite(2) from memory at `addr`. */
+export function pwrite(fd: number, addr: number, length: number, offset: number): number {
+  return negErrno(cPwrite(fd, addr, length, offset));
+}
+
+/** pwritev(2); `iovAddr` points to `count` struct iovec. */
+export function pwritev(fd: number, iovAddr: number, count: number, offset: number): number {
+  return negErrno(cPwritev(fd, iovAddr, count, offset));
+}
+
+export const FALLOC_FL_KEEP_SIZE = 1;
+export const FALLOC_FL_PUNCH_HOLE = 2;
+export const FALLOC_FL_ZERO_RANGE = 16;
+
+/** fallocate(2), blocking. */
+export function fallocate(fd: number, mode: number, offset: number, length: number): number {
+  return negErrno(cFallocate(fd, mode, offset, length));
+}
+
+/** fallocate(2) on libuv's thread pool. */
+export function fallocateAsync(fd: number, mode: number, offset: number, length: number): Promise<number> {
+  return callAsync(cFallocate, fd, mode, offset, length);
+}
+
+export const SEEK_DATA = 3;
+export const SEEK_HOLE = 4;
+export const SEEK_END = 2;
+
+/** lseek(2). ENXIO past the last data. */
+export function lseek(fd: number, offset: number, whence: number): number {
+  return negErrno(cLseek(fd, offset, whence));
+}
+
+/** Advises the kernel to drop cached pages of the file. Returns 0 or -errno. */
+export function dropPageCache(fd: number): number {
+  const POSIX_FADV_DONTNEED = 4;
+  return -cPosixFadvise(fd, 0, 0, POSIX_FADV_DONTNEED);
+}
+
+/** A close-on-exec duplicate of `fd`. */
+export function dupFd(fd: number): number {
+  const F_DUPFD_CLOEXEC = 1030;
+  return negErrno(cFcntl(fd, F_DUPFD_CLOEXEC, 'int', 0));
+}
+
+/** Clears O_NONBLOCK on the open file description. 0 or -errno. */
+export function setBlocking(fd: number): number {
+  const F_GETFL = 3;
+  const F_SETFL = 4;
+  const O_NONBLOCK = 0x800;
+  const flags = negErrno(cFcntl(fd, F_GETFL));
+  return flags < 0 ? flags : negErrno(cFcntl(fd, F_SETFL, 'int', flags & ~O_NONBLOCK));
+}
+
+// ---- OFD locks -----------------------------------------------------------------------------------------------
+
+export const F_RDLCK = 0;
+export const F_WRLCK = 1;
+export const F_UNLCK = 2;
+const F_OFD_GETLK = 36;
+const F_OFD_SETLK = 37;
+
+// struct flock on 64-bit Linux: l_type s16, l_whence s16, pad, l_start s64, l_len s64, l_pid s32, pad = 32 bytes.
+const flockMemory = Buffer.allocUnsafeSlow(32);
+const flockAddr = addressOf(flockMemory);
+
+function ofdLock(fd: number, command: number, type: number, start: number, length: number): number {
+  flockMemory.fill(0);
+  flockMemory.writeInt16LE(type, 0);
+  flockMemory.writeBigInt64LE(BigInt(start), 8);
+  flockMemory.writeBigInt64LE(BigInt(length), 16);
+  return negErrno(cFcntl(fd, command, 'uintptr_t', flockAddr));
+}
+
+/** Takes or drops (F_UNLCK) an open-file-description lock on bytes [start, start+length). 0 or -errno. */
+export function setOfdLock(fd: number, type: number, start: number, length: number): number {
+  return ofdLock(fd, F_OFD_SETLK, type, start, length);
+}
+
+/** 0 when a lock of `type` could be taken on the bytes, -EAGAIN when another holder is in the way. */
+export function testOfdLock(fd: number, type: number, start: number, length: number): number {
+  const result = ofdLock(fd, F_OFD_GETLK, type, start, length);
+  if (result < 0) return result;
+  return flockMemory.readInt16LE(0) === F_UNLCK ? 0 : -E.EAGAIN;
+}
+
+// ---- ioctls --------------------------------------------------------------------------------------------------
+
+export const BLKGETSIZE64 = 0x80081272;
+export const BLKSSZGET = 0x1268;
+export const BLKPBSZGET = 0x127b;
+export const BLKROGET = 0x125e;
+export const BLKDISCARD = 0x1277;
+export const BLKZEROOUT = 0x127f;
+
+const ioctlMemory = Buffer.allocUnsafeSlow(16);
+const ioctlAddr = addressOf(ioctlMemory);
+
+/** An ioctl that fills in one unsigned 64-bit number. The number, or -errno. */
+export function ioctlGetU64(fd: number, request: number): number {
+  ioctlMemory.fill(0);
+  const result = negErrno(cIoctl(fd, request, 'uintptr_t', ioctlAddr));
+  return result < 0 ? result : Number(ioctlMemory.readBigUInt64LE(0));
+}
+
+/** An ioctl that fills in one signed 32-bit number. The number, or -errno. */
+export function ioctlGetI32(fd: number, request: number): number {
+  ioctlMemory.fill(0);
+  const result = negErrno(cIoctl(fd, request, 'uintptr_t', ioctlAddr));
+  return result < 0 ? result : ioctlMemory.readInt32LE(0);
+}
+
+const cIoctlRange = libc.func('ioctl', 'int', ['int', 'ulong', 'uintptr_t']);
+
+/** BLKDISCARD or BLKZEROOUT over a byte range, on libuv's thread pool. */
+export function ioctlRangeAsync(fd: number, request: number, offset: number, length: number): Promise<number> {
+  const range = Buffer.allocUnsafeSlow(16);
+  range.writeBigUInt64LE(BigInt(offset), 0);
+  range.writeBigUInt64LE(BigInt(length), 8);
+  return callAsync(cIoctlRange, fd, request, addressOf(range)).finally(() => range.length);
+}
+
+type Callable = ReturnType<typeof libc.func>;
+
+// koffi keeps errno per thread and copies it to the caller's before the callback runs.
+function callAsync(fn: Callable, ...args: unknown[]): Promise<number> {
+  return new Promise((resolve) => {
+    fn.async(...args, (error: Error | null, result: number) => resolve(error ? -E.EIO : negErrno(result)));
+  });
+}
+
+// ---- sockets and event wake-up -------------------------------------------------------------------------------
+
+const cShutdown = libc.func('shutdown', 'int', ['int', 'int']);
+
+/** shutdown(2) of both directions. 0 or -errno. */
+export function shutdownSocket(fd: number): number {
+  const SHUT_RDWR = 2;
+  return negErrno(cShutdown(fd, SHUT_RDWR));
+}
+
+/** close(2); errors are of no use to anybody at this point. */
+export function closeFd(fd: number): void {
+  try {
+    closeSync(fd);
+  } catch {
+    // Already closed, or a late write-back error that fdatasync has reported before.
+  }
+}
+
+// ---- io_uring ------------------------------------------------------------------------------------------------
+
+const cSyscall = libc.func('syscall', 'long', [
+  'long',
+  'long',
+  'uintptr_t',
+  'uintptr_t',
+  'uintptr_t',
+  'uintptr_t',
+  'uintptr_t',
+]);
+const cEnter = libc.func('syscall', 'long', ['long', 'uint', 'uint', 'uint', 'uint', 'uintptr_t', 'size_t']);
+const cMmap = libc.func('mmap', 'void*', ['uintptr_t', 'size_t', 'int', 'int', 'int', 'long']);
+const cMunmap = libc.func('munmap', 'int', ['void*', 'size_t']);
+
+const SYS_IO_URING_SETUP = 425;
+const SYS_IO_URING_ENTER = 426;
+
+/** io_uring_setup(2); `params` is struct io_uring_params (120 bytes). The ring's fd, or -errno. */
+export function ioUringSetup(entries: number, params: Buffer): number {
+  return negErrno(cSyscall(SYS_IO_URING_SETUP, entries, addressOf(params), 0, 0, 0, 0));
+}
+
+/** io_uring_enter(2). Number of SQEs taken, or -errno. */
+export function ioUringEnter(fd: number, submit: number, wait: number, flags: number): number {
+  return negErrno(cEnter(SYS_IO_URING_ENTER, fd, submit, wait, flags, 0, 0));
+}
+
+export interface MappedMemory {
+  readonly memory: ArrayBuffer;
+  unmap(): void;
+}
+
+/** Maps `bytes` of `fd` at `offset` shared and writable; null when the kernel refuses. */
+export function mapShared(fd: number, bytes: number, offset: number): MappedMemory | null {
+  const MAP_SHARED_POPULATE = 1 | 0x8000;
+  const PROT_READ_WRITE = 3;
+  const pointer: unknown = cMmap(0, bytes, PROT_READ_WRITE, MAP_SHARED_POPULATE, fd, offset);
+  if (Number(koffi.address(pointer)) >= 2 ** 63) return null;
+  return { memory: koffi.view(pointer, bytes) as ArrayBuffer, unmap: () => cMunmap(pointer, bytes) };
+}
+
+// ---- libuv ---------------------------------------------------------------------------------------------------
+
+export interface FdWatch {
+  /** Stops watching. The handle's memory is kept until libuv has let go of it. */
+  close(): void;
+}
+
+/** Handles libuv may still look at after close(): kept for the life of the process (512 bytes per closed ring). */
+const closedHandles: unknown[] = [];
+
+/**
+ * Calls `onReadable` from libuv's poll phase of the main thread's loop while `fd` is readable (level-triggered).
+ * Main thread only: the loop is uv_default_loop(). The watch keeps the process alive.
+ */
+export function watchReadable(fd: number, onReadable: () => void): FdWatch {
+  const UV_READABLE = 1;
+  const handle = Buffer.allocUnsafeSlow(512).fill(0);
+  const handleAddr = addressOf(handle);
+  const loop = self.func('uv_default_loop', 'uintptr_t', [])();
+  const callbackType = koffi.proto('void (uintptr_t handle, int status, int events)');
+  const callback = koffi.register(onReadable, koffi.pointer(callbackType));
+  const uvPollInit = self.func('uv_poll_init', 'int', ['uintptr_t', 'uintptr_t', 'int']);
+  const uvPollStart = self.func('uv_poll_start', 'int', ['uintptr_t', 'int', 'void*']);
+  const uvPollStop = self.func('uv_poll_stop', 'int', ['uintptr_t']);
+  const uvClose = self.func('uv_close', 'void', ['uintptr_t', 'uintptr_t']);
+  uvPollInit(loop, handleAddr, fd);
+  uvPollStart(handleAddr, UV_READABLE, callback);
+  return {
+    close: () => {
+      uvPollStop(handleAddr);
+      uvClose(handleAddr, 0);
+      closedHandles.push(handle, callback);
+    },
+  };
+}

@@ -1,0 +1,255 @@
+/**
+ * One io_uring, driven from libuv's loop on the main thread.
+ *
+ * Submissions are written to the shared ring and handed over in one io_uring_enter per batch: at the end of the
+ * current run of microtasks (process.nextTick), or at the outermost unplug. Completions are reaped right after each
+ * submission (page-cache reads, UNIX socket traffic and most sends finish inline), and when libuv finds the ring's
+ * fd readable. libuv gets its turn at least every STEPS_PER_TURN batches, so that timers, QMP and signals go on
+ * under full load.
+ *
+ * Rules that keep it alive: memory given to the kernel stays referenced in `keep[]` until its completion; every
+ * path that queues an SQE schedules a flush.
+ *
+ * Sources: io_uring_setup(2), io_uring_enter(2), linux/io_uring.h.
+ */
+
+import { assert } from '../errors/error.ts';
+import { E } from '../errors/errno.ts';
+import { deferCall, isPlugged } from './defer.ts';
+import {
+  closeFd,
+  type FdWatch,
+  ioUringEnter,
+  ioUringSetup,
+  type MappedMemory,
+  mapShared,
+  watchReadable,
+} from './ffi.ts';
+
+/** Opcodes (enum io_uring_op). */
+export const Op = {
+  readv: 1,
+  writev: 2,
+  fsync: 3,
+  sendmsg: 9,
+  fallocate: 17,
+  read: 22,
+  write: 23,
+  send: 26,
+  recv: 27,
+} as const;
+
+/** SQEs that fit one batch; a fuller batch is submitted early. */
+const SQ_ENTRIES = 1024;
+/** Operations in flight; further ones wait in `backlog`. The completion queue has as many entries, so it never overflows. */
+const CQ_ENTRIES = 4096;
+const STEPS_PER_TURN = 16;
+
+const SETUP_CQSIZE = 1 << 3;
+const SETUP_COOP_TASKRUN = 1 << 8;
+const ENTER_GETEVENTS = 1;
+const OFFSET_SQES = 0x10000000;
+const SQE_WORDS = 16;
+const CQE_WORDS = 4;
+const TWO_32 = 4294967296;
+
+type Resolve = (result: number) => void;
+
+export class Ring {
+  readonly #fd: number;
+  readonly #ringMap: MappedMemory;
+  readonly #sqeMap: MappedMemory;
+  /** The rings as unsigned and signed words, the SQEs as words. */
+  readonly #words: Uint32Array;
+  readonly #signed: Int32Array;
+  readonly #sqes: Uint32Array;
+  readonly #sqTail: number;
+  readonly #sqMask: number;
+  readonly #cqHead: number;
+  readonly #cqTail: number;
+  readonly #cqMask: number;
+  readonly #cqes: number;
+  readonly #watch: FdWatch;
+
+  /** Per operation id: who waits, and what the kernel may still touch. */
+  readonly #resolve: (Resolve | undefined)[] = new Array(CQ_ENTRIES);
+  readonly #keep: unknown[] = new Array(CQ_ENTRIES);
+  readonly #freeIds: number[] = Array.from({ length: CQ_ENTRIES }, (_, i) => CQ_ENTRIES - 1 - i);
+  readonly #backlog: (() => void)[] = [];
+
+  #tail: number;
+  /** SQEs written and not yet taken by the kernel. */
+  #pending = 0;
+  #inFlight = 0;
+  #scheduled = false;
+  #stepsThisTurn = 0;
+  #closed = false;
+
+  readonly #step = (): void => {
+    this.#scheduled = false;
+    if (this.#closed) return;
+    this.#stepsThisTurn++;
+    this.#flush();
+    this.#reap();
+  };
+  readonly #turn = (): void => {
+    this.#stepsThisTurn = 0;
+    this.#step();
+  };
+  readonly #flushAndReap = (): void => this.#step();
+
+  /** Throws the errno (positive number) of the failing call when the kernel refuses a ring. */
+  constructor() {
+    const params = Buffer.allocUnsafeSlow(120).fill(0);
+    params.writeUInt32LE(CQ_ENTRIES, 4);
+    params.writeUInt32LE(SETUP_CQSIZE | SETUP_COOP_TASKRUN, 8);
+    let fd = ioUringSetup(SQ_ENTRIES, params);
+    if (fd === -E.EINVAL) {
+      params.fill(0);
+      params.writeUInt32LE(CQ_ENTRIES, 4);
+      params.writeUInt32LE(SETUP_CQSIZE, 8);
+      fd = ioUringSetup(SQ_ENTRIES, params);
+    }
+    if (fd < 0) throw -fd;
+    this.#fd = fd;
+    // struct io_uring_params: sq_off at 40, cq_off at 80.
+    const sqArray = params.readUInt32LE(64) >> 2;
+    const cqesBytes = params.readUInt32LE(100);
+    const ringBytes = Math.max((sqArray + SQ_ENTRIES) * 4, cqesBytes + CQ_ENTRIES * 16);
+    const ringMap = mapShared(fd, ringBytes, 0);
+    const sqeMap = mapShared(fd, SQ_ENTRIES * 64, OFFSET_SQES);
+    if (ringMap === null || sqeMap === null) {
+      closeFd(fd);
+      throw E.ENOMEM;
+    }
+    this.#ringMap = ringMap;
+    this.#sqeMap = sqeMap;
+    this.#words = new Uint32Array(ringMap.memory, 0, ringBytes >> 2);
+    this.#signed = new Int32Array(ringMap.memory, 0, ringBytes >> 2);
+    this.#sqes = new Uint32Array(sqeMap.memory, 0, SQ_ENTRIES * SQE_WORDS);
+    this.#sqTail = params.readUInt32LE(44) >> 2;
+    this.#sqMask = this.#words[params.readUInt32LE(48) >> 2]!;
+    this.#cqHead = params.readUInt32LE(80) >> 2;
+    this.#cqTail = params.readUInt32LE(84) >> 2;
+    this.#cqMask = this.#words[params.readUInt32LE(88) >> 2]!;
+    this.#cqes = cqesBytes >> 2;
+    for (let i = 0; i < SQ_ENTRIES; i++) this.#words[sqArray + i] = i;
+    this.#tail = this.#words[this.#sqTail]!;
+    // Promise continuations do not run inside a libuv callback of ours; the check phase that follows runs them.
+    this.#watch = watchReadable(fd, () => this.#wake());
+  }
+
+  get inFlight(): number {
+    return this.#inFlight;
+  }
+
+  /**
+   * Queues one operation. `keep` is held until completion. Resolves with the CQE's result: a count, or -errno.
+   * `offset` and `addr` below 2^53.
+   */
+  submit(op: number, fd: number, addr: number, length: number, offset: number, opFlags: number, keep: unknown): Promise<number> {
+    return new Promise((resolve) => this.#queue(op, fd, addr, length, offset, opFlags, keep, resolve));
+  }
+
+  #queue(op: number, fd: number, addr: number, length: number, offset: number, opFlags: number, keep: unknown, resolve: Resolve): void {
+    const id = this.#freeIds.pop();
+    if (id === undefined) {
+      this.#backlog.push(() => this.#queue(op, fd, addr, length, offset, opFlags, keep, resolve));
+      return;
+    }
+    this.#resolve[id] = resolve;
+    this.#keep[id] = keep;
+    this.#inFlight++;
+    const s = this.#sqes;
+    const i = (this.#tail & this.#sqMask) * SQE_WORDS;
+    s[i] = op;
+    s[i + 1] = fd;
+    s[i + 2] = offset >>> 0;
+    s[i + 3] = offset / TWO_32;
+    s[i + 4] = addr >>> 0;
+    s[i + 5] = addr / TWO_32;
+    s[i + 6] = length;
+    s[i + 7] = opFlags;
+    s[i + 8] = id;
+    s[i + 9] = 0;
+    s[i + 10] = 0;
+    s[i + 11] = 0;
+    this.#tail = (this.#tail + 1) >>> 0;
+    this.#pending++;
+    if (this.#pending === SQ_ENTRIES) this.#flush();
+    this.#scheduleStep();
+  }
+
+  #scheduleStep(): void {
+    if (this.#scheduled) return;
+    if (isPlugged()) {
+      deferCall(this.#flushAndReap, undefined);
+      return;
+    }
+    this.#scheduled = true;
+    if (this.#stepsThisTurn < STEPS_PER_TURN) process.nextTick(this.#step);
+    else setImmediate(this.#turn);
+  }
+
+  #wake(): void {
+    if (this.#scheduled || this.#closed) return;
+    this.#scheduled = true;
+    setImmediate(this.#turn);
+  }
+
+  #flush(): void {
+    // A release store: the kernel must see the SQEs' contents before the new tail.
+    Atomics.store(this.#words, this.#sqTail, this.#tail);
+    for (;;) {
+      const taken = ioUringEnter(this.#fd, this.#pending, 0, ENTER_GETEVENTS);
+      if (taken >= 0) {
+        this.#pending -= taken;
+        break;
+      }
+      if (taken === -E.EINTR) continue;
+      // EAGAIN, EBUSY: the kernel is short of memory or completion space. Reap and come back next turn.
+      assert(taken === -E.EAGAIN || taken === -E.EBUSY, `io_uring_enter failed with errno ${-taken}`);
+      break;
+    }
+    if (this.#pending > 0 && !this.#scheduled) {
+      this.#scheduled = true;
+      setImmediate(this.#turn);
+    }
+  }
+
+  #reap(): void {
+    const words = this.#words;
+    let head = words[this.#cqHead]!;
+    let end = Atomics.load(words, this.#cqTail);
+    if (head === end) return;
+    while (head !== end) {
+      const i = this.#cqes + (head & this.#cqMask) * CQE_WORDS;
+      const id = words[i]!;
+      const result = this.#signed[i + 2]!;
+      head = (head + 1) >>> 0;
+      const resolve = this.#resolve[id];
+      assert(resolve !== undefined, 'completion for an unknown operation');
+      this.#resolve[id] = undefined;
+      this.#keep[id] = undefined;
+      this.#freeIds.push(id);
+      this.#inFlight--;
+      resolve(result);
+      if (head === end) end = Atomics.load(words, this.#cqTail);
+    }
+    Atomics.store(words, this.#cqHead, head);
+    while (this.#backlog.length > 0 && this.#freeIds.length > 0) this.#backlog.shift()!();
+  }
+
+  close(): void {
+    assert(this.#inFlight === 0, 'ring closed with operations in flight');
+    if (this.#closed) return;
+    this.#closed = true;
+    this.#watch.close();
+    // The poll handle leaves epoll in this loop turn; only then may the fd go.
+    setImmediate(() => {
+      this.#ringMap.unmap();
+      this.#sqeMap.unmap();
+      closeFd(this.#fd);
+    });
+  }
+}

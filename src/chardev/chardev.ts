@@ -1,0 +1,110 @@
+/**
+ * A character device: a named byte channel with one user at most.
+ *
+ * The device connects its user (a monitor) with its backend, copies output to the log file, and lets the backend be
+ * replaced while nobody uses it.
+ */
+
+import { closeSync, openSync, writeSync } from 'node:fs';
+import type { ChardevCommon } from '../../schema/generated/types.ts';
+import { BlockError, errnoError, errnoOf } from '../errors/error.ts';
+import type { ChardevBackend } from './backend.ts';
+
+/** Who uses a device: told of peers and data. */
+export interface ChardevUser {
+  opened(): void;
+  closed(): void;
+  received(data: Buffer): void;
+  drained(): void;
+}
+
+/** Opens the log file of the common options; null when none is asked for. */
+export function openLogFile({ logfile, logappend = false }: ChardevCommon): number | null {
+  if (logfile === undefined) return null;
+  try {
+    return openSync(logfile, logappend ? 'a' : 'w');
+  } catch (error) {
+    throw errnoError(`Could not create '${logfile}'`, errnoOf(error));
+  }
+}
+
+export class Chardev {
+  readonly id: string;
+  #backend: ChardevBackend;
+  #logFd: number | null;
+  #user: ChardevUser | null = null;
+
+  constructor(id: string, backend: ChardevBackend, logFd: number | null) {
+    this.id = id;
+    this.#backend = backend;
+    this.#logFd = logFd;
+  }
+
+  get backend(): ChardevBackend {
+    return this.#backend;
+  }
+
+  get inUse(): boolean {
+    return this.#user !== null;
+  }
+
+  /** Makes `user` the one user of the device. */
+  attach(user: ChardevUser): void {
+    if (this.#user !== null) throw new BlockError(`Device '${this.id}' is in use`);
+    this.#user = user;
+    this.#backend.start(user);
+  }
+
+  detach(): void {
+    this.#user = null;
+    this.#backend.stop();
+  }
+
+  write(data: Buffer): void {
+    this.#log(data);
+    this.#backend.write(data);
+  }
+
+  /** Bytes written that the peer has not taken yet. */
+  get backlogBytes(): number {
+    return this.#backend.backlogBytes();
+  }
+
+  setReading(reading: boolean): void {
+    this.#backend.setReading(reading);
+  }
+
+  /** Drops the connected peer. */
+  disconnect(): void {
+    this.#backend.disconnect?.();
+  }
+
+  /** Puts another backend in the place of the present one, which is closed. The device must not be in use. */
+  replaceBackend(backend: ChardevBackend, logFd: number | null): void {
+    const old = this.#backend;
+    this.#closeLog();
+    this.#backend = backend;
+    this.#logFd = logFd;
+    old.close();
+  }
+
+  close(): void {
+    this.#user = null;
+    this.#backend.close();
+    this.#closeLog();
+  }
+
+  #log(data: Buffer): void {
+    if (this.#logFd === null) return;
+    try {
+      writeSync(this.#logFd, data);
+    } catch {
+      this.#closeLog(); // a full disk must not stop the monitor
+    }
+  }
+
+  #closeLog(): void {
+    if (this.#logFd !== null) closeSync(this.#logFd);
+    this.#logFd = null;
+  }
+}

@@ -1,0 +1,101 @@
+/**
+ * Backends with a path: regular files, FIFOs and pseudo terminals.
+ */
+
+import { closeSync, constants, createReadStream, createWriteStream, openSync } from 'node:fs';
+import { Socket } from 'node:net';
+import { ReadStream } from 'node:tty';
+import type { ChardevFile, ChardevHostdev } from '../../schema/generated/types.ts';
+import { ioctlGetI32 } from '../aio/ffi.ts';
+import { errnoError, errnoOf } from '../errors/error.ts';
+import type { ChardevBackend } from './backend.ts';
+import { streamBackend } from './stream.ts';
+
+function openPath(path: string, flags: number): number {
+  try {
+    return openSync(path, flags, 0o666);
+  } catch (error) {
+    throw errnoError(`Could not open '${path}'`, errnoOf(error));
+  }
+}
+
+/** Output to a file, input from another if one is named. */
+export function openFile({ in: inputPath, out, append = false }: ChardevFile): ChardevBackend {
+  const { O_WRONLY, O_CREAT, O_TRUNC, O_APPEND, O_RDONLY } = constants;
+  const outFd = openPath(out, O_WRONLY | O_CREAT | (append ? O_APPEND : O_TRUNC));
+  let inFd: number | null = null;
+  try {
+    if (inputPath !== undefined) inFd = openPath(inputPath, O_RDONLY);
+  } catch (error) {
+    closeSync(outFd);
+    throw error;
+  }
+  return streamBackend({
+    kind: 'file',
+    filename: 'file',
+    input: inFd === null ? null : createReadStream(inputPath ?? '', { fd: inFd }),
+    output: createWriteStream(out, { fd: outFd }),
+  });
+}
+
+/** A FIFO for both directions, or PATH.in and PATH.out for one each where both exist. */
+export function openPipe({ device }: ChardevHostdev): ChardevBackend {
+  // Opened for both directions, so that neither open nor read depends on somebody at the other end.
+  const flags = constants.O_RDWR | constants.O_NONBLOCK;
+  const pair: number[] = [];
+  try {
+    pair.push(openSync(`${device}.in`, flags));
+    pair.push(openSync(`${device}.out`, flags));
+  } catch {
+    for (const fd of pair.splice(0)) closeSync(fd);
+  }
+  const [inFd, outFd] = pair;
+  if (inFd === undefined || outFd === undefined) {
+    const both = new Socket({ fd: openPath(device, flags), readable: true, writable: true });
+    return streamBackend({
+      kind: 'pipe',
+      filename: 'pipe',
+      input: both,
+      output: both,
+      close: () => both.destroy(),
+    });
+  }
+  return streamBackend({
+    kind: 'pipe',
+    filename: 'pipe',
+    input: new Socket({ fd: inFd, readable: true, writable: false }),
+    output: new Socket({ fd: outFd, readable: false, writable: true }),
+  });
+}
+
+// ioctl numbers of Linux (ioctl_tty(2)); both take a pointer to an int.
+const TIOCGPTN = 0x80045430;
+const TIOCSPTLCK = 0x40045431;
+
+/** A new pseudo terminal; the peer opens the path that is in `pty`. */
+export function openPty(): ChardevBackend {
+  const fd = openPath('/dev/ptmx', constants.O_RDWR | constants.O_NOCTTY);
+  // The int that TIOCSPTLCK is given is 0: unlock.
+  const unlocked = ioctlGetI32(fd, TIOCSPTLCK);
+  const number = ioctlGetI32(fd, TIOCGPTN);
+  if (unlocked < 0 || number < 0) {
+    closeSync(fd);
+    throw errnoError('Failed to create PTY', -Math.min(unlocked, number));
+  }
+  const path = `/dev/pts/${number}`;
+  // Held open, so that the terminal stays in raw mode and reads do not fail while no peer has it open.
+  const peerFd = openPath(path, constants.O_RDWR | constants.O_NOCTTY);
+  const terminal = new ReadStream(fd);
+  terminal.setRawMode(true);
+  return streamBackend({
+    kind: 'pty',
+    filename: `pty:${path}`,
+    input: terminal,
+    output: terminal as unknown as Socket,
+    pty: path,
+    close: () => {
+      terminal.destroy();
+      closeSync(peerFd);
+    },
+  });
+}

@@ -1,0 +1,310 @@
+/**
+ * Socket devices: a server that serves one client at a time, or a client that may connect again when it loses its
+ * server.
+ *
+ * Model: at most one peer is connected; while there is one, further clients of a server wait, accepted but neither
+ * read nor written, until the peer leaves. Whether a user is attached makes no difference to who is connected: without
+ * one the peer is simply not read.
+ */
+
+import type { Socket } from 'node:net';
+import type { ChardevSocket, SocketAddress } from '../../schema/generated/types.ts';
+import { connectTo, flattenAddress, type Listener, listenOn } from '../aio/sockets.ts';
+import { BlockError } from '../errors/error.ts';
+import type { TlsCredentials } from '../objects/tls-creds.ts';
+import type { ObjectTree } from '../objects/tree.ts';
+import { type BackendEvents, type ChardevBackend, ignore } from './backend.ts';
+import { addressText, peerText } from './socket-names.ts';
+import { TELNET_GREETING, telnetFilter } from './telnet.ts';
+
+/** Clients that may wait for their turn; more are turned away. */
+const MAX_WAITING = 16;
+
+export interface SocketEnvironment {
+  readonly objects: ObjectTree;
+  /** Tells the log of trouble that no command reports. */
+  readonly warn: (message: string) => void;
+  /** The device's name for such messages. */
+  readonly id: string;
+  readonly allowInheritedFd: boolean;
+}
+
+interface Settings {
+  readonly address: SocketAddress;
+  readonly server: boolean;
+  readonly noDelay: boolean;
+  readonly telnet: boolean;
+  /** Milliseconds between attempts of a client; 0: one attempt. */
+  readonly reconnectMs: number;
+  readonly credentials: TlsCredentials | null;
+  readonly authzId: string | null;
+}
+
+/** Checks the options against each other, in the original's order and words. */
+function parseSettings(options: ChardevSocket, { objects }: SocketEnvironment): Settings {
+  const address = flattenAddress(options.addr);
+  const server = options.server ?? true;
+  if (server && (options.reconnect ?? 0) > 0) {
+    throw new BlockError("'reconnect' option is incompatible with socket in server listen mode");
+  }
+  if (!server && options.websocket === true) throw new BlockError('Websocket client is not implemented');
+  if (!server && options.wait !== undefined) {
+    throw new BlockError("'wait' option is incompatible with socket in client connect mode");
+  }
+  if (options.websocket === true || options.tn3270 === true) {
+    const name = options.websocket === true ? 'websocket' : 'tn3270';
+    throw new BlockError(`'${name}' option is not supported`);
+  }
+  const { 'tls-creds': credsId, 'tls-authz': authzId } = options;
+  if (authzId !== undefined && credsId === undefined) {
+    throw new BlockError("'tls_authz' option requires 'tls_creds' option");
+  }
+  const credentials = credsId === undefined ? null : objects.tlsCreds(credsId, server ? 'server' : 'client');
+  if (credentials !== null && address.type === 'unix') {
+    throw new BlockError("'tls_creds' option is incompatible with 'unix' address type");
+  }
+  return {
+    address,
+    server,
+    noDelay: options.nodelay ?? false,
+    telnet: options.telnet ?? false,
+    reconnectMs: Math.max(0, options.reconnect ?? 0) * 1000,
+    credentials,
+    authzId: authzId ?? null,
+  };
+}
+
+/** State of one socket device; see the head of the file for the model. */
+class SocketChannel {
+  readonly #settings: Settings;
+  readonly #environment: SocketEnvironment;
+  readonly #waiting: Socket[] = [];
+  #peer: Socket | null = null;
+  #preparing = false;
+  #events: BackendEvents | null = null;
+  #reading = true;
+  #filter: (data: Buffer) => Buffer = (data) => data;
+  #listener: Listener | null = null;
+  #reconnectTimer: NodeJS.Timeout | null = null;
+  #reported = false;
+  #closed = false;
+  #onFirstPeer: () => void = ignore;
+
+  constructor(settings: Settings, environment: SocketEnvironment) {
+    this.#settings = settings;
+    this.#environment = environment;
+  }
+
+  // ---- connecting --------------------------------------------------------------------------------------------
+
+  async listen(): Promise<void> {
+    this.#listener = await listenOn(this.#settings.address, (socket) => this.#accept(socket), {
+      pauseOnConnect: true,
+      allowInheritedFd: this.#environment.allowInheritedFd,
+    });
+  }
+
+  /** Resolves when the first peer is there. */
+  firstPeer(): Promise<void> {
+    return new Promise((resolve) => {
+      this.#onFirstPeer = resolve;
+      if (this.#peer !== null) resolve();
+    });
+  }
+
+  /** Connects; without `reconnect` a failure is thrown, with it tried again. */
+  async connect(): Promise<void> {
+    const { address, reconnectMs } = this.#settings;
+    try {
+      const socket = await connectTo(address, { allowInheritedFd: this.#environment.allowInheritedFd });
+      socket.on('error', ignore);
+      if (this.#closed) socket.destroy();
+      else await this.#prepare(socket);
+      this.#reported = false;
+    } catch (error) {
+      if (reconnectMs === 0) throw error;
+      if (!this.#reported) {
+        const reason = error instanceof Error ? error.message : String(error);
+        this.#environment.warn(`Unable to connect character device ${this.#environment.id}: ${reason}`);
+      }
+      this.#reported = true;
+      this.#scheduleReconnect();
+    }
+  }
+
+  #scheduleReconnect(): void {
+    const { reconnectMs } = this.#settings;
+    if (reconnectMs === 0 || this.#closed) return;
+    this.#reconnectTimer = setTimeout(() => void this.connect(), reconnectMs);
+  }
+
+  #accept(socket: Socket): void {
+    socket.on('error', ignore); // the 'close' that follows is what counts
+    if (this.#peer === null && !this.#preparing) void this.#prepare(socket);
+    else if (this.#waiting.length < MAX_WAITING) this.#waiting.push(socket);
+    else socket.destroy();
+  }
+
+  #serveNext(): void {
+    const next = this.#waiting.shift();
+    if (next !== undefined) void this.#prepare(next);
+  }
+
+  /** Makes a socket the peer, after the TLS handshake if there is to be one. */
+  async #prepare(socket: Socket): Promise<void> {
+    const { credentials, noDelay } = this.#settings;
+    if (noDelay && this.#settings.address.type === 'inet') socket.setNoDelay(true);
+    if (credentials === null) {
+      this.#setPeer(socket);
+      return;
+    }
+    this.#preparing = true;
+    const secure = await this.#startTls(socket, credentials);
+    this.#preparing = false;
+    if (secure !== null && !this.#closed) this.#setPeer(secure);
+    else {
+      secure?.destroy();
+      if (this.#settings.server) this.#serveNext();
+      else this.#scheduleReconnect();
+    }
+  }
+
+  async #startTls(socket: Socket, credentials: TlsCredentials): Promise<Socket | null> {
+    const { startTlsClient, startTlsServer } = await import('./tls-session.ts');
+    const { address, server, authzId } = this.#settings;
+    if (!server) return startTlsClient(socket, credentials, address.type === 'inet' ? address.host : '');
+    const findAuthorizer = authzId === null ? null : () => this.#environment.objects.authz(authzId);
+    return startTlsServer(socket, credentials, findAuthorizer);
+  }
+
+  #setPeer(socket: Socket): void {
+    this.#peer = socket;
+    if (this.#settings.telnet) {
+      this.#filter = telnetFilter();
+      if (this.#settings.server) socket.write(TELNET_GREETING);
+    }
+    socket.on('data', (data: Buffer) => {
+      const kept = this.#settings.telnet ? this.#filter(data) : data;
+      if (kept.length > 0) this.#events?.received(kept);
+    });
+    socket.on('drain', () => this.#events?.drained());
+    socket.once('end', () => socket.end());
+    socket.once('close', () => this.#lostPeer(socket));
+    if (socket.destroyed) {
+      this.#lostPeer(socket);
+      return;
+    }
+    this.#applyReading();
+    this.#events?.opened();
+    this.#onFirstPeer();
+  }
+
+  #lostPeer(socket: Socket): void {
+    if (this.#peer !== socket) return;
+    this.#peer = null;
+    this.#events?.closed();
+    if (this.#closed) return;
+    if (this.#settings.server) this.#serveNext();
+    else this.#scheduleReconnect();
+  }
+
+  // ---- the backend's side ------------------------------------------------------------------------------------
+
+  #applyReading(): void {
+    if (this.#events !== null && this.#reading) this.#peer?.resume();
+    else this.#peer?.pause();
+  }
+
+  start(events: BackendEvents): void {
+    this.#events = events;
+    if (this.#peer !== null) events.opened();
+    this.#applyReading();
+  }
+
+  stop(): void {
+    this.#events = null;
+    this.#applyReading();
+  }
+
+  setReading(reading: boolean): void {
+    if (reading === this.#reading) return;
+    this.#reading = reading;
+    this.#applyReading();
+  }
+
+  write(data: Buffer): void {
+    const peer = this.#peer;
+    if (peer === null || !peer.writable) return;
+    // In telnet a byte 255 of data is sent twice; QMP output is ASCII and has none.
+    peer.write(data);
+  }
+
+  get backlogBytes(): number {
+    return this.#peer?.writableLength ?? 0;
+  }
+
+  disconnect(): void {
+    this.#peer?.destroy();
+  }
+
+  get connected(): boolean {
+    return this.#peer !== null;
+  }
+
+  /** The address as qom-get shows it: that of the listening socket, or of the peer to connect to. */
+  get address(): SocketAddress {
+    return this.#listener?.addresses[0] ?? this.#settings.address;
+  }
+
+  filename(): string {
+    const { server, telnet } = this.#settings;
+    const text = addressText(this.address, server, telnet);
+    return this.#peer === null ? `disconnected:${text}` : peerText(this.#peer, this.address, server, telnet);
+  }
+
+  close(): void {
+    this.#closed = true;
+    this.#events = null;
+    if (this.#reconnectTimer !== null) clearTimeout(this.#reconnectTimer);
+    this.#listener?.close();
+    for (const socket of this.#waiting.splice(0)) socket.destroy();
+    const peer = this.#peer;
+    this.#peer = null;
+    // What was written (the reply to `quit`) is sent before the connection goes.
+    peer?.end();
+    peer?.destroySoon();
+  }
+}
+
+/** Opens a socket device: listens, and waits for the first client when `wait` says so; or connects. */
+export async function openSocket(
+  options: ChardevSocket,
+  environment: SocketEnvironment,
+): Promise<ChardevBackend> {
+  const settings = parseSettings(options, environment);
+  const channel = new SocketChannel(settings, environment);
+  if (settings.server) {
+    await channel.listen();
+    if (options.wait === true) {
+      environment.warn(`info: QEMU waiting for connection on: ${channel.filename()}`);
+      await channel.firstPeer();
+    }
+  } else if (settings.reconnectMs > 0) {
+    void channel.connect();
+  } else {
+    await channel.connect();
+  }
+  return {
+    kind: 'socket',
+    typeName: 'chardev-socket',
+    accessors: { connected: { get: () => channel.connected }, addr: { get: () => ({ ...channel.address }) } },
+    filename: () => channel.filename(),
+    start: (events) => channel.start(events),
+    stop: () => channel.stop(),
+    write: (data) => channel.write(data),
+    backlogBytes: () => channel.backlogBytes,
+    setReading: (reading) => channel.setReading(reading),
+    disconnect: () => channel.disconnect(),
+    close: () => channel.close(),
+  };
+}

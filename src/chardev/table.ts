@@ -1,0 +1,185 @@
+/**
+ * The character devices by name: creation, replacement and removal.
+ *
+ * Here: the table and the choice of the backend. Not here: what the backends do, and the commands
+ * (src/commands/char.ts).
+ */
+
+import type {
+  ChardevBackend as BackendOptions,
+  ChardevBackendKind,
+  ChardevReturn,
+} from '../../schema/generated/types.ts';
+import { BlockError } from '../errors/error.ts';
+import type { ObjectTree } from '../objects/tree.ts';
+import type { ChardevBackend } from './backend.ts';
+import { Chardev, openLogFile } from './chardev.ts';
+import { openNull } from './null.ts';
+import { openRingbuf } from './ringbuf.ts';
+import { openSocket } from './socket.ts';
+
+export interface ChardevTableSettings {
+  /** The process has no terminal and no standard streams of its own. */
+  readonly daemonized: boolean;
+  /** Tells the log or standard error of trouble that no command reports. */
+  readonly warn: (message: string) => void;
+}
+
+/** How a device is made: on behalf of a command, or from the command line. */
+export interface CreateSettings {
+  /** Inherited file descriptors may be named: by whoever starts the daemon. */
+  readonly allowInheritedFd?: boolean;
+}
+
+export const CHARDEV_BACKEND_KINDS: readonly ChardevBackendKind[] = [
+  'pipe',
+  'null',
+  'ringbuf',
+  'stdio',
+  'socket',
+  'file',
+  'memory',
+  'udp',
+  'pty',
+];
+
+export class ChardevTable {
+  readonly #objects: ObjectTree;
+  readonly #settings: ChardevTableSettings;
+  readonly #devices = new Map<string, Chardev>();
+  /** Names of devices that are being made. */
+  readonly #reserved = new Set<string>();
+  #stdioTaken = false;
+
+  constructor(objects: ObjectTree, settings: ChardevTableSettings) {
+    this.#objects = objects;
+    this.#settings = settings;
+  }
+
+  /** The device, or null. */
+  find(id: string): Chardev | null {
+    return this.#devices.get(id) ?? null;
+  }
+
+  has(id: string): boolean {
+    return this.#devices.has(id) || this.#reserved.has(id);
+  }
+
+  /** All devices, oldest first. */
+  list(): readonly Chardev[] {
+    return [...this.#devices.values()];
+  }
+
+  /** Makes a device. The id must be free: callers check, since they report it in different words. */
+  async add(id: string, options: BackendOptions, settings: CreateSettings = {}): Promise<ChardevReturn> {
+    this.#reserved.add(id);
+    try {
+      const { backend, logFd } = await this.#open(id, options, settings);
+      const device = new Chardev(id, backend, logFd);
+      this.#devices.set(id, device);
+      this.#publish(device);
+      return backend.pty === undefined ? {} : { pty: backend.pty };
+    } finally {
+      this.#reserved.delete(id);
+    }
+  }
+
+  /** Replaces the backend of a device that nobody uses. */
+  async change(id: string, options: BackendOptions): Promise<ChardevReturn> {
+    const device = this.#devices.get(id);
+    if (device === undefined) throw new BlockError(`Chardev '${id}' does not exist`);
+    const refuse = (): void => {
+      if (device.inUse) throw new BlockError('Chardev user does not support chardev hotswap');
+    };
+    refuse();
+    const { backend, logFd } = await this.#open(id, options, {});
+    try {
+      refuse(); // somebody may have come while the new backend was opened
+    } catch (error) {
+      backend.close();
+      throw error;
+    }
+    this.#release(device.backend);
+    device.replaceBackend(backend, logFd);
+    this.#objects.withdraw('chardevs', id);
+    this.#publish(device);
+    return backend.pty === undefined ? {} : { pty: backend.pty };
+  }
+
+  remove(id: string): void {
+    const device = this.#devices.get(id);
+    if (device === undefined) throw new BlockError(`Chardev '${id}' not found`);
+    if (device.inUse) throw new BlockError(`Chardev '${id}' is busy`);
+    this.#delete(device);
+  }
+
+  /** Closes every device, used or not: the daemon ends. */
+  closeAll(): void {
+    for (const device of this.list()) this.#delete(device);
+  }
+
+  #delete(device: Chardev): void {
+    this.#devices.delete(device.id);
+    this.#objects.withdraw('chardevs', device.id);
+    this.#release(device.backend);
+    device.close();
+  }
+
+  #release(backend: ChardevBackend): void {
+    if (backend.kind === 'stdio') this.#stdioTaken = false;
+  }
+
+  #publish({ id, backend }: Chardev): void {
+    this.#objects.publish('chardevs', id, { typeName: backend.typeName, accessors: backend.accessors });
+  }
+
+  async #open(
+    id: string,
+    options: BackendOptions,
+    settings: CreateSettings,
+  ): Promise<{ backend: ChardevBackend; logFd: number | null }> {
+    const backend = await this.#openBackend(id, options, settings);
+    try {
+      return { backend, logFd: openLogFile(options.data) };
+    } catch (error) {
+      this.#release(backend);
+      backend.close();
+      throw error;
+    }
+  }
+
+  /** The kinds that most runs can do without are loaded when first wanted. */
+  async #openBackend(id: string, options: BackendOptions, settings: CreateSettings): Promise<ChardevBackend> {
+    switch (options.type) {
+      case 'null':
+        return openNull();
+      case 'ringbuf':
+      case 'memory':
+        return openRingbuf(options.data, options.type);
+      case 'socket':
+        return openSocket(options.data, {
+          id,
+          objects: this.#objects,
+          warn: this.#settings.warn,
+          allowInheritedFd: settings.allowInheritedFd ?? false,
+        });
+      case 'stdio':
+        return this.#openStdio(options.data);
+      case 'file':
+        return (await import('./files.ts')).openFile(options.data);
+      case 'pipe':
+        return (await import('./files.ts')).openPipe(options.data);
+      case 'pty':
+        return (await import('./files.ts')).openPty();
+      case 'udp':
+        return (await import('./udp.ts')).openUdp(options.data);
+    }
+  }
+
+  async #openStdio(options: Extract<BackendOptions, { type: 'stdio' }>['data']): Promise<ChardevBackend> {
+    if (this.#settings.daemonized) throw new BlockError('cannot use stdio with -daemonize');
+    if (this.#stdioTaken) throw new BlockError('cannot use stdio by multiple character devices');
+    this.#stdioTaken = true;
+    return (await import('./stdio.ts')).openStdio(options);
+  }
+}

@@ -1,0 +1,17 @@
+/**
+ * What a QMP command may use. Built once by the daemon and handed to every command; commands keep no state.
+ */
+
+import type { BlockLayer } from '../block/layer.ts';
+import type { ChardevTable } from '../chardev/table.ts';
+import type { ExportTable } from '../exports/table.ts';
+import type { ObjectTree } from '../objects/tree.ts';
+
+export interface CommandContext {
+  readonly layer: BlockLayer;
+  readonly objects: ObjectTree;
+  readonly chardevs: ChardevTable;
+  readonly exports: ExportTable;
+  /** Ends the daemon gracefully, after the reply to the command that asked has been sent. */
+  readonly requestShutdown: () => void;
+}

@@ -1,0 +1,26 @@
+/** Commands of schema/control.json: negotiation, version, list of commands, end of the daemon. */
+
+import type { Handlers } from '../qmp/dispatch.ts';
+import { COMMAND_NAMES } from '../qmp/validate.ts';
+import { VERSION_INFO } from '../qmp/version.ts';
+import type { CommandContext } from './context.ts';
+
+export const controlCommands = {
+  qmp_capabilities: (_context, args, session) => {
+    session.negotiate(args.enable ?? []);
+    return {};
+  },
+
+  'query-version': () => VERSION_INFO,
+
+  // The original lists the newest registration first.
+  'query-commands': () => COMMAND_NAMES.map((name) => ({ name })).reverse(),
+
+  quit: (context, _args, session) => {
+    session.finish(() => context.requestShutdown());
+    return {};
+  },
+} satisfies Handlers<
+  Pick<CommandContext, 'requestShutdown'>,
+  'qmp_capabilities' | 'query-version' | 'query-commands' | 'quit'
+>;

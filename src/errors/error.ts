@@ -1,0 +1,66 @@
+/**
+ * The error type that travels from any floor up to a QMP reply.
+ *
+ * Here: the error record and its constructors. Not here: errno numbers and their texts (errno.ts), and the
+ * rendering of errors on the wire (src/qmp).
+ */
+
+import { E, strerror } from './errno.ts';
+
+/** QMP error classes (QMP reference, QapiErrorClass). */
+export type ErrorClass = 'GenericError' | 'CommandNotFound' | 'DeviceNotActive' | 'DeviceNotFound' | 'KVMMissingCap';
+
+export interface BlockErrorDetails {
+  readonly errorClass?: ErrorClass;
+  /** Linux errno, positive; 0 or absent when no system error stands behind the message. */
+  readonly errno?: number;
+  /** A second line for the command line user; never sent over QMP. */
+  readonly hint?: string;
+  readonly cause?: unknown;
+}
+
+/** An error a user may see. `message` is the exact text of the QMP `desc` member. */
+export class BlockError extends Error {
+  readonly errorClass: ErrorClass;
+  /** Positive Linux errno; EIO when nothing better is known, so that I/O paths can always answer a peer. */
+  readonly errno: number;
+  readonly hint: string | undefined;
+
+  constructor(message: string, details: BlockErrorDetails = {}) {
+    super(message, details.cause === undefined ? undefined : { cause: details.cause });
+    this.name = 'BlockError';
+    this.errorClass = details.errorClass ?? 'GenericError';
+    this.errno = details.errno || E.EIO;
+    this.hint = details.hint;
+  }
+}
+
+/** "MESSAGE: strerror(errno)", the form the original uses when a system call failed. */
+export function errnoError(message: string, errno: number, details: BlockErrorDetails = {}): BlockError {
+  return new BlockError(`${message}: ${strerror(errno)}`, { ...details, errno });
+}
+
+/** An I/O error that carries only an errno: what drivers throw when no user-level text applies. */
+export function ioError(errno: number, cause?: unknown): BlockError {
+  return new BlockError(strerror(errno), { errno, cause });
+}
+
+/** The errno an arbitrary thrown value stands for; EIO for anything unknown. */
+export function errnoOf(error: unknown): number {
+  if (error instanceof BlockError) return error.errno;
+  const errno = (error as { errno?: unknown } | null)?.errno;
+  return typeof errno === 'number' && errno !== 0 ? Math.abs(errno) : E.EIO;
+}
+
+/** A broken invariant of our own: never reachable from QMP, an image or a peer. */
+export class InvariantError extends Error {
+  constructor(message: string) {
+    super(message);
+    this.name = 'InvariantError';
+  }
+}
+
+/** Throws InvariantError unless `condition` holds. Cheap checks only; always on. */
+export function assert(condition: unknown, message: string): asserts condition {
+  if (!condition) throw new InvariantError(message);
+}

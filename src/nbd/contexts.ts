@@ -1,0 +1,52 @@
+/**
+ * Metadata contexts: which there are, what a query of a client names, and what a client has selected.
+ */
+
+import type { NbdExport } from './export.ts';
+import { STRING_MAX_BYTES } from './protocol.ts';
+import type { OptionPayload } from './handshake-io.ts';
+
+/** Ids on the wire; a context keeps its id for all exports. */
+export const ContextId = { allocation: 0, depth: 1 } as const;
+
+export interface MetaContext {
+  readonly id: number;
+  readonly name: string;
+}
+
+const ALLOCATION: MetaContext = { id: ContextId.allocation, name: 'base:allocation' };
+const DEPTH: MetaContext = { id: ContextId.depth, name: 'qemu:allocation-depth' };
+
+/** The contexts of an export, in the order in which they are listed and answered. */
+export function contextsOf(exp: NbdExport): readonly MetaContext[] {
+  return exp.allocationDepth ? [ALLOCATION, DEPTH] : [ALLOCATION];
+}
+
+/**
+ * Reads the queries of LIST_META_CONTEXT (`listing`) or SET_META_CONTEXT and returns the contexts they name. A list
+ * query may also be a namespace ("base:"), and no query at all lists everything. Queries that name nothing, too
+ * long ones included, are passed over, as the protocol asks.
+ */
+export async function readQueries(
+  payload: OptionPayload,
+  exp: NbdExport,
+  listing: boolean,
+): Promise<readonly MetaContext[]> {
+  const all = contextsOf(exp);
+  const count = await payload.u32();
+  if (count === 0) return listing ? all : [];
+  const named = new Set<MetaContext>();
+  for (let i = 0; i < count; i++) {
+    const bytes = await payload.u32();
+    if (bytes > STRING_MAX_BYTES) {
+      await payload.skip(bytes);
+      continue;
+    }
+    const query = await payload.string(bytes);
+    for (const context of all) {
+      if (query === context.name) named.add(context);
+      if (listing && query === context.name.slice(0, context.name.indexOf(':') + 1)) named.add(context);
+    }
+  }
+  return all.filter((context) => named.has(context));
+}

@@ -1,0 +1,565 @@
+/**
+ * The transmission phase of an NBD server connection: requests in, replies out.
+ *
+ * The way of a request: one read of the socket brings many; all complete ones are parsed and handed to the backend
+ * without waiting for each other; what they answer goes out together (reply-queue.ts). Reads and writes go straight
+ * to the backend and come back through two functions made once per request record, so that the hot path has no
+ * await, closure or copy of its own. Everything else runs in one async function per request (commands.ts).
+ *
+ * A request counts its charge (its size and an overhead) from its arrival until its reply was sent. Above the limit,
+ * and while the export is drained, the connection stops parsing and reading: that is the whole of the backpressure.
+ */
+
+import type { ByteStream } from '../aio/engine.ts';
+import { plug, unplug } from '../aio/defer.ts';
+import { Req } from '../block/driver.ts';
+import { type BufferPool, HEADROOM_BYTES, setPayload } from './buffers.ts';
+import { blockStatusPayload, findPieces, flush, prefetch, readPieces, trim, writeZeroes } from './commands.ts';
+import { type MetaContext } from './contexts.ts';
+import { RequestError, requestError } from './errors.ts';
+import type { ExportClient, NbdExport } from './export.ts';
+import { DIRECT_RECEIVE_MIN, MAX_EXTENTS, MAX_IN_FLIGHT_BYTES, MAX_PAYLOAD, REQUEST_OVERHEAD } from './limits.ts';
+import type { NegotiatedClient } from './negotiation.ts';
+import {
+  Chunk,
+  Command,
+  CommandFlag,
+  EXTENDED_REQUEST_MAGIC,
+  Layouts,
+  NbdError,
+  REQUEST_MAGIC,
+} from './protocol.ts';
+import type { ReceiveBuffer } from './receive-buffer.ts';
+import { ReplyQueue, type ReplyQueueOwner } from './reply-queue.ts';
+import { findFault, isLengthLimited, join64, type NbdRequest, tooLong } from './request.ts';
+
+const COMPACT_BYTES = Layouts.request.bytes;
+const EXTENDED_BYTES = Layouts.extendedRequest.bytes;
+const FILTER_HEAD_BYTES = Layouts.blockStatusFilter.bytes;
+/** Read this much at a time while large writes come in: their data should go past the receive buffer. */
+const BULK_FILL_BYTES = 4096 + EXTENDED_BYTES;
+
+/** A pooled request with its two ends: what the backend's promise calls. */
+interface Slot extends NbdRequest {
+  readonly done: () => void;
+  readonly failed: (error: unknown) => void;
+  /** Ids of the contexts a BLOCK_STATUS request is restricted to; null: all. */
+  filter: readonly number[] | null;
+}
+
+/** What comes after parsing stopped. */
+type Next = 'fill' | 'direct' | 'skip' | 'wait' | 'leave';
+
+export class Transmission implements ExportClient, ReplyQueueOwner {
+  readonly #exp: NbdExport;
+  readonly #stream: ByteStream;
+  readonly #rx: ReceiveBuffer;
+  readonly #pool: BufferPool;
+  readonly #replies: ReplyQueue;
+  readonly #structured: boolean;
+  readonly #extended: boolean;
+  readonly #headerBytes: number;
+  readonly #magic: number;
+  readonly #contexts: readonly MetaContext[];
+
+  /** Sum of the charges of the requests that have no sent reply yet, and their number. */
+  #inFlightBytes = 0;
+  #inFlight = 0;
+  readonly #freeSlots: Slot[] = [];
+  /** A write whose data is received straight into its buffer, and how much of it has come. */
+  #direct: Slot | null = null;
+  #directReceived = 0;
+  /** Payload of a refused request, still to be passed over. */
+  #skipBytes = 0;
+  #bulk = false;
+  #closed = false;
+  #wake: (() => void) | null = null;
+
+  constructor(client: NegotiatedClient, rx: ReceiveBuffer, pool: BufferPool) {
+    this.#exp = client.exp;
+    this.#stream = client.stream;
+    this.#rx = rx;
+    this.#pool = pool;
+    this.#structured = client.structured;
+    this.#extended = client.extended;
+    this.#headerBytes = client.extended ? EXTENDED_BYTES : COMPACT_BYTES;
+    this.#magic = client.extended ? EXTENDED_REQUEST_MAGIC : REQUEST_MAGIC;
+    this.#contexts = client.contexts;
+    const style = client.extended ? 'extended' : client.structured ? 'structured' : 'simple';
+    this.#replies = new ReplyQueue(client.stream, style, pool, this);
+  }
+
+  /** Serves the client until it leaves or is disconnected, and all its requests are finished. */
+  async run(): Promise<void> {
+    try {
+      await this.#receive();
+      // Whether it left or broke the protocol: what is under way is still answered.
+      while (this.#inFlight > 0) await this.#pause();
+    } finally {
+      this.disconnect();
+      while (this.#inFlight > 0) await this.#pause();
+    }
+  }
+
+  /** Ends the connection at once; run() returns when the requests under way have ended. */
+  disconnect(): void {
+    if (this.#closed) return;
+    this.#closed = true;
+    this.#stream.close();
+    this.#wakeUp();
+  }
+
+  /** The export is no longer drained. */
+  resume(): void {
+    this.#wakeUp();
+  }
+
+  repliesSent(replies: number, charge: number): void {
+    this.#inFlight -= replies;
+    this.#inFlightBytes -= charge;
+    if (this.#wake !== null) this.#wakeUp();
+  }
+
+  sendFailed(): void {
+    this.disconnect();
+  }
+
+  #pause(): Promise<void> {
+    return new Promise((resolve) => {
+      this.#wake = resolve;
+    });
+  }
+
+  #wakeUp(): void {
+    const wake = this.#wake;
+    this.#wake = null;
+    wake?.();
+  }
+
+  // ---- receiving ---------------------------------------------------------------------------------------------
+
+  /** The receive loop: returns when the client has said all it will. */
+  async #receive(): Promise<void> {
+    while (!this.#closed) {
+      const next = this.#parse();
+      switch (next) {
+        case 'fill':
+          if ((await this.#rx.fill(this.#stream, this.#bulk ? BULK_FILL_BYTES : undefined)) <= 0) return;
+          break;
+        case 'direct':
+          if (!(await this.#receiveDirect())) return;
+          break;
+        case 'skip':
+          if (!(await this.#skip())) return;
+          break;
+        case 'wait':
+          await this.#pause();
+          break;
+        case 'leave':
+          return;
+      }
+    }
+  }
+
+  /** Receives the rest of a write's data into its buffer and starts it. */
+  async #receiveDirect(): Promise<boolean> {
+    const slot = this.#direct as Slot;
+    const buffer = slot.buffer as NonNullable<Slot['buffer']>;
+    const { payload } = buffer;
+    const total = payload.length;
+    while (this.#directReceived < total) {
+      payload.start = HEADROOM_BYTES + this.#directReceived;
+      payload.length = total - this.#directReceived;
+      const received = await this.#stream.read(payload);
+      payload.start = HEADROOM_BYTES;
+      payload.length = total;
+      if (received <= 0) {
+        this.#direct = null;
+        this.#discard(slot);
+        return false;
+      }
+      this.#directReceived += received;
+    }
+    while (this.#exp.paused && !this.#closed) await this.#pause();
+    this.#direct = null;
+    this.#bulk = true;
+    if (this.#closed) this.#discard(slot);
+    else this.#startWrite(slot);
+    return true;
+  }
+
+  /** Passes over the payload of a refused request. */
+  async #skip(): Promise<boolean> {
+    try {
+      await this.#rx.skip(this.#stream, this.#skipBytes);
+    } catch {
+      return false;
+    }
+    this.#skipBytes = 0;
+    return true;
+  }
+
+  /** Parses and starts every request that has arrived in full. */
+  #parse(): Next {
+    this.#exp.dataMap.tick(performance.now());
+    plug();
+    try {
+      let next: Next | null;
+      do next = this.#parseOne();
+      while (next === null);
+      return next;
+    } finally {
+      unplug();
+    }
+  }
+
+  /** Parses one request; null when the next one may follow. */
+  #parseOne(): Next | null {
+    const rx = this.#rx;
+    const at = rx.start;
+    const available = rx.end - at;
+    if (available < this.#headerBytes) return 'fill';
+    if (this.#exp.paused) return 'wait';
+    const { view } = rx;
+    const extended = this.#extended;
+    const magic = view.getUint32(at);
+    const type = view.getUint16(at + 6);
+    const flags = view.getUint16(at + 4);
+    const length = extended ? join64(view.getUint32(at + 24), view.getUint32(at + 28)) : view.getUint32(at + 24);
+    const hasPayload = extended ? (flags & CommandFlag.payloadLength) !== 0 : type === Command.WRITE;
+    const charge = this.#chargeOf(type, length);
+    if (this.#inFlight > 0 && this.#inFlightBytes + charge > MAX_IN_FLIGHT_BYTES) return 'wait';
+
+    if (type === Command.WRITE && hasPayload && length <= MAX_PAYLOAD && magic === this.#magic) {
+      if (this.#awaitPayload(length, available - this.#headerBytes)) return 'fill';
+    }
+    const slot = this.#takeSlot();
+    slot.type = type;
+    slot.flags = flags;
+    slot.cookieHigh = view.getUint32(at + 8);
+    slot.cookieLow = view.getUint32(at + 12);
+    slot.offsetHigh = view.getUint32(at + 16);
+    slot.offsetLow = view.getUint32(at + 20);
+    slot.offset = join64(slot.offsetHigh, slot.offsetLow);
+    slot.length = length;
+    slot.charge = charge;
+    this.#inFlight++;
+    this.#inFlightBytes += charge;
+    rx.start = at + this.#headerBytes;
+
+    if (magic !== this.#magic) {
+      this.#refuse(slot, new RequestError(NbdError.EINVAL, `invalid magic (got 0x${magic.toString(16)})`));
+      return 'leave';
+    }
+    if (type === Command.DISC) {
+      this.#discard(slot);
+      return 'leave';
+    }
+    if (length > MAX_PAYLOAD && (isLengthLimited(type) || hasPayload)) {
+      this.#refuse(slot, tooLong(length));
+      // What follows cannot be told from data, and reading it all would cost too much.
+      return hasPayload || type === Command.WRITE ? 'leave' : null;
+    }
+    return this.#accept(slot, hasPayload);
+  }
+
+  /** Whether to wait for the rest of a write's data in the receive buffer, rather than receive it directly. */
+  #awaitPayload(length: number, arrived: number): boolean {
+    if (arrived >= length) return false;
+    const { mem } = this.#rx;
+    return length - arrived < DIRECT_RECEIVE_MIN && this.#headerBytes + length <= mem.buf.length;
+  }
+
+  #chargeOf(type: number, length: number): number {
+    switch (type) {
+      case Command.READ:
+      case Command.WRITE:
+        return length <= MAX_PAYLOAD ? length + REQUEST_OVERHEAD : REQUEST_OVERHEAD;
+      case Command.CACHE:
+        return Math.min(length, 1024 * 1024) + REQUEST_OVERHEAD;
+      case Command.BLOCK_STATUS:
+        // An extent takes up to 48 bytes while the answer is made; none is shorter than a sector in practice.
+        return Math.min(Math.ceil(length / 512), MAX_EXTENTS) * 48 * this.#contexts.length + REQUEST_OVERHEAD;
+      default:
+        return REQUEST_OVERHEAD;
+    }
+  }
+
+  /** Checks a request and starts it, or refuses it and passes over its payload. */
+  #accept(slot: Slot, hasPayload: boolean): Next | null {
+    const { type, length } = slot;
+    if (this.#extended && hasPayload !== (type === Command.WRITE)) return this.#acceptOddPayload(slot, hasPayload);
+    const fault = findFault(slot, this.#exp, this.#structured, this.#extended);
+    if (fault !== null) {
+      this.#refuse(slot, fault);
+      return hasPayload ? this.#skipPayload(length) : null;
+    }
+    if (type === Command.READ) {
+      this.#startRead(slot);
+      return null;
+    }
+    if (type !== Command.WRITE) {
+      void this.#runCommand(slot);
+      return null;
+    }
+    return this.#takePayload(slot);
+  }
+
+  /** A command other than WRITE with a payload, or WRITE without one: only with extended headers. */
+  #acceptOddPayload(slot: Slot, hasPayload: boolean): Next | null {
+    if (slot.type !== Command.BLOCK_STATUS) {
+      const text = hasPayload ? 'unexpected payload' : 'payload length flag missing';
+      this.#refuse(slot, new RequestError(NbdError.EINVAL, `${text} in command ${slot.type}`));
+      return hasPayload ? this.#skipPayload(slot.length) : null;
+    }
+    if (!hasPayload) {
+      const fault = findFault(slot, this.#exp, this.#structured, true);
+      if (fault !== null) this.#refuse(slot, fault);
+      else void this.#runCommand(slot);
+      return null;
+    }
+    return this.#acceptFilter(slot);
+  }
+
+  /** BLOCK_STATUS with a list of contexts: the length is that of the payload, the effect length is inside. */
+  #acceptFilter(slot: Slot): Next | null {
+    const rx = this.#rx;
+    const payloadBytes = slot.length;
+    const ids = (payloadBytes - FILTER_HEAD_BYTES) / 4;
+    // No valid list is longer than the contexts there are; the rest need not even be looked at.
+    if (!Number.isInteger(ids) || ids < 1 || ids > this.#contexts.length) {
+      this.#refuse(slot, new RequestError(NbdError.EINVAL, 'invalid context list in command block status'));
+      return this.#skipPayload(payloadBytes);
+    }
+    if (rx.available < payloadBytes) {
+      // A few bytes are missing: parse the whole request again when they are there.
+      rx.start -= this.#headerBytes;
+      this.#discard(slot);
+      return 'fill';
+    }
+    const { view, start } = rx;
+    slot.length = join64(view.getUint32(start), view.getUint32(start + 4));
+    const filter: number[] = [];
+    for (let i = 0; i < ids; i++) filter.push(view.getUint32(start + FILTER_HEAD_BYTES + i * 4));
+    rx.start += payloadBytes;
+    const known = filter.every((id) => this.#contexts.some((context) => context.id === id));
+    const fault = findFault(slot, this.#exp, this.#structured, true);
+    if (!known || new Set(filter).size < filter.length) {
+      this.#refuse(slot, new RequestError(NbdError.EINVAL, 'invalid context list in command block status'));
+    } else if (fault !== null) {
+      this.#refuse(slot, fault);
+    } else {
+      slot.filter = filter;
+      void this.#runCommand(slot);
+    }
+    return null;
+  }
+
+  #skipPayload(bytes: number): Next | null {
+    const take = Math.min(bytes, this.#rx.available);
+    this.#rx.start += take;
+    this.#skipBytes = bytes - take;
+    return this.#skipBytes > 0 ? 'skip' : null;
+  }
+
+  /** Moves a write's data from the receive buffer to its own, and starts it when it is all there. */
+  #takePayload(slot: Slot): Next | null {
+    const rx = this.#rx;
+    const { length } = slot;
+    const buffer = this.#pool.take(length);
+    slot.buffer = buffer;
+    setPayload(buffer, length);
+    const arrived = Math.min(length, rx.end - rx.start);
+    rx.mem.buf.copy(buffer.mem.buf, HEADROOM_BYTES, rx.start, rx.start + arrived);
+    rx.start += arrived;
+    if (arrived < length) {
+      this.#direct = slot;
+      this.#directReceived = arrived;
+      return 'direct';
+    }
+    this.#bulk = false;
+    this.#startWrite(slot);
+    return null;
+  }
+
+  // ---- carrying out ------------------------------------------------------------------------------------------
+
+  #startRead(slot: Slot): void {
+    const { offset, length, flags } = slot;
+    const plain =
+      !this.#structured || (flags & CommandFlag.df) !== 0 || this.#exp.dataMap.covers(offset, offset + length);
+    if (!plain || length === 0 || (flags & CommandFlag.fua) !== 0) {
+      void this.#runCommand(slot);
+      return;
+    }
+    const buffer = this.#pool.take(length);
+    slot.buffer = buffer;
+    setPayload(buffer, length);
+    try {
+      this.#exp.backend.preadv(offset, length, buffer.vector, 0).then(slot.done, slot.failed);
+    } catch (error) {
+      this.#fail(slot, error);
+    }
+  }
+
+  #startWrite(slot: Slot): void {
+    const { length } = slot;
+    const flags = this.#exp.writethrough || (slot.flags & CommandFlag.fua) !== 0 ? Req.fua : 0;
+    const { vector } = slot.buffer as NonNullable<Slot['buffer']>;
+    try {
+      this.#exp.backend.pwritev(slot.offset, length, vector, flags).then(slot.done, slot.failed);
+    } catch (error) {
+      this.#fail(slot, error);
+    }
+  }
+
+  /** A plain read or write has succeeded. */
+  #finish(slot: Slot): void {
+    const { buffer, charge } = slot;
+    slot.buffer = null;
+    if (slot.type === Command.READ) {
+      this.#replies.data(slot, buffer as NonNullable<Slot['buffer']>, charge);
+    } else {
+      if (buffer !== null) this.#pool.give(buffer);
+      this.#replies.acknowledge(slot, charge);
+    }
+    this.#freeSlots.push(slot);
+  }
+
+  /** A plain read or write has failed. */
+  #fail(slot: Slot, cause: unknown): void {
+    const text = slot.type === Command.READ ? 'reading from file failed' : 'writing to file failed';
+    this.#refuse(slot, requestError(text, cause));
+  }
+
+  /** Answers with an error. */
+  #refuse(slot: Slot, error: RequestError): void {
+    if (slot.buffer !== null) this.#pool.give(slot.buffer);
+    slot.buffer = null;
+    this.#replies.error(slot, error.error, error.message, slot.charge);
+    this.#freeSlots.push(slot);
+  }
+
+  /** Forgets a request that gets no answer. */
+  #discard(slot: Slot): void {
+    if (slot.buffer !== null) this.#pool.give(slot.buffer);
+    slot.buffer = null;
+    this.#inFlight--;
+    this.#inFlightBytes -= slot.charge;
+    this.#freeSlots.push(slot);
+  }
+
+  /** Everything but plain reads and writes. Never rejects. */
+  async #runCommand(slot: Slot): Promise<void> {
+    try {
+      switch (slot.type) {
+        case Command.READ:
+          await this.#readWithHoles(slot);
+          return;
+        case Command.FLUSH:
+          await flush(this.#exp);
+          break;
+        case Command.TRIM:
+          await trim(this.#exp, slot);
+          break;
+        case Command.WRITE_ZEROES:
+          await writeZeroes(this.#exp, slot);
+          break;
+        case Command.CACHE:
+          await prefetch(this.#exp, slot, this.#pool);
+          break;
+        case Command.BLOCK_STATUS:
+          await this.#blockStatus(slot);
+          return;
+        default:
+          throw new RequestError(NbdError.EINVAL, `invalid request type (${slot.type}) received`);
+      }
+      this.#replies.acknowledge(slot, slot.charge);
+      this.#freeSlots.push(slot);
+    } catch (error) {
+      this.#refuse(slot, requestError('request failed', error));
+    }
+  }
+
+  /** A read that may be answered with holes, or with nothing. */
+  async #readWithHoles(slot: Slot): Promise<void> {
+    const { offset, length, charge, flags } = slot;
+    const exp = this.#exp;
+    const replies = this.#replies;
+    if ((flags & CommandFlag.fua) !== 0) await flush(exp);
+    if (length === 0) {
+      if (this.#structured) {
+        replies.chunk(slot, Chunk.NONE, true, 0);
+        replies.endChunks(null, charge);
+      } else {
+        replies.acknowledge(slot, charge);
+      }
+      this.#freeSlots.push(slot);
+      return;
+    }
+    const mayFragment = this.#structured && (flags & CommandFlag.df) === 0;
+    const pieces = mayFragment ? await findPieces(exp, slot) : [{ offset, bytes: length, hole: false }];
+    if (pieces.some((piece) => !piece.hole)) {
+      slot.buffer = this.#pool.take(length);
+      setPayload(slot.buffer, length);
+      await readPieces(exp, slot, slot.buffer, pieces);
+    }
+    const { buffer } = slot;
+    slot.buffer = null;
+    if (pieces.length === 1 && buffer !== null) {
+      replies.data(slot, buffer, charge);
+    } else {
+      for (const [i, piece] of pieces.entries()) {
+        const last = i === pieces.length - 1;
+        if (piece.hole || buffer === null) {
+          replies.hole(slot, piece.offset, piece.bytes, last);
+        } else {
+          const start = HEADROOM_BYTES + piece.offset - offset;
+          replies.dataPart(slot, piece.offset, { mem: buffer.mem, start, length: piece.bytes }, last);
+        }
+      }
+      replies.endChunks(buffer, charge);
+    }
+    this.#freeSlots.push(slot);
+  }
+
+  async #blockStatus(slot: Slot): Promise<void> {
+    const { length, filter, charge } = slot;
+    slot.filter = null;
+    if (length === 0) throw new RequestError(NbdError.EINVAL, 'need non-zero length');
+    const contexts = filter === null ? this.#contexts : this.#contexts.filter(({ id }) => filter.includes(id));
+    if (contexts.length === 0) throw new RequestError(NbdError.EINVAL, 'CMD_BLOCK_STATUS not negotiated');
+    const payloads = [];
+    for (const context of contexts) {
+      payloads.push(await blockStatusPayload(this.#exp, context, slot, length, this.#extended));
+    }
+    const type = this.#extended ? Chunk.BLOCK_STATUS_EXT : Chunk.BLOCK_STATUS;
+    for (const [i, payload] of payloads.entries()) {
+      this.#replies.payloadChunk(slot, type, i === payloads.length - 1, payload);
+    }
+    this.#replies.endChunks(null, charge);
+    this.#freeSlots.push(slot);
+  }
+
+  /** A request record: a used one, or a new one with its two ends. */
+  #takeSlot(): Slot {
+    const free = this.#freeSlots.pop();
+    if (free !== undefined) return free;
+    const slot: Slot = {
+      type: 0,
+      flags: 0,
+      cookieHigh: 0,
+      cookieLow: 0,
+      offsetHigh: 0,
+      offsetLow: 0,
+      offset: 0,
+      length: 0,
+      buffer: null,
+      charge: 0,
+      filter: null,
+      done: () => this.#finish(slot),
+      failed: (error) => this.#fail(slot, error),
+    };
+    return slot;
+  }
+}

@@ -1,0 +1,102 @@
+/**
+ * The secret object: a password or key given as text or in a file, as it is or in base64, in clear or encrypted
+ * with another secret (AES-256 in CBC mode with PKCS#7 padding, docs/system/secrets of the QEMU manual).
+ *
+ * The bytes are fixed when the object is made: properties set later with qom-set are shown, and change nothing.
+ */
+
+import { createDecipheriv } from 'node:crypto';
+import { closeSync, fstatSync, openSync, readSync } from 'node:fs';
+import type { ObjectOptions, QCryptoSecretFormat } from '../../schema/generated/types.ts';
+import { strerror } from '../errors/errno.ts';
+import { BlockError, errnoOf } from '../errors/error.ts';
+import { decodeBase64 } from './base64.ts';
+import { enumProperty, type QomObject, stringProperty } from './qom.ts';
+
+export type SecretOptions = Extract<ObjectOptions, { 'qom-type': 'secret' }>;
+
+/** More than any key or password needs; keeps a wrong path (a disk, /dev/zero) from filling the memory. */
+const MAX_SECRET_BYTES = 16 * 1024 * 1024;
+
+const KEY_BYTES = 32;
+const BLOCK_BYTES = 16;
+const FORMATS: readonly QCryptoSecretFormat[] = ['raw', 'base64'];
+
+/** Looks up the bytes of the secret a `keyid` names. */
+export type SecretLookup = (id: string) => Buffer;
+
+/** The file's content. The texts are those of GLib's g_file_get_contents, which the original uses. */
+function readSecretFile(path: string): Buffer {
+  const fail = (action: string, error: unknown): BlockError =>
+    new BlockError(`Unable to read ${path}: ${action} \u201c${path}\u201d: ${strerror(errnoOf(error))}`);
+  let fd: number;
+  try {
+    fd = openSync(path, 'r');
+  } catch (error) {
+    throw fail('Failed to open file', error);
+  }
+  try {
+    const chunks: Buffer[] = [];
+    let total = 0;
+    // Regular files tell their size; pipes and devices do not, so read until the end either way.
+    const chunkBytes = Math.min(Math.max(fstatSync(fd).size, 4096) + 1, MAX_SECRET_BYTES + 1);
+    for (;;) {
+      const chunk = Buffer.alloc(chunkBytes);
+      const count = readSync(fd, chunk, 0, chunkBytes, null);
+      if (count === 0) return Buffer.concat(chunks, total);
+      chunks.push(chunk.subarray(0, count));
+      total += count;
+      if (total > MAX_SECRET_BYTES) throw new BlockError(`Unable to read ${path}: the file is too large`);
+    }
+  } catch (error) {
+    if (error instanceof BlockError) throw error;
+    throw fail('Error reading file', error);
+  } finally {
+    closeSync(fd);
+  }
+}
+
+/** Decrypts with the secret `keyId`. */
+function decrypt(input: Buffer, keyId: string, ivText: string | undefined, lookup: SecretLookup): Buffer {
+  const key = lookup(keyId);
+  if (key.length !== KEY_BYTES) throw new BlockError(`Key should be ${KEY_BYTES} bytes in length`);
+  if (ivText === undefined) throw new BlockError('IV is required to decrypt secret');
+  const iv = decodeBase64(ivText);
+  if (iv.length !== BLOCK_BYTES) {
+    throw new BlockError(`IV should be ${BLOCK_BYTES} bytes in length not ${iv.length}`);
+  }
+  if (input.length % BLOCK_BYTES !== 0) {
+    throw new BlockError(`Length ${input.length} must be a multiple of block size ${BLOCK_BYTES}`);
+  }
+  const cipher = createDecipheriv('aes-256-cbc', key, iv).setAutoPadding(false);
+  const plain = Buffer.concat([cipher.update(input), cipher.final()]);
+  const padding = plain.at(-1) ?? 0;
+  if (padding > BLOCK_BYTES || padding > plain.length) {
+    throw new BlockError(`Incorrect number of padding bytes (${padding}) found on decrypted data`);
+  }
+  return plain.subarray(0, plain.length - padding);
+}
+
+/** Makes a secret: its bytes, and what qom-get shows. */
+export function createSecret(options: SecretOptions, lookup: SecretLookup): { data: Buffer; qom: QomObject } {
+  if (options.loaded !== undefined) throw new BlockError("Property 'secret.loaded' is not writable");
+  const { data: text, file, keyid, iv, format = 'raw' } = options;
+  if (file !== undefined && text !== undefined)
+    throw new BlockError("'file' and 'data' are mutually exclusive");
+  if (file === undefined && text === undefined)
+    throw new BlockError("Either 'file' or 'data' must be provided");
+  let data = file === undefined ? Buffer.from(text ?? '', 'utf8') : readSecretFile(file);
+  if (format === 'base64') data = decodeBase64(data.toString('latin1'));
+  if (keyid !== undefined) data = decrypt(data, keyid, iv, lookup);
+
+  const shown = { data: text ?? null, file: file ?? null, keyid: keyid ?? null, iv: iv ?? null, format };
+  const accessors = {
+    iv: stringProperty(shown, 'iv', 'iv'),
+    keyid: stringProperty(shown, 'keyid', 'keyid'),
+    loaded: { get: () => true },
+    format: enumProperty(shown, 'format', 'format', FORMATS),
+    file: stringProperty(shown, 'file', 'file'),
+    data: stringProperty(shown, 'data', 'data'),
+  };
+  return { data, qom: { typeName: 'secret', accessors } };
+}

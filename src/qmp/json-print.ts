@@ -1,0 +1,99 @@
+/**
+ * Writes JSON as the original does: ASCII only, ", " and ": " as separators, members in its order, and on request
+ * one item a line with four spaces for each level (lines end in CRLF).
+ */
+
+import { JsonFloat } from './json-value.ts';
+import { writeOrder } from './member-order.ts';
+
+const SHORT_ESCAPES: Readonly<Record<string, string>> = {
+  '"': '\\"',
+  '\\': '\\\\',
+  '\b': '\\b',
+  '\f': '\\f',
+  '\n': '\\n',
+  '\r': '\\r',
+  '\t': '\\t',
+};
+
+// biome-ignore lint/suspicious/noControlCharactersInRegex: control characters are what must be escaped
+const NEEDS_ESCAPE = /["\\\u0000-\u001f\u007f-\uffff]/;
+// biome-ignore lint/suspicious/noControlCharactersInRegex: as above
+const ESCAPED = /["\\\u0000-\u001f\u007f-\uffff]/g;
+
+function escapeUnit(unit: string): string {
+  return SHORT_ESCAPES[unit] ?? `\\u${unit.charCodeAt(0).toString(16).toUpperCase().padStart(4, '0')}`;
+}
+
+function printString(text: string): string {
+  if (!NEEDS_ESCAPE.test(text)) return `"${text}"`;
+  // A lone surrogate cannot come from a parsed message, but from a command's result: it is no character.
+  return `"${text.replace(/\p{Surrogate}/gu, '\ufffd').replace(ESCAPED, escapeUnit)}"`;
+}
+
+/** A number in C's "%.17g" form, which is how the original writes floating point. */
+export function printDouble(value: number): string {
+  // The original writes "inf", which is no JSON; a number that overflows says the same and can be read.
+  if (!Number.isFinite(value)) return Number.isNaN(value) ? 'null' : `${value < 0 ? '-' : ''}1e+999`;
+  if (value === 0) return Object.is(value, -0) ? '-0' : '0';
+  const [mantissa = '', exponentText = '0'] = value.toExponential(16).split('e');
+  const exponent = Number(exponentText);
+  const trimmed = (text: string): string => (text.includes('.') ? text.replace(/\.?0+$/, '') : text);
+  if (exponent >= -4 && exponent < 17) return trimmed(value.toFixed(Math.min(100, 16 - exponent)));
+  const sign = exponent < 0 ? '-' : '+';
+  return `${trimmed(mantissa)}e${sign}${String(Math.abs(exponent)).padStart(2, '0')}`;
+}
+
+function printNumber(value: number): string {
+  return Number.isInteger(value) && Math.abs(value) < 2 ** 64 && !Object.is(value, -0)
+    ? BigInt(value).toString()
+    : printDouble(value);
+}
+
+/** JSON text on one line, without an end of line. Members that are undefined are left out. */
+export function printJson(value: unknown): string {
+  switch (typeof value) {
+    case 'string':
+      return printString(value);
+    case 'number':
+      return Number.isSafeInteger(value) && value !== 0 ? String(value) : printNumber(value);
+    case 'bigint':
+    case 'boolean':
+      return String(value);
+    case 'object':
+      break;
+    default:
+      return 'null';
+  }
+  if (value === null) return 'null';
+  if (value instanceof JsonFloat) return printDouble(value.value);
+  if (Array.isArray(value)) return `[${value.map(printJson).join(', ')}]`;
+  const members = value as Readonly<Record<string, unknown>>;
+  const parts: string[] = [];
+  for (const name of writeOrder(Object.keys(members))) {
+    if (members[name] !== undefined) parts.push(`${printString(name)}: ${printJson(members[name])}`);
+  }
+  return `{${parts.join(', ')}}`;
+}
+
+/** JSON text over several lines, without an end of line at the end. */
+export function printJsonPretty(value: unknown, indent = ''): string {
+  if (typeof value !== 'object' || value === null || value instanceof JsonFloat) return printJson(value);
+  const inner = `${indent}    `;
+  if (Array.isArray(value))
+    return bracket(
+      '[',
+      ']',
+      indent,
+      value.map((item) => inner + printJsonPretty(item, inner)),
+    );
+  const members = value as Readonly<Record<string, unknown>>;
+  const names = writeOrder(Object.keys(members)).filter((name) => members[name] !== undefined);
+  const lines = names.map((name) => `${inner}${printString(name)}: ${printJsonPretty(members[name], inner)}`);
+  return bracket('{', '}', indent, lines);
+}
+
+function bracket(open: string, close: string, indent: string, lines: readonly string[]): string {
+  const body = lines.length === 0 ? '' : `${lines.join(',\r\n')}\r\n`;
+  return `${open}\r\n${body}${indent}${close}`;
+}

@@ -1,0 +1,62 @@
+/**
+ * What a test does when a program it is compared with is not installed: skip, where everybody sees it, or fail when
+ * REQUIRE_PEERS=1 says that this machine must have them all.
+ */
+
+import { spawnSync } from 'node:child_process';
+import { appendFileSync } from 'node:fs';
+import type { TestContext } from 'vitest';
+
+/** How to find out whether a peer is there, and which Debian package has it. */
+interface Peer {
+  readonly probe: readonly string[];
+  readonly debianPackage: string;
+}
+
+/** Every program the tests use that is not part of Node. */
+export const PEERS = {
+  'qemu-storage-daemon': { probe: ['qemu-storage-daemon', '--version'], debianPackage: 'qemu-system-common' },
+  'qemu-img': { probe: ['qemu-img', '--version'], debianPackage: 'qemu-utils' },
+  'qemu-io': { probe: ['qemu-io', '--version'], debianPackage: 'qemu-utils' },
+  'qemu-nbd': { probe: ['qemu-nbd', '--version'], debianPackage: 'qemu-utils' },
+  nbdkit: { probe: ['nbdkit', '--version'], debianPackage: 'nbdkit' },
+  nbdinfo: { probe: ['nbdinfo', '--version'], debianPackage: 'libnbd-bin' },
+  nbdcopy: { probe: ['nbdcopy', '--version'], debianPackage: 'libnbd-bin' },
+  nbdsh: { probe: ['/usr/bin/python3', '-c', 'import nbd'], debianPackage: 'python3-libnbd' },
+  python3: { probe: ['python3', '--version'], debianPackage: 'python3' },
+  fio: { probe: ['fio', '--version'], debianPackage: 'fio' },
+  socat: { probe: ['socat', '-V'], debianPackage: 'socat' },
+  certtool: { probe: ['certtool', '--version'], debianPackage: 'gnutls-bin' },
+  psktool: { probe: ['psktool', '--version'], debianPackage: 'gnutls-bin' },
+  strace: { probe: ['strace', '-V'], debianPackage: 'strace' },
+} as const satisfies Record<string, Peer>;
+
+export type PeerName = keyof typeof PEERS;
+
+/** Whether a missing peer is a failure. */
+export const peersRequired = process.env.REQUIRE_PEERS === '1';
+
+/** Whether the peer answers. */
+export function hasPeer(name: PeerName): boolean {
+  const [program, ...args] = PEERS[name].probe;
+  return spawnSync(program, args, { stdio: 'ignore' }).status === 0;
+}
+
+/** The first of `names` that is missing; null when all are there. */
+export function missingPeer(names: readonly PeerName[]): PeerName | null {
+  return names.find((name) => !hasPeer(name)) ?? null;
+}
+
+/**
+ * Skips the test, visibly, unless every named peer is installed; with REQUIRE_PEERS=1 a missing one is a failure.
+ * Skipped peers are also noted in the file SKIPPED_PEERS_LOG names, from which `npm test` prints its summary.
+ */
+export function requirePeer(context: TestContext, ...names: PeerName[]): void {
+  const missing = missingPeer(names);
+  if (missing === null) return;
+  const note = `${missing} is missing (Debian package ${PEERS[missing].debianPackage})`;
+  if (peersRequired) throw new Error(`REQUIRE_PEERS=1, but ${note}`);
+  const log = process.env.SKIPPED_PEERS_LOG;
+  if (log !== undefined) appendFileSync(log, `${note}: ${context.task.name}\n`);
+  context.skip(note);
+}

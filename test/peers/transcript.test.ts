@@ -1,0 +1,57 @@
+/** The transcript runner itself: what it normalises, and that it sees a difference. */
+
+import { expect, test } from 'vitest';
+import { requirePeer } from './requires.ts';
+import { cmd, Normaliser, runTranscript, type Transcript } from './transcript.ts';
+
+test('what varies is replaced, the rest is kept and sorted', () => {
+  const normaliser = new Normaliser('/tmp/qb-x');
+  expect(
+    normaliser.value({
+      timestamp: { seconds: 5, microseconds: 6 },
+      b: 'file /tmp/qb-x/a',
+      a: ['#block123', '#block045', '#block123'],
+      version: { qemu: { major: 7, minor: 2, micro: 0 }, package: 'x' },
+      'actual-size': 4096,
+      size: 4096,
+    }),
+  ).toEqual({
+    a: ['#block<0>', '#block<1>', '#block<0>'],
+    'actual-size': '<n>',
+    b: 'file $DIR/a',
+    size: 4096,
+    timestamp: { microseconds: '<n>', seconds: '<n>' },
+    version: '<version>',
+  });
+});
+
+const base: Transcript = {
+  name: 'base',
+  files: { 'disk.img': 65536 },
+  steps: [
+    cmd('blockdev-add', {
+      driver: 'raw',
+      'node-name': 'r',
+      file: { driver: 'file', filename: '$DIR/disk.img' },
+    }),
+    cmd('query-named-block-nodes'),
+    { run: ['qemu-img', 'info', '--output=json', '$DIR/disk.img'] },
+  ],
+};
+
+test('two runs of one daemon give one record', async (context) => {
+  requirePeer(context, 'qemu-storage-daemon', 'qemu-img');
+  const [first, second] = await Promise.all([
+    runTranscript(base, 'qemu-storage-daemon'),
+    runTranscript(base, 'qemu-storage-daemon'),
+  ]);
+  expect(first).toBe(second);
+});
+
+test('a difference shows (canary)', async (context) => {
+  requirePeer(context, 'qemu-storage-daemon', 'qemu-img');
+  const larger = { ...base, files: { 'disk.img': 131072 } };
+  expect(await runTranscript(larger, 'qemu-storage-daemon')).not.toBe(
+    await runTranscript(base, 'qemu-storage-daemon'),
+  );
+});

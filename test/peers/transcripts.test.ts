@@ -1,0 +1,94 @@
+/**
+ * The same QMP scripts against qemu-storage-daemon and against qblockd: equal replies, after normalising.
+ *
+ * With RECORD_TRANSCRIPTS=FOLDER both records are also written there, to be read or diffed.
+ */
+
+import { spawnSync } from 'node:child_process';
+import { mkdirSync, writeFileSync } from 'node:fs';
+import path from 'node:path';
+import { describe, expect, test } from 'vitest';
+import { startDaemon } from './daemons.ts';
+import { type PeerName, requirePeer } from './requires.ts';
+import { runTranscript } from './transcript.ts';
+import { allTranscripts } from './transcripts.ts';
+
+function record(name: string, side: 'original' | 'ours', text: string): string {
+  const folder = process.env.RECORD_TRANSCRIPTS;
+  if (folder !== undefined) {
+    mkdirSync(path.join(folder, side), { recursive: true });
+    writeFileSync(path.join(folder, side, `${name}.txt`), text);
+  }
+  return text;
+}
+
+function hasLoopDevices(): boolean {
+  return process.getuid?.() === 0 && spawnSync('losetup', ['--find'], { stdio: 'ignore' }).status === 0;
+}
+
+describe('transcripts', () => {
+  for (const transcript of allTranscripts) {
+    test(transcript.name, async (context) => {
+      const needs = (transcript.needs ?? []) as PeerName[];
+      requirePeer(context, 'qemu-storage-daemon', 'qemu-io', ...needs);
+      if (transcript.loopDevice === true && !hasLoopDevices()) context.skip('no loop device to be had');
+      const theirs = record(
+        transcript.name,
+        'original',
+        await runTranscript(transcript, 'qemu-storage-daemon'),
+      );
+      const ours = record(transcript.name, 'ours', await runTranscript(transcript, 'qblockd'));
+      expect(ours).toBe(theirs);
+    });
+  }
+});
+
+/** Every command of the first release, by the file of the QMP schema it is described in. */
+const commands = {
+  control: ['qmp_capabilities', 'query-version', 'query-commands', 'quit'],
+  introspect: ['query-qmp-schema'],
+  qom: [
+    'object-add',
+    'object-del',
+    'qom-list',
+    'qom-get',
+    'qom-set',
+    'qom-list-types',
+    'qom-list-properties',
+  ],
+  char: [
+    ...['query-chardev', 'query-chardev-backends', 'chardev-add', 'chardev-change', 'chardev-remove'],
+    ...['chardev-send-break', 'ringbuf-read', 'ringbuf-write'],
+  ],
+  'block-core': [
+    ...[
+      'blockdev-add',
+      'blockdev-del',
+      'query-named-block-nodes',
+      'query-block',
+      'query-blockstats',
+      'block_resize',
+    ],
+  ],
+  'block-export': [
+    ...['nbd-server-start', 'nbd-server-add', 'nbd-server-remove', 'nbd-server-stop'],
+    ...['block-export-add', 'block-export-del', 'query-block-exports'],
+  ],
+};
+
+test('query-commands names what there is, and nothing the original does not know', async (context) => {
+  requirePeer(context, 'qemu-storage-daemon');
+  const names: Record<string, string[]> = {};
+  for (const kind of ['qemu-storage-daemon', 'qblockd'] as const) {
+    const daemon = await startDaemon(kind);
+    const client = await daemon.connect();
+    await client.negotiate();
+    const reply = (await client.execute('query-commands')) as { name: string }[];
+    names[kind] = reply.map((command) => command.name);
+    client.close();
+    await daemon.stop();
+  }
+  const ours = names.qblockd ?? [];
+  expect(ours).toEqual(expect.arrayContaining(Object.values(commands).flat()));
+  expect(names['qemu-storage-daemon']).toEqual(expect.arrayContaining(ours));
+});

@@ -1,0 +1,25 @@
+/** The list of all transcripts. */
+
+import type { Transcript } from './transcript.ts';
+import { blockdevAddTranscripts } from './transcripts/blockdev-add.ts';
+import { rawTranscripts } from './transcripts/blockdev-add-raw.ts';
+import { chardevTranscripts } from './transcripts/chardevs.ts';
+import { controlTranscripts } from './transcripts/control.ts';
+import { exportTranscripts } from './transcripts/exports.ts';
+import { hostDeviceTranscript, loopDeviceTranscript } from './transcripts/host-device.ts';
+import { objectTranscripts } from './transcripts/objects.ts';
+import { permissionTranscripts } from './transcripts/permissions.ts';
+import { queryTranscripts } from './transcripts/queries.ts';
+
+export const allTranscripts: readonly Transcript[] = [
+  ...controlTranscripts,
+  ...blockdevAddTranscripts,
+  ...rawTranscripts,
+  hostDeviceTranscript,
+  loopDeviceTranscript,
+  ...permissionTranscripts,
+  ...queryTranscripts,
+  ...exportTranscripts,
+  ...objectTranscripts,
+  ...chardevTranscripts,
+];
