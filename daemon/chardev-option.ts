@@ -71,7 +71,10 @@ type Optional<T> = { readonly [K in keyof T]?: T[K] | undefined };
 
 /** Drops undefined members of a record whose other members are right already. */
 function common(pairs: Pairs): ChardevCommon {
-  const options: Optional<ChardevCommon> = { logfile: pairs.text('logfile'), logappend: pairs.flag('logappend') };
+  const options: Optional<ChardevCommon> = {
+    logfile: pairs.text('logfile'),
+    logappend: pairs.flag('logappend'),
+  };
   return present(options) as ChardevCommon;
 }
 
@@ -148,7 +151,10 @@ export function chardevBackend(kind: string, values: ParsedOptions['values']): C
     case 'memory':
       return { type: kind, data: { ...shared, ...present({ size: pairs.number('size') }) } };
     case 'pipe':
-      return { type: 'pipe', data: { ...shared, device: required(pairs, 'path', 'pipe: no device path given') } };
+      return {
+        type: 'pipe',
+        data: { ...shared, device: required(pairs, 'path', 'pipe: no device path given') },
+      };
     case 'file': {
       const out = required(pairs, 'path', 'file: no filename given');
       return { type: 'file', data: { ...shared, out, ...present({ append: pairs.flag('append') }) } };

@@ -39,7 +39,9 @@ export function runInBackground(): Promise<number> {
     // 'close' comes after all output.
     child.once('close', (status) => resolve(status ?? 1));
     // Output written before that is in the other pipes by now, but maybe not read yet: the next turn of the loop does.
-    (child.stdio[CHILD_READY_FD] as Readable).once('data', () => setImmediate(() => setImmediate(resolve, 0)));
+    (child.stdio[CHILD_READY_FD] as Readable).once('data', () =>
+      setImmediate(() => setImmediate(resolve, 0)),
+    );
   });
 }
 

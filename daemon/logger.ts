@@ -4,7 +4,8 @@
  * Messages to the user who starts the daemon are not log lines: reporter.ts.
  */
 
-import { pino } from 'pino';
+import { createRequire } from 'node:module';
+import type * as Pino from 'pino';
 
 /** The part of a pino logger that the daemon uses. */
 export interface Logger {
@@ -22,15 +23,21 @@ export function isLogLevel(text: string): text is LogLevel {
 }
 
 const COLOURS: Readonly<Record<number, string>> = { 30: '32', 40: '33', 50: '31', 60: '31' };
+const LABELS: Readonly<Record<number, string>> = {
+  10: 'TRACE',
+  20: 'DEBUG',
+  30: 'INFO',
+  40: 'WARN',
+  50: 'ERROR',
+  60: 'FATAL',
+};
 
 /** One log line for a person: time, level, message, details. */
 export function readableLine(json: string): string {
-  const { level, time, msg, pid: _pid, hostname: _hostname, name: _name, ...details } = JSON.parse(json) as Record<
-    string,
-    unknown
-  >;
+  const line = JSON.parse(json) as Record<string, unknown>;
+  const { level, time, msg, pid: _pid, hostname: _hostname, name: _name, ...details } = line;
   const clock = new Date(Number(time)).toTimeString().slice(0, 8);
-  const label = (pino.levels.labels[Number(level)] ?? String(level)).toUpperCase().padEnd(5);
+  const label = (LABELS[Number(level)] ?? String(level)).padEnd(5);
   const colour = COLOURS[Number(level)] ?? '2';
   const rest = Object.entries(details).map(
     ([key, value]) => ` ${key}=${typeof value === 'string' ? value : JSON.stringify(value)}`,
@@ -38,8 +45,23 @@ export function readableLine(json: string): string {
   return `${clock} \u001b[${colour}m${label}\u001b[0m ${String(msg)}\u001b[2m${rest.join('')}\u001b[0m\n`;
 }
 
-/** A logger on standard error. */
-export function createLogger(level: LogLevel): Logger {
+function createPino(level: LogLevel): Logger {
+  const { pino } = createRequire(import.meta.url)('pino') as typeof Pino;
   if (!process.stderr.isTTY) return pino({ name: 'qblockd', level }, pino.destination({ fd: 2, sync: true }));
   return pino({ name: 'qblockd', level }, { write: (line) => void process.stderr.write(readableLine(line)) });
+}
+
+/** A logger on standard error. Most runs log nothing, so pino is loaded with the first line that is not filtered. */
+export function createLogger(level: LogLevel): Logger {
+  let loaded: Logger | null = null;
+  const log = (lineLevel: keyof Logger, details: object, message: string): void => {
+    if (LOG_LEVELS.indexOf(lineLevel) < LOG_LEVELS.indexOf(level)) return;
+    loaded ??= createPino(level);
+    loaded[lineLevel](details, message);
+  };
+  return {
+    info: (details, message) => log('info', details, message),
+    warn: (details, message) => log('warn', details, message),
+    error: (details, message) => log('error', details, message),
+  };
 }

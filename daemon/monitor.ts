@@ -33,6 +33,10 @@ export function attachMonitor(device: Chardev, host: SessionHost, pretty: boolea
       connected = true;
       open();
     },
+    ended: () => {
+      if (session === null) device.finish();
+      else session.endOfInput(() => device.finish());
+    },
     closed: () => {
       connected = false;
       session?.disconnected();

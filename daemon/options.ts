@@ -103,7 +103,8 @@ function parseLong(word: string, next: string | undefined): Parsed | null {
 
 /** Short options, which may be run together ("-hV": the first goes to `items`), or an operand. */
 function parseShort(word: string, next: string | undefined, items: CommandLineItem[]): Parsed {
-  if (!word.startsWith('-') || word === '-') return { item: { kind: 'operand', text: word }, usedNext: false };
+  if (!word.startsWith('-') || word === '-')
+    return { item: { kind: 'operand', text: word }, usedNext: false };
   const letter = word[1] ?? '';
   const found = definitions.find(([, { short }]) => short === letter);
   if (found === undefined) throw new UsageError(`invalid option -- '${letter}'`);

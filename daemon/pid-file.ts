@@ -3,7 +3,16 @@
  * does not start.
  */
 
-import { closeSync, constants, fstatSync, ftruncateSync, openSync, statSync, unlinkSync, writeSync } from 'node:fs';
+import {
+  closeSync,
+  constants,
+  fstatSync,
+  ftruncateSync,
+  openSync,
+  statSync,
+  unlinkSync,
+  writeSync,
+} from 'node:fs';
 import path from 'node:path';
 import { F_WRLCK, setOfdLock } from '../src/aio/ffi.ts';
 import { strerror } from '../src/errors/errno.ts';

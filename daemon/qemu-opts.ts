@@ -33,16 +33,19 @@ interface Pair {
 
 /** Splits at single commas; ",," stands for a comma in a value. */
 function splitPairs(text: string): string[] {
-  const parts = [''];
+  const parts: string[] = [];
+  let part = '';
   for (let at = 0; at < text.length; at++) {
-    if (text[at] !== ',') parts[parts.length - 1] += text[at];
+    if (text[at] !== ',') part += text[at];
     else if (text[at + 1] === ',') {
-      parts[parts.length - 1] += ',';
+      part += ',';
       at++;
-    } else parts.push('');
+    } else {
+      parts.push(part);
+      part = '';
+    }
   }
-  if (parts.at(-1) === '') parts.pop();
-  return parts;
+  return part === '' ? parts : [...parts, part];
 }
 
 /** Reads a key without a value. */
@@ -51,7 +54,9 @@ function shortForm(name: string, warn: (text: string) => void): Pair {
   // "delay" is the one key that was renamed into its opposite.
   if (name === 'delay') pair = { key: 'nodelay', value: 'off' };
   else if (name.startsWith('no') && name !== 'nodelay') pair = { key: name.slice(2), value: 'off' };
-  warn(`warning: short-form boolean option '${name}' deprecated\nPlease use ${pair.key}=${pair.value} instead`);
+  warn(
+    `warning: short-form boolean option '${name}' deprecated\nPlease use ${pair.key}=${pair.value} instead`,
+  );
   return pair;
 }
 

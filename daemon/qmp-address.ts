@@ -41,7 +41,9 @@ function parseAddress(text: string): QmpAddress {
     case 'ws':
       return parseHostPort(kind, rest);
     default:
-      throw new BlockError(`Invalid address '${text}', expected: unix:PATH, tcp:HOST:PORT, ws:HOST:PORT or stdio`);
+      throw new BlockError(
+        `Invalid address '${text}', expected: unix:PATH, tcp:HOST:PORT, ws:HOST:PORT or stdio`,
+      );
   }
 }
 
@@ -52,7 +54,10 @@ function onOff(key: string, value: string): boolean {
 
 /** Reads the argument; commas in the path are doubled. */
 export function parseQmpOption(text: string): QmpListenOptions {
-  const [address = '', ...parts] = text.replaceAll(',,', '\0').split(',').map((part) => part.replaceAll('\0', ','));
+  const [address = '', ...parts] = text
+    .replaceAll(',,', '\0')
+    .split(',')
+    .map((part) => part.replaceAll('\0', ','));
   let options: QmpListenOptions = {
     address: parseAddress(address),
     pretty: false,

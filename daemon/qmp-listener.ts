@@ -32,11 +32,16 @@ function serveSocket(socket: Socket, host: SessionHost, pretty: boolean): void {
   );
   socket.on('data', (data) => session.receive(data));
   socket.on('drain', () => session.drained());
+  socket.once('end', () => session.endOfInput(() => socket.end()));
   socket.once('close', () => session.disconnected());
   socket.resume();
 }
 
-async function listenSocket(address: SocketAddress, host: SessionHost, pretty: boolean): Promise<QmpListener> {
+async function listenSocket(
+  address: SocketAddress,
+  host: SessionHost,
+  pretty: boolean,
+): Promise<QmpListener> {
   const clients = new Set<Socket>();
   const accept = (socket: Socket): void => {
     socket.on('error', () => undefined); // 'close' follows
@@ -48,10 +53,13 @@ async function listenSocket(address: SocketAddress, host: SessionHost, pretty: b
     socket.once('close', () => clients.delete(socket));
     host.whenServing(() => serveSocket(socket, host, pretty));
   };
-  const listener = await listenOn(address, accept, { pauseOnConnect: true });
+  const listener = await listenOn(address, accept, { pauseOnConnect: true, allowHalfOpen: true });
   const [bound = address] = listener.addresses;
   return {
-    url: bound.type === 'inet' ? `tcp:${bound.host}:${bound.port}` : `unix:${bound.type === 'unix' ? bound.path : ''}`,
+    url:
+      bound.type === 'inet'
+        ? `tcp:${bound.host}:${bound.port}`
+        : `unix:${bound.type === 'unix' ? bound.path : ''}`,
     close: () => {
       listener.close();
       for (const socket of clients) socket.destroySoon();

@@ -16,6 +16,8 @@ export type Transport = Pick<SessionOptions, 'send' | 'close' | 'pause' | 'resum
 export interface OpenSession {
   receive(bytes: Uint8Array): void;
   drained(): void;
+  /** The client sends no more; `whenAnswered` is called once what it has sent is answered. */
+  endOfInput(whenAnswered: () => void): void;
   /** The connection has gone. */
   disconnected(): void;
 }
@@ -62,6 +64,7 @@ export class SessionHost {
     return {
       receive: (bytes) => session.receive(bytes),
       drained: () => session.drained(),
+      endOfInput: (whenAnswered) => session.endOfInput(whenAnswered),
       disconnected: () => {
         this.#open.delete(session);
         unsubscribe();

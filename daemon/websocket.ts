@@ -53,19 +53,18 @@ export function refusalOf(request: IncomingMessage, token: string): 401 | 403 | 
 }
 
 function serveClient(client: WebSocket, host: SessionHost, pretty: boolean): void {
-  let drainTimer: NodeJS.Timeout | null = null;
+  let congested = false;
   const session = host.open(
     {
       send: (text) => {
         // The line end is a matter of streams; here messages have ends of their own.
         client.send(text.trimEnd(), () => {
-          if (drainTimer !== null || client.bufferedAmount > 0) return;
-          drainTimer = setTimeout(() => {
-            drainTimer = null;
-            session.drained();
-          }, 0);
+          if (!congested || client.bufferedAmount > 0) return;
+          congested = false;
+          session.drained();
         });
-        return client.bufferedAmount < HIGH_WATER_BYTES;
+        congested ||= client.bufferedAmount >= HIGH_WATER_BYTES;
+        return !congested;
       },
       close: () => client.terminate(),
       pause: () => client.pause(),
@@ -75,7 +74,7 @@ function serveClient(client: WebSocket, host: SessionHost, pretty: boolean): voi
   );
   client.on('message', (data: Buffer, isBinary) => {
     if (isBinary) client.close(1003, 'text messages only');
-    // A message is complete: the line feed keeps what may be wrong with it from spoiling the next one.
+    // The end of a message ends a number or a word, as a space between values does on a stream.
     else session.receive(Buffer.concat([data, Buffer.from('\n')]));
   });
   client.on('error', () => undefined); // 'close' follows
@@ -84,7 +83,9 @@ function serveClient(client: WebSocket, host: SessionHost, pretty: boolean): voi
 
 function listen(server: Server, host: string, port: string): Promise<number> {
   return new Promise((resolve, reject) => {
-    server.once('error', (error) => reject(errnoError(`Failed to listen on ws:${host}:${port}`, errnoOf(error))));
+    server.once('error', (error) =>
+      reject(errnoError(`Failed to listen on ws:${host}:${port}`, errnoOf(error))),
+    );
     server.listen({ host: host === '' ? 'localhost' : host, port: Number(port) }, () => {
       const address = server.address();
       resolve(typeof address === 'object' && address !== null ? address.port : Number(port));
@@ -115,12 +116,19 @@ export async function startWebSocketListener(
     throw new BlockError(`Invalid port '${address.port}'`);
   }
   if (!options.remote && address.host !== '' && !LOOPBACK.test(address.host)) {
-    throw new BlockError(`WebSocket clients of other hosts need 'remote=on' besides the address '${address.host}'`);
+    throw new BlockError(
+      `WebSocket clients of other hosts need 'remote=on' besides the address '${address.host}'`,
+    );
   }
   const token = options.token ?? randomBytes(18).toString('base64url');
-  const removeTokenFile = options.tokenFile === null ? () => undefined : writeTokenFile(options.tokenFile, token);
+  const removeTokenFile =
+    options.tokenFile === null ? () => undefined : writeTokenFile(options.tokenFile, token);
   const server = createServer((_request, response) => response.writeHead(426).end('WebSocket only\n'));
-  const sockets = new WebSocketServer({ noServer: true, maxPayload: JSON_LIMITS.bytes, perMessageDeflate: false });
+  const sockets = new WebSocketServer({
+    noServer: true,
+    maxPayload: JSON_LIMITS.bytes,
+    perMessageDeflate: false,
+  });
   server.on('upgrade', (request, socket, head) => {
     socket.on('error', () => undefined);
     const refusal = sockets.clients.size >= maxClients ? 503 : refusalOf(request, token);

@@ -19,10 +19,10 @@ export function emitReference(model: Model): string {
     for (const event of model.events) {
       if (event.module !== module.name) continue;
       lines.push(`### ${event.name} (event)`, '', event.description, '');
-      lines.push(...memberLines(model.types.get(event.dataType)), '');
+      lines.push(...memberLines(model, model.types.get(event.dataType)), '');
     }
     for (const type of model.types.values()) {
-      if (type.module === module.name && !type.implicit) lines.push(...typeText(type));
+      if (type.module === module.name && !type.implicit) lines.push(...typeText(model, type));
     }
   }
   return `${lines
@@ -39,30 +39,34 @@ function commandText(model: Model, command: CommandDefinition): string[] {
     '',
   ];
   const type = command.argumentType === null ? undefined : model.types.get(command.argumentType);
-  if (type?.implicit === true) lines.push('Arguments:', '', ...memberLines(type), '');
-  else if (type !== undefined) lines.push(`Arguments: the members of ${link(type.name)}.`, '');
+  if (type?.implicit === true) lines.push('Arguments:', '', ...memberLines(model, type), '');
+  else if (type !== undefined) lines.push(`Arguments: the members of ${link(model, type.name)}.`, '');
   if (command.returns !== null) {
     const text = command.returnsDescription === '' ? '' : `: ${command.returnsDescription}`;
-    lines.push(`Returns ${useText(command.returns)}${text}.`, '');
+    lines.push(`Returns ${useText(model, command.returns)}${text}.`, '');
   }
   return lines;
 }
 
-function typeText(type: TypeDefinition): string[] {
-  const kind = type.kind === 'object' ? (type.tag === null ? 'object' : 'union') : type.kind;
-  const lines = [`### ${type.name} (${kind})`, '', `${type.description}${featureText(type.features)}`, ''];
+function typeText(model: Model, type: TypeDefinition): string[] {
+  const lines = [
+    `### ${type.name} (${kindOf(type)})`,
+    '',
+    `${type.description}${featureText(type.features)}`,
+    '',
+  ];
   switch (type.kind) {
     case 'enum':
       for (const value of type.values) lines.push(`- \`${value.name}\`: ${value.description}`);
       break;
     case 'alternate':
-      for (const choice of type.choices) lines.push(`- ${choice.name}: ${useText(choice.use)}`);
+      for (const choice of type.choices) lines.push(`- ${choice.name}: ${useText(model, choice.use)}`);
       break;
     case 'object':
-      lines.push(...memberLines(type));
+      lines.push(...memberLines(model, type));
       for (const [value, branch] of type.branches) {
         if (branch !== null)
-          lines.push(`- if \`${type.tag}\` is \`${value}\`: the members of ${link(branch)}`);
+          lines.push(`- if \`${type.tag}\` is \`${value}\`: the members of ${link(model, branch)}`);
       }
       break;
   }
@@ -70,20 +74,20 @@ function typeText(type: TypeDefinition): string[] {
   return lines;
 }
 
-function memberLines(type: TypeDefinition | undefined): string[] {
-  return type?.kind === 'object' ? type.members.map(memberText) : [];
+function memberLines(model: Model, type: TypeDefinition | undefined): string[] {
+  return type?.kind === 'object' ? type.members.map((member) => memberText(model, member)) : [];
 }
 
-function memberText(member: Member): string {
+function memberText(model: Model, member: Member): string {
   const name = member.optional ? `[\`${member.name}\`]` : `\`${member.name}\``;
-  return `- ${name} (${useText(member.use)}): ${member.description}${featureText(member.features)}`;
+  return `- ${name} (${useText(model, member.use)}): ${member.description}${featureText(member.features)}`;
 }
 
 function featureText(features: readonly string[]): string {
   return features.length === 0 ? '' : ` (${features.join(', ')})`;
 }
 
-function useText(use: TypeUse): string {
+function useText(model: Model, use: TypeUse): string {
   switch (use.kind) {
     case 'str':
       return 'string';
@@ -92,14 +96,22 @@ function useText(use: TypeUse): string {
     case 'int':
       return use.integer;
     case 'list':
-      return `array of ${useText(use.element)}`;
+      return `array of ${useText(model, use.element)}`;
     case 'named':
-      return link(use.name);
+      return link(model, use.name);
     default:
       return use.kind;
   }
 }
 
-function link(name: string): string {
-  return `[${name}](#${name.toLowerCase()})`;
+function kindOf(type: TypeDefinition): string {
+  if (type.kind !== 'object') return type.kind;
+  return type.tag === null ? 'object' : 'union';
+}
+
+/** A link to the heading of a type, whose anchor is made of name and kind. */
+function link(model: Model, name: string): string {
+  const type = model.types.get(name);
+  if (type === undefined) throw new Error(`no type ${name}`);
+  return `[${name}](#${name.toLowerCase()}-${kindOf(type)})`;
 }

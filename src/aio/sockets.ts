@@ -6,7 +6,7 @@
  */
 
 import { lookup } from 'node:dns/promises';
-import { fstatSync, lstatSync, readFileSync, renameSync, unlinkSync } from 'node:fs';
+import { accessSync, fstatSync, lstatSync, readFileSync, renameSync, unlinkSync } from 'node:fs';
 import { connect, createServer, isIP, type ListenOptions, type Server, Socket } from 'node:net';
 import { tmpdir } from 'node:os';
 import path from 'node:path';
@@ -31,6 +31,8 @@ export interface Listener {
 export interface ListenSettings {
   /** Connections arrive paused, nothing read, ready to be handed to an engine. */
   readonly pauseOnConnect?: boolean;
+  /** A client that sends no more may still receive; its socket must be ended by whoever serves it. */
+  readonly allowHalfOpen?: boolean;
   /** Length of the kernel's queue of connections not accepted yet. */
   readonly backlog?: number;
   /** Addresses of type `fd` name descriptors which the daemon inherited: for the command line only. */
@@ -157,14 +159,24 @@ function inodeOf(file: string): number | null {
   }
 }
 
+function unlinkIfPresent(file: string): void {
+  try {
+    unlinkSync(file);
+  } catch {
+    // Gone already.
+  }
+}
+
 /**
  * Closes a server. libuv removes the path of the socket; when another socket has taken the path in the meantime, that
  * one is moved out of the way for the moment.
  */
 function closeUnixServer(server: Server, file: string, inode: number | null): void {
-  const foreign = inodeOf(file);
-  if (foreign === null || foreign === inode) {
+  const present = inodeOf(file);
+  if (present === null || present === inode) {
     server.close();
+    // libuv knows the path as it was given, which leads elsewhere when the daemon has changed its folder.
+    if (present !== null) unlinkIfPresent(file);
     return;
   }
   const parked = `${file}.parked-${process.pid}`;
@@ -181,8 +193,9 @@ function startServer(
   settings: ListenSettings,
   onConnection: OnConnection,
 ): Promise<Server | number> {
+  const { pauseOnConnect = false, allowHalfOpen = false } = settings;
   return new Promise((resolve) => {
-    const server = createServer({ pauseOnConnect: settings.pauseOnConnect ?? false }, onConnection);
+    const server = createServer({ pauseOnConnect, allowHalfOpen }, onConnection);
     server.once('error', (error) => resolve(errnoOf(error)));
     server.listen({ backlog: settings.backlog ?? 128, ...options }, () => {
       // From here on errors are failed accepts (too many open files): the client is lost, the server goes on.
@@ -190,6 +203,17 @@ function startServer(
       resolve(server);
     });
   });
+}
+
+/** libuv reports a missing folder as EACCES: finds out what bind(2) said. */
+function bindErrno(errno: number, file: string): number {
+  if (errno !== E.EACCES) return errno;
+  try {
+    accessSync(path.dirname(file));
+    return errno;
+  } catch (error) {
+    return errnoOf(error);
+  }
 }
 
 async function listenUnix(
@@ -206,14 +230,17 @@ async function listenUnix(
   const starting = startServer({ path: name }, settings, onConnection);
   process.umask(mask);
   const server = await starting;
-  if (typeof server === 'number') throw errnoError(`Failed to bind socket to ${address.path}`, server);
-  const inode = abstract ? null : inodeOf(name);
+  if (typeof server === 'number') {
+    throw errnoError(`Failed to bind socket to ${address.path}`, bindErrno(server, name));
+  }
+  const file = path.resolve(name);
+  const inode = abstract ? null : inodeOf(file);
   return {
     addresses: [address],
     close: () => {
       if (!server.listening) return;
       if (abstract) server.close();
-      else closeUnixServer(server, name, inode);
+      else closeUnixServer(server, file, inode);
     },
   };
 }

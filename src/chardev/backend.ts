@@ -12,6 +12,8 @@ import type { QomAccessors } from '../objects/qom.ts';
 export interface BackendEvents {
   /** A peer is there. */
   opened(): void;
+  /** The peer sends no more. It still receives, until `finish` is called. */
+  ended(): void;
   /** The peer has gone; another may come. */
   closed(): void;
   received(data: Buffer): void;
@@ -40,6 +42,8 @@ export interface ChardevBackend {
   setReading(reading: boolean): void;
   /** Drops the peer that is connected now, if the kind of backend has such a thing. */
   disconnect?(): void;
+  /** Drops it when it has taken what was written. */
+  finish?(): void;
   /** Output is sent or given up, and everything released. */
   close(): void;
 }

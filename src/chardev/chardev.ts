@@ -8,15 +8,10 @@
 import { closeSync, openSync, writeSync } from 'node:fs';
 import type { ChardevCommon } from '../../schema/generated/types.ts';
 import { BlockError, errnoError, errnoOf } from '../errors/error.ts';
-import type { ChardevBackend } from './backend.ts';
+import type { BackendEvents, ChardevBackend } from './backend.ts';
 
 /** Who uses a device: told of peers and data. */
-export interface ChardevUser {
-  opened(): void;
-  closed(): void;
-  received(data: Buffer): void;
-  drained(): void;
-}
+export type ChardevUser = BackendEvents;
 
 /** Opens the log file of the common options; null when none is asked for. */
 export function openLogFile({ logfile, logappend = false }: ChardevCommon): number | null {
@@ -77,6 +72,11 @@ export class Chardev {
   /** Drops the connected peer. */
   disconnect(): void {
     this.#backend.disconnect?.();
+  }
+
+  /** Drops the connected peer when it has taken what was written. */
+  finish(): void {
+    this.#backend.finish?.();
   }
 
   /** Puts another backend in the place of the present one, which is closed. The device must not be in use. */

@@ -27,6 +27,8 @@ export interface SocketEnvironment {
   /** The device's name for such messages. */
   readonly id: string;
   readonly allowInheritedFd: boolean;
+  /** Rejects when the daemon ends. */
+  readonly aborted: Promise<never>;
 }
 
 interface Settings {
@@ -100,6 +102,7 @@ class SocketChannel {
   async listen(): Promise<void> {
     this.#listener = await listenOn(this.#settings.address, (socket) => this.#accept(socket), {
       pauseOnConnect: true,
+      allowHalfOpen: true,
       allowInheritedFd: this.#environment.allowInheritedFd,
     });
   }
@@ -188,7 +191,10 @@ class SocketChannel {
       if (kept.length > 0) this.#events?.received(kept);
     });
     socket.on('drain', () => this.#events?.drained());
-    socket.once('end', () => socket.end());
+    socket.once('end', () => {
+      if (this.#events === null) socket.end();
+      else this.#events.ended();
+    });
     socket.once('close', () => this.#lostPeer(socket));
     if (socket.destroyed) {
       this.#lostPeer(socket);
@@ -247,6 +253,10 @@ class SocketChannel {
     this.#peer?.destroy();
   }
 
+  finish(): void {
+    this.#peer?.end();
+  }
+
   get connected(): boolean {
     return this.#peer !== null;
   }
@@ -276,6 +286,16 @@ class SocketChannel {
   }
 }
 
+async function waitForPeer(channel: SocketChannel, { warn, aborted }: SocketEnvironment): Promise<void> {
+  warn(`info: QEMU waiting for connection on: ${channel.filename()}`);
+  try {
+    await Promise.race([channel.firstPeer(), aborted]);
+  } catch (error) {
+    channel.close();
+    throw error;
+  }
+}
+
 /** Opens a socket device: listens, and waits for the first client when `wait` says so; or connects. */
 export async function openSocket(
   options: ChardevSocket,
@@ -285,10 +305,7 @@ export async function openSocket(
   const channel = new SocketChannel(settings, environment);
   if (settings.server) {
     await channel.listen();
-    if (options.wait === true) {
-      environment.warn(`info: QEMU waiting for connection on: ${channel.filename()}`);
-      await channel.firstPeer();
-    }
+    if (options.wait === true) await waitForPeer(channel, environment);
   } else if (settings.reconnectMs > 0) {
     void channel.connect();
   } else {
@@ -305,6 +322,7 @@ export async function openSocket(
     backlogBytes: () => channel.backlogBytes,
     setReading: (reading) => channel.setReading(reading),
     disconnect: () => channel.disconnect(),
+    finish: () => channel.finish(),
     close: () => channel.close(),
   };
 }

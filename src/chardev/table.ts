@@ -11,6 +11,7 @@ import type {
   ChardevReturn,
 } from '../../schema/generated/types.ts';
 import { BlockError } from '../errors/error.ts';
+import type { QomObject } from '../objects/qom.ts';
 import type { ObjectTree } from '../objects/tree.ts';
 import type { ChardevBackend } from './backend.ts';
 import { Chardev, openLogFile } from './chardev.ts';
@@ -49,11 +50,17 @@ export class ChardevTable {
   readonly #devices = new Map<string, Chardev>();
   /** Names of devices that are being made. */
   readonly #reserved = new Set<string>();
+  readonly #aborted: Promise<never>;
+  #abort: () => void = () => undefined;
   #stdioTaken = false;
 
   constructor(objects: ObjectTree, settings: ChardevTableSettings) {
     this.#objects = objects;
     this.#settings = settings;
+    this.#aborted = new Promise((_resolve, reject) => {
+      this.#abort = () => reject(new BlockError('the daemon ends'));
+    });
+    this.#aborted.catch(() => undefined); // mostly nobody waits
   }
 
   /** The device, or null. */
@@ -75,34 +82,37 @@ export class ChardevTable {
     this.#reserved.add(id);
     try {
       const { backend, logFd } = await this.#open(id, options, settings);
-      const device = new Chardev(id, backend, logFd);
-      this.#devices.set(id, device);
-      this.#publish(device);
+      this.#devices.set(id, new Chardev(id, backend, logFd));
+      this.#objects.publish('chardevs', id, qomObject(backend));
       return backend.pty === undefined ? {} : { pty: backend.pty };
     } finally {
       this.#reserved.delete(id);
     }
   }
 
-  /** Replaces the backend of a device that nobody uses. */
-  async change(id: string, options: BackendOptions): Promise<ChardevReturn> {
+  /** The device, if its backend may be replaced. */
+  checkChange(id: string): Chardev {
     const device = this.#devices.get(id);
     if (device === undefined) throw new BlockError(`Chardev '${id}' does not exist`);
-    const refuse = (): void => {
-      if (device.inUse) throw new BlockError('Chardev user does not support chardev hotswap');
-    };
-    refuse();
+    if (device.inUse) throw new BlockError('Chardev user does not support chardev hotswap');
+    return device;
+  }
+
+  /** Replaces the backend of a device that nobody uses. When that fails the device stays as it was. */
+  async change(id: string, options: BackendOptions): Promise<ChardevReturn> {
+    this.checkChange(id);
     const { backend, logFd } = await this.#open(id, options, {});
     try {
-      refuse(); // somebody may have come while the new backend was opened
+      // Somebody may have come, or the device may have gone, while the new backend was opened.
+      const device = this.checkChange(id);
+      this.#release(device.backend);
+      device.replaceBackend(backend, logFd);
     } catch (error) {
+      this.#release(backend);
       backend.close();
       throw error;
     }
-    this.#release(device.backend);
-    device.replaceBackend(backend, logFd);
-    this.#objects.withdraw('chardevs', id);
-    this.#publish(device);
+    this.#objects.replace('chardevs', id, qomObject(backend));
     return backend.pty === undefined ? {} : { pty: backend.pty };
   }
 
@@ -115,6 +125,7 @@ export class ChardevTable {
 
   /** Closes every device, used or not: the daemon ends. */
   closeAll(): void {
+    this.#abort();
     for (const device of this.list()) this.#delete(device);
   }
 
@@ -127,10 +138,6 @@ export class ChardevTable {
 
   #release(backend: ChardevBackend): void {
     if (backend.kind === 'stdio') this.#stdioTaken = false;
-  }
-
-  #publish({ id, backend }: Chardev): void {
-    this.#objects.publish('chardevs', id, { typeName: backend.typeName, accessors: backend.accessors });
   }
 
   async #open(
@@ -162,6 +169,7 @@ export class ChardevTable {
           objects: this.#objects,
           warn: this.#settings.warn,
           allowInheritedFd: settings.allowInheritedFd ?? false,
+          aborted: this.#aborted,
         });
       case 'stdio':
         return this.#openStdio(options.data);
@@ -182,4 +190,8 @@ export class ChardevTable {
     this.#stdioTaken = true;
     return (await import('./stdio.ts')).openStdio(options);
   }
+}
+
+function qomObject({ typeName, accessors }: ChardevBackend): QomObject {
+  return { typeName, accessors };
 }

@@ -26,6 +26,19 @@ function textOf(data: Buffer): string {
   return data.toString('utf8', 0, end < 0 ? data.length : end);
 }
 
+/** Puts the name of the device before what went wrong when its backend was opened. */
+async function namingDevice<T>(id: string, opening: Promise<T>): Promise<T> {
+  try {
+    return await opening;
+  } catch (error) {
+    if (!(error instanceof BlockError)) throw error;
+    throw new BlockError(`Failed to add chardev '${id}': ${error.message}`, {
+      errno: error.errno,
+      cause: error,
+    });
+  }
+}
+
 export const charCommands = {
   'query-chardev': ({ chardevs }) =>
     chardevs.list().map((device) => ({
@@ -36,20 +49,15 @@ export const charCommands = {
 
   'query-chardev-backends': () => CHARDEV_BACKEND_KINDS.map((name) => ({ name })),
 
-  'chardev-add': async ({ chardevs }, { id, backend }) => {
+  'chardev-add': ({ chardevs }, { id, backend }) => {
     if (chardevs.has(id)) throw new BlockError(`Chardev with id '${id}' already exists`);
-    try {
-      return await chardevs.add(id, backend);
-    } catch (error) {
-      if (!(error instanceof BlockError)) throw error;
-      throw new BlockError(`Failed to add chardev '${id}': ${error.message}`, {
-        errno: error.errno,
-        cause: error,
-      });
-    }
+    return namingDevice(id, chardevs.add(id, backend));
   },
 
-  'chardev-change': ({ chardevs }, { id, backend }) => chardevs.change(id, backend),
+  'chardev-change': ({ chardevs }, { id, backend }) => {
+    chardevs.checkChange(id);
+    return namingDevice(id, chardevs.change(id, backend));
+  },
 
   'chardev-remove': ({ chardevs }, { id }) => {
     chardevs.remove(id);

@@ -3,8 +3,8 @@
  */
 
 import type { NbdExport } from './export.ts';
-import { STRING_MAX_BYTES } from './protocol.ts';
 import type { OptionPayload } from './handshake-io.ts';
+import { STRING_MAX_BYTES } from './protocol.ts';
 
 /** Ids on the wire; a context keeps its id for all exports. */
 export const ContextId = { allocation: 0, depth: 1 } as const;

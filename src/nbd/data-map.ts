@@ -60,7 +60,8 @@ export class DataMap {
   remember(offset: number, end: number): void {
     const first = Math.ceil(offset / this.regionBytes);
     // The last region may be cut short by the end of the disk.
-    const last = end >= this.sizeBytes ? Math.ceil(end / this.regionBytes) : Math.floor(end / this.regionBytes);
+    const last =
+      end >= this.sizeBytes ? Math.ceil(end / this.regionBytes) : Math.floor(end / this.regionBytes);
     if (first >= last) return;
     this.#epochs ??= new Uint8Array(Math.ceil(this.sizeBytes / this.regionBytes));
     this.#epochs.fill(this.#epoch, first, last);

@@ -49,7 +49,10 @@ export class HandshakeIo {
 
   async reply(option: number, reply: number, payload: Buffer = Buffer.alloc(0)): Promise<void> {
     await this.send(
-      Layouts.optionReply.encode({ magic: OPTION_REPLY_MAGIC, option, reply, length: payload.length }, payload),
+      Layouts.optionReply.encode(
+        { magic: OPTION_REPLY_MAGIC, option, reply, length: payload.length },
+        payload,
+      ),
     );
   }
 
@@ -80,7 +83,8 @@ export class OptionPayload {
   }
 
   async #bytes(bytes: number): Promise<Buffer> {
-    if (bytes > this.left) throw new InvalidOption(`Inconsistent lengths in option ${optionName(this.option)}`);
+    if (bytes > this.left)
+      throw new InvalidOption(`Inconsistent lengths in option ${optionName(this.option)}`);
     this.left -= bytes;
     return this.#io.receive(bytes);
   }
@@ -107,7 +111,8 @@ export class OptionPayload {
 
   /** Passes over `bytes` bytes. */
   async skip(bytes: number): Promise<void> {
-    if (bytes > this.left) throw new InvalidOption(`Inconsistent lengths in option ${optionName(this.option)}`);
+    if (bytes > this.left)
+      throw new InvalidOption(`Inconsistent lengths in option ${optionName(this.option)}`);
     this.left -= bytes;
     await this.#io.skip(bytes);
   }

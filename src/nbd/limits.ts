@@ -31,7 +31,7 @@ export const DIRECT_RECEIVE_MIN = 16 * 1024;
 export const MAX_REPLY_SEGMENTS = 1024;
 
 /** Most extents in one BLOCK_STATUS reply per context: a reply of 1 MiB with compact headers. */
-export const MAX_EXTENTS = 1024 * 1024 / 8;
+export const MAX_EXTENTS = (1024 * 1024) / 8;
 
 /** Freed request buffers kept for reuse, over all connections of a server. */
 export const POOL_MAX_FREE_BYTES = 64 * 1024 * 1024;

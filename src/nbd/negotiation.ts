@@ -242,7 +242,11 @@ async function handleList(state: State): Promise<'next'> {
   const { io, host } = state;
   for (const exp of host.listExports()) {
     const name = Buffer.from(exp.name);
-    const payload = Layouts.serverReply.encode({ nameLength: name.length }, name, Buffer.from(exp.description));
+    const payload = Layouts.serverReply.encode(
+      { nameLength: name.length },
+      name,
+      Buffer.from(exp.description),
+    );
     await io.reply(Option.LIST, Reply.SERVER, payload);
   }
   await io.reply(Option.LIST, Reply.ACK);
@@ -269,7 +273,12 @@ async function handleInfo(state: State, payload: OptionPayload): Promise<Outcome
   return option === Option.GO ? { enter: exp } : 'next';
 }
 
-async function sendInfos(state: State, option: number, exp: NbdExport, wanted: ReadonlySet<number>): Promise<void> {
+async function sendInfos(
+  state: State,
+  option: number,
+  exp: NbdExport,
+  wanted: ReadonlySet<number>,
+): Promise<void> {
   const { io } = state;
   const info = (payload: Buffer) => io.reply(option, Reply.INFO, payload);
   if (wanted.has(Info.NAME)) await info(Layouts.infoText.encode({ info: Info.NAME }, Buffer.from(exp.name)));
@@ -301,7 +310,8 @@ async function handleStructuredReply(state: State): Promise<'next'> {
   if (state.extended) {
     return refuse(state, option, Reply.ERR_EXT_HEADER_REQD, 'extended headers already negotiated');
   }
-  if (state.structured) return refuse(state, option, Reply.ERR_INVALID, 'structured reply already negotiated');
+  if (state.structured)
+    return refuse(state, option, Reply.ERR_INVALID, 'structured reply already negotiated');
   state.structured = true;
   await state.io.reply(option, Reply.ACK);
   return 'next';

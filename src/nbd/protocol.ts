@@ -179,7 +179,12 @@ function layout<const F extends Fields>(fields: F): Layout<F> {
   }
   const write = (buf: Buffer, values: LayoutValues<F>, start = 0): void => {
     for (const name of names) {
-      writeField(buf, fields[name] as FieldType, start + (at[name] as number), values[name] as number | bigint);
+      writeField(
+        buf,
+        fields[name] as FieldType,
+        start + (at[name] as number),
+        values[name] as number | bigint,
+      );
     }
   };
   return Object.freeze({
@@ -187,7 +192,8 @@ function layout<const F extends Fields>(fields: F): Layout<F> {
     at: at as Layout<F>['at'],
     read: (buf: Buffer, start = 0) => {
       const values: Record<string, number | bigint> = {};
-      for (const name of names) values[name] = readField(buf, fields[name] as FieldType, start + (at[name] as number));
+      for (const name of names)
+        values[name] = readField(buf, fields[name] as FieldType, start + (at[name] as number));
       return values as LayoutValues<F>;
     },
     write,
@@ -218,10 +224,24 @@ export const Layouts = {
 
   // Transmission.
   request: layout({ magic: 'u32', flags: 'u16', type: 'u16', cookie: 'u64', offset: 'u64', length: 'u32' }),
-  extendedRequest: layout({ magic: 'u32', flags: 'u16', type: 'u16', cookie: 'u64', offset: 'u64', length: 'u64' }),
+  extendedRequest: layout({
+    magic: 'u32',
+    flags: 'u16',
+    type: 'u16',
+    cookie: 'u64',
+    offset: 'u64',
+    length: 'u64',
+  }),
   simpleReply: layout({ magic: 'u32', error: 'u32', cookie: 'u64' }),
   structuredReply: layout({ magic: 'u32', flags: 'u16', type: 'u16', cookie: 'u64', length: 'u32' }),
-  extendedReply: layout({ magic: 'u32', flags: 'u16', type: 'u16', cookie: 'u64', offset: 'u64', length: 'u64' }),
+  extendedReply: layout({
+    magic: 'u32',
+    flags: 'u16',
+    type: 'u16',
+    cookie: 'u64',
+    offset: 'u64',
+    length: 'u64',
+  }),
 
   // Chunk payloads.
   chunkOffsetData: layout({ offset: 'u64' }),

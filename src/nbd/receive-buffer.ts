@@ -6,8 +6,8 @@
  * early is not lost.
  */
 
-import { allocateIoMemory, type IoMemory } from '../aio/memory.ts';
 import type { ByteStream } from '../aio/engine.ts';
+import { allocateIoMemory, type IoMemory } from '../aio/memory.ts';
 import { assert } from '../errors/error.ts';
 import { RECEIVE_BUFFER_MAX, RECEIVE_BUFFER_MIN } from './limits.ts';
 

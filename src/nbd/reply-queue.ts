@@ -199,7 +199,13 @@ export class ReplyQueue {
 
   /** A read of nothing, or of what turned out to be one hole. */
   hole(to: ReplyTo, offset: number, length: number, done: boolean): void {
-    const at = this.chunk(to, Chunk.OFFSET_HOLE, done, Layouts.chunkOffsetHole.bytes, Layouts.chunkOffsetHole.bytes);
+    const at = this.chunk(
+      to,
+      Chunk.OFFSET_HOLE,
+      done,
+      Layouts.chunkOffsetHole.bytes,
+      Layouts.chunkOffsetHole.bytes,
+    );
     Layouts.chunkOffsetHole.write(this.#current.area.buf, { offset: BigInt(offset), length }, at);
   }
 

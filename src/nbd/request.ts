@@ -2,8 +2,8 @@
  * One request of a client: its record, how it is read off the wire, and whether it may be carried out.
  */
 
-import { RequestError } from './errors.ts';
 import type { RequestBuffer } from './buffers.ts';
+import { RequestError } from './errors.ts';
 import type { NbdExport } from './export.ts';
 import { MAX_PAYLOAD } from './limits.ts';
 import { Command, CommandFlag, NbdError, nameIn } from './protocol.ts';

@@ -10,15 +10,29 @@
  * and while the export is drained, the connection stops parsing and reading: that is the whole of the backpressure.
  */
 
-import type { ByteStream } from '../aio/engine.ts';
 import { plug, unplug } from '../aio/defer.ts';
+import type { ByteStream } from '../aio/engine.ts';
 import { Req } from '../block/driver.ts';
 import { type BufferPool, HEADROOM_BYTES, setPayload } from './buffers.ts';
-import { blockStatusPayload, findPieces, flush, prefetch, readPieces, trim, writeZeroes } from './commands.ts';
-import { type MetaContext } from './contexts.ts';
+import {
+  blockStatusPayload,
+  findPieces,
+  flush,
+  prefetch,
+  readPieces,
+  trim,
+  writeZeroes,
+} from './commands.ts';
+import type { MetaContext } from './contexts.ts';
 import { RequestError, requestError } from './errors.ts';
 import type { ExportClient, NbdExport } from './export.ts';
-import { DIRECT_RECEIVE_MIN, MAX_EXTENTS, MAX_IN_FLIGHT_BYTES, MAX_PAYLOAD, REQUEST_OVERHEAD } from './limits.ts';
+import {
+  DIRECT_RECEIVE_MIN,
+  MAX_EXTENTS,
+  MAX_IN_FLIGHT_BYTES,
+  MAX_PAYLOAD,
+  REQUEST_OVERHEAD,
+} from './limits.ts';
 import type { NegotiatedClient } from './negotiation.ts';
 import {
   Chunk,
@@ -225,7 +239,9 @@ export class Transmission implements ExportClient, ReplyQueueOwner {
     const magic = view.getUint32(at);
     const type = view.getUint16(at + 6);
     const flags = view.getUint16(at + 4);
-    const length = extended ? join64(view.getUint32(at + 24), view.getUint32(at + 28)) : view.getUint32(at + 24);
+    const length = extended
+      ? join64(view.getUint32(at + 24), view.getUint32(at + 28))
+      : view.getUint32(at + 24);
     const hasPayload = extended ? (flags & CommandFlag.payloadLength) !== 0 : type === Command.WRITE;
     const charge = this.#chargeOf(type, length);
     if (this.#inFlight > 0 && this.#inFlightBytes + charge > MAX_IN_FLIGHT_BYTES) return 'wait';
@@ -288,7 +304,8 @@ export class Transmission implements ExportClient, ReplyQueueOwner {
   /** Checks a request and starts it, or refuses it and passes over its payload. */
   #accept(slot: Slot, hasPayload: boolean): Next | null {
     const { type, length } = slot;
-    if (this.#extended && hasPayload !== (type === Command.WRITE)) return this.#acceptOddPayload(slot, hasPayload);
+    if (this.#extended && hasPayload !== (type === Command.WRITE))
+      return this.#acceptOddPayload(slot, hasPayload);
     const fault = findFault(slot, this.#exp, this.#structured, this.#extended);
     if (fault !== null) {
       this.#refuse(slot, fault);
@@ -387,7 +404,9 @@ export class Transmission implements ExportClient, ReplyQueueOwner {
   #startRead(slot: Slot): void {
     const { offset, length, flags } = slot;
     const plain =
-      !this.#structured || (flags & CommandFlag.df) !== 0 || this.#exp.dataMap.covers(offset, offset + length);
+      !this.#structured ||
+      (flags & CommandFlag.df) !== 0 ||
+      this.#exp.dataMap.covers(offset, offset + length);
     if (!plain || length === 0 || (flags & CommandFlag.fua) !== 0) {
       void this.#runCommand(slot);
       return;
@@ -527,7 +546,8 @@ export class Transmission implements ExportClient, ReplyQueueOwner {
     const { length, filter, charge } = slot;
     slot.filter = null;
     if (length === 0) throw new RequestError(NbdError.EINVAL, 'need non-zero length');
-    const contexts = filter === null ? this.#contexts : this.#contexts.filter(({ id }) => filter.includes(id));
+    const contexts =
+      filter === null ? this.#contexts : this.#contexts.filter(({ id }) => filter.includes(id));
     if (contexts.length === 0) throw new RequestError(NbdError.EINVAL, 'CMD_BLOCK_STATUS not negotiated');
     const payloads = [];
     for (const context of contexts) {

@@ -60,7 +60,8 @@ export function createIothread(options: IothreadOptions): { iothread: Iothread; 
   checkPool(iothread);
 
   const accessor = (name: Parameter): QomAccessor => ({
-    get: () => iothread[name],
+    // A number this large has been rounded up; the value meant is the largest there is.
+    get: () => (iothread[name] >= 2 ** 63 ? BigInt(INT64_MAX) : iothread[name]),
     set: (input) => {
       const value = checkRange(name, expectInteger(name, input));
       checkPool({ ...iothread, [name]: value });

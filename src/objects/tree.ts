@@ -202,6 +202,13 @@ export class ObjectTree {
     target.children.set(id, { kind: 'object', path: `${path}/${id}`, object });
   }
 
+  /** Shows another object in the place of one that was published. */
+  replace(container: string, id: string, object: QomObject): void {
+    const parent = this.#root.children.get(container) as Container;
+    assert(parent.children.has(id), `replace of ${container}/${id}, which does not exist`);
+    parent.children.set(id, { kind: 'object', path: `${parent.path}/${id}`, object });
+  }
+
   /** Takes an object out of the tree again. */
   withdraw(container: string, id: string): void {
     const parent = this.#root.children.get(container);

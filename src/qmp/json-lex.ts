@@ -150,6 +150,8 @@ export class JsonLexer {
     while (this.#position < input.length) {
       if (this.#textLength - this.tokenStart(this.#count) > this.#limitBytes) {
         this.#textLength = this.tokenStart(this.#count);
+        this.#state = State.start; // what follows is read as if the token had ended
+        this.#complex = false;
         return Lexed.tooLong;
       }
       if (this.#state === State.doubleQuote || this.#state === State.singleQuote) this.#skipPlain();
@@ -247,11 +249,13 @@ export class JsonLexer {
         if (byte === 0x30) return this.#take(byte, State.zero);
         return isDigit(byte) ? this.#take(byte, State.digits) : this.#fail(byte);
       case State.zero:
+        // The original takes no exponent after a bare 0: it reads "0e5" as 0 and the keyword e.
+        if (byte === 0x2e) return this.#take(byte, State.point);
+        return isDigit(byte) ? this.#fail(byte) : this.#finish(Token.integer);
       case State.digits:
         if (byte === 0x2e) return this.#take(byte, State.point);
         if (isExponent(byte)) return this.#take(byte, State.exponent);
-        if (!isDigit(byte)) return this.#finish(Token.integer);
-        return this.#state === State.zero ? this.#fail(byte) : this.#take(byte, State.digits);
+        return isDigit(byte) ? this.#take(byte, State.digits) : this.#finish(Token.integer);
       case State.point:
         return isDigit(byte) ? this.#take(byte, State.fraction) : this.#fail(byte);
       case State.fraction:
@@ -328,7 +332,9 @@ export class JsonLexer {
   #reserveText(bytes: number): void {
     const needed = this.#textLength + bytes;
     if (needed <= this.#text.length) return;
-    const grown = Buffer.allocUnsafeSlow(Math.max(needed, 2 * this.#text.length));
+    // Doubles, but does not go far beyond the limit.
+    const doubled = Math.min(2 * this.#text.length, this.#limitBytes + 64 * INITIAL_TEXT);
+    const grown = Buffer.allocUnsafeSlow(Math.max(needed, doubled));
     this.#text.copy(grown, 0, 0, this.#textLength);
     this.#text = grown;
   }

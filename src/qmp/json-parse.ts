@@ -14,7 +14,7 @@ import { decodeForMessage, decodeModifiedUtf8, isCharacter } from './utf8.ts';
 
 /** Limits of one message, those of the original. */
 export const JSON_LIMITS = {
-  /** Text of all tokens. */
+  /** Text of all tokens; so much is refused. */
   bytes: 64 * 1024 * 1024,
   tokens: 2 * 1024 * 1024,
   nesting: 1024,
@@ -87,7 +87,7 @@ export class JsonReader {
         this.#structural -= 1;
     }
     this.#structural += 1;
-    if (this.#lexer.textLength + this.#structural > JSON_LIMITS.bytes) {
+    if (this.#lexer.textLength + this.#structural >= JSON_LIMITS.bytes) {
       return this.#drop('JSON token size limit exceeded');
     }
     if (count > JSON_LIMITS.tokens) return this.#drop('JSON token count limit exceeded');

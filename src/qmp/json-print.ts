@@ -27,8 +27,59 @@ function escapeUnit(unit: string): string {
 
 function printString(text: string): string {
   if (!NEEDS_ESCAPE.test(text)) return `"${text}"`;
+  if (text.length > PIECE) return `"${escapeLong(text)}"`;
   // A lone surrogate cannot come from a parsed message, but from a command's result: it is no character.
   return `"${text.replace(/\p{Surrogate}/gu, '\ufffd').replace(ESCAPED, escapeUnit)}"`;
+}
+
+/** Characters of a string that are escaped at once; an escape has six at most. */
+const PIECE = 16 * 1024;
+
+/**
+ * Escapes a long string. A client may have an id of 64 MiB echoed that is all escapes: a regular expression takes
+ * gigabytes and half a minute for that.
+ */
+function escapeLong(text: string): string {
+  const out = Buffer.allocUnsafe(6 * PIECE);
+  const pieces: string[] = [];
+  for (let start = 0; start < text.length; start += PIECE) {
+    const end = Math.min(text.length, start + PIECE);
+    let length = 0;
+    for (let i = start; i < end; i++) {
+      const unit = text.charCodeAt(i);
+      if (unit >= 0x20 && unit < 0x7f && unit !== 0x22 && unit !== 0x5c) {
+        out[length] = unit;
+        length += 1;
+      } else {
+        length = writeEscape(out, length, isLoneSurrogate(text, i) ? 0xfffd : unit);
+      }
+    }
+    pieces.push(out.toString('latin1', 0, length));
+  }
+  return pieces.join('');
+}
+
+const HEX_DIGITS = Buffer.from('0123456789ABCDEF', 'latin1');
+
+/** Writes the escape of a UTF-16 unit; returns where it ends. */
+function writeEscape(out: Buffer, at: number, unit: number): number {
+  out[at] = 0x5c;
+  const short = unit < 0x80 ? SHORT_ESCAPES[String.fromCharCode(unit)] : undefined;
+  if (short !== undefined) {
+    out[at + 1] = short.charCodeAt(1);
+    return at + 2;
+  }
+  out[at + 1] = 0x75;
+  for (let digit = 0; digit < 4; digit++)
+    out[at + 2 + digit] = HEX_DIGITS[(unit >> (12 - 4 * digit)) & 15] ?? 0;
+  return at + 6;
+}
+
+function isLoneSurrogate(text: string, at: number): boolean {
+  const unit = text.charCodeAt(at);
+  if (unit < 0xd800 || unit > 0xdfff) return false;
+  const other = text.charCodeAt(unit < 0xdc00 ? at + 1 : at - 1);
+  return unit < 0xdc00 ? !(other >= 0xdc00 && other <= 0xdfff) : !(other >= 0xd800 && other < 0xdc00);
 }
 
 /** A number in C's "%.17g" form, which is how the original writes floating point. */
@@ -45,9 +96,7 @@ export function printDouble(value: number): string {
 }
 
 function printNumber(value: number): string {
-  return Number.isInteger(value) && Math.abs(value) < 2 ** 64 && !Object.is(value, -0)
-    ? BigInt(value).toString()
-    : printDouble(value);
+  return Number.isInteger(value) && Math.abs(value) < 2 ** 64 ? BigInt(value).toString() : printDouble(value);
 }
 
 /** JSON text on one line, without an end of line. Members that are undefined are left out. */

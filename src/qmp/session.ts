@@ -5,10 +5,9 @@
  * WebSockets and character devices share it.
  *
  * Flow control, so that no client can make the daemon grow:
- * - One command runs at a time. Without the oob capability the next is not read until it has been answered; with it
- *   up to QUEUE_MAX are read ahead, so that out-of-band commands are seen (none exists yet: each is refused).
- * - While the transport is congested (`send` returned false, `drained` not called yet) no command is started, and
- *   `pause` has been called.
+ * - One command runs at a time. Meanwhile one more is read, and with the oob capability up to QUEUE_MAX, so that
+ *   out-of-band commands are seen (none exists yet: each is refused). Then `pause` is called.
+ * - While the transport is congested (`send` returned false, `drained` not called yet) no command is started or read.
  * - Events go out all the same, up to EVENT_BACKLOG_MAX of text; a client that lets more pile up is cut off, since a
  *   stream of events with a hole in it would mislead it.
  */
@@ -36,8 +35,9 @@ export interface SessionOptions {
   readonly reportBug?: (error: unknown) => void;
 }
 
-/** In-band commands that wait, with the oob capability. */
+/** In-band commands that wait while one runs, with the oob capability and without. */
 const QUEUE_MAX = 8;
+const QUEUE_MAX_WITHOUT_OOB = 1;
 /** Characters of events that may wait for a client that does not read. */
 const EVENT_BACKLOG_MAX = 4 * 1024 * 1024;
 /** Bytes that a transport may deliver after `pause`. */
@@ -47,7 +47,6 @@ interface Request {
   readonly name: string;
   readonly args: JsonObject | undefined;
   readonly id: JsonValue | undefined;
-  readonly outOfBand: boolean;
 }
 
 type Queued = Request | { readonly error: BlockError; readonly id: JsonValue | undefined };
@@ -55,7 +54,7 @@ type Queued = Request | { readonly error: BlockError; readonly id: JsonValue | u
 export class QmpSession {
   readonly #options: SessionOptions;
   readonly #reader = new JsonReader();
-  /** Input that came while the reader still had some. */
+  /** Input that came while the reader still had some, and its size. */
   readonly #input: Uint8Array[] = [];
   #inputBytes = 0;
   readonly #queue: Queued[] = [];
@@ -67,6 +66,7 @@ export class QmpSession {
   #congested = false;
   #eventBacklog = 0;
   #afterReply: (() => void) | null = null;
+  #whenAnswered: (() => void) | null = null;
 
   constructor(options: SessionOptions) {
     this.#options = options;
@@ -105,9 +105,16 @@ export class QmpSession {
     this.#pump();
   }
 
+  /** The client sends no more. `whenAnswered` is called once what it has sent is answered. */
+  endOfInput(whenAnswered: () => void): void {
+    this.#whenAnswered = whenAnswered;
+    this.#pump();
+  }
+
   /** The connection has gone. A command that runs goes on; its result is dropped. */
   disconnected(): void {
     this.#state = 'closed';
+    this.#inputBytes = 0;
     this.#input.length = 0;
     this.#queue.length = 0;
   }
@@ -157,7 +164,13 @@ export class QmpSession {
     } finally {
       this.#pumping = false;
     }
-    this.#setPaused(this.#state === 'finished' || this.#inputBytes > 0);
+    const unreadBytes = this.#inputBytes + this.#reader.unread;
+    this.#setPaused(this.#state === 'finished' || unreadBytes > 0);
+    const pending = this.#busy || this.#congested || this.#queue.length > 0 || unreadBytes > 0;
+    if (this.#whenAnswered === null || pending) return;
+    const whenAnswered = this.#whenAnswered;
+    this.#whenAnswered = null;
+    whenAnswered();
   }
 
   /** Whether there may be more to do. */
@@ -170,23 +183,26 @@ export class QmpSession {
         return true;
       }
     }
-    if (this.#busy && (!this.#oob || this.#queue.length >= QUEUE_MAX)) return false;
+    if (this.#queue.length >= (this.#oob ? QUEUE_MAX : QUEUE_MAX_WITHOUT_OOB)) return false;
     const item = this.#reader.next();
     if (item === null) return this.#nextInput();
     const queued = this.#toRequest(item);
-    if ('outOfBand' in queued && queued.outOfBand) this.#refuseOutOfBand(queued);
+    if (this.#isOutOfBand(item)) this.#answerOutOfBand(queued);
     else if (this.#busy) this.#queue.push(queued);
     else this.#run(queued);
     return true;
   }
 
+  /** Messages that overtake what is queued, were they even wrong. */
+  #isOutOfBand(item: JsonItem): boolean {
+    if (!this.#oob || 'error' in item || !isJsonObject(item.value)) return false;
+    return 'exec-oob' in item.value && !('execute' in item.value);
+  }
+
   #nextInput(): boolean {
     const next = this.#input.shift();
-    if (next === undefined) {
-      this.#inputBytes = 0;
-      return false;
-    }
-    this.#inputBytes = this.#input.reduce((sum, piece) => sum + piece.length, next.length);
+    if (next === undefined) return false;
+    this.#inputBytes -= next.length;
     this.#reader.push(next);
     return true;
   }
@@ -230,14 +246,15 @@ export class QmpSession {
       }
     }
     if (name === undefined) throw new BlockError("QMP input lacks member 'execute'");
-    return { name, args, outOfBand: 'exec-oob' in message };
+    return { name, args };
   }
 
-  #refuseOutOfBand(request: Request): void {
-    const text = this.#options.dispatcher.has(request.name)
-      ? new BlockError(`The command ${request.name} does not support OOB`)
-      : commandNotFound(`The command ${request.name} has not been found`);
-    this.#replyError(text, request.id);
+  /** No command may run out of band yet. */
+  #answerOutOfBand(queued: Queued): void {
+    if ('error' in queued) this.#replyError(queued.error, queued.id);
+    else if (this.#options.dispatcher.has(queued.name)) {
+      this.#replyError(new BlockError(`The command ${queued.name} does not support OOB`), queued.id);
+    } else this.#replyError(commandNotFound(`The command ${queued.name} has not been found`), queued.id);
   }
 
   #run(queued: Queued): void {

@@ -10,13 +10,13 @@ import {
   Chunk,
   ChunkFlag,
   Command,
+  EXPORT_NAME_ZEROES,
   EXTENDED_REPLY_MAGIC,
   EXTENDED_REQUEST_MAGIC,
-  EXPORT_NAME_ZEROES,
   Info,
   Layouts,
-  nameIn,
   NbdError,
+  nameIn,
   OPTION_MAGIC,
   OPTION_REPLY_MAGIC,
   Option,
@@ -156,7 +156,12 @@ export class RawClient {
   }
 
   /** Sends an option; `length` overrides the true payload length, `magic` the option magic. */
-  option(option: number, payload: Buffer = Buffer.alloc(0), length = payload.length, magic = OPTION_MAGIC): this {
+  option(
+    option: number,
+    payload: Buffer = Buffer.alloc(0),
+    length = payload.length,
+    magic = OPTION_MAGIC,
+  ): this {
     return this.send(Layouts.option.encode({ magic, option, length }, payload));
   }
 
@@ -172,7 +177,8 @@ export class RawClient {
       const nameLength = payload.readUInt32BE(0);
       return `${name} "${payload.subarray(4, 4 + nameLength)}" "${payload.subarray(4 + nameLength)}"`;
     }
-    if (head.reply === Reply.META_CONTEXT) return `${name} ${payload.readUInt32BE(0)} "${payload.subarray(4)}"`;
+    if (head.reply === Reply.META_CONTEXT)
+      return `${name} ${payload.readUInt32BE(0)} "${payload.subarray(4)}"`;
     return payload.length > 0 ? `${name} ${payload.toString('hex')}` : name;
   }
 
@@ -199,11 +205,15 @@ export class RawClient {
   }
 
   /** Greeting, the given options, then GO; throws when GO fails. */
-  async enter(name: string, setup: { structured?: boolean; extended?: boolean; contexts?: string[] } = {}): Promise<void> {
+  async enter(
+    name: string,
+    setup: { structured?: boolean; extended?: boolean; contexts?: string[] } = {},
+  ): Promise<void> {
     await this.greet();
     if (setup.structured === true) await this.ask(Option.STRUCTURED_REPLY);
     if (setup.extended === true) await this.ask(Option.EXTENDED_HEADERS);
-    if (setup.contexts !== undefined) await this.ask(Option.SET_META_CONTEXT, metaPayload(name, setup.contexts));
+    if (setup.contexts !== undefined)
+      await this.ask(Option.SET_META_CONTEXT, metaPayload(name, setup.contexts));
     const replies = await this.ask(Option.GO, infoPayload(name));
     if (!replies.at(-1)?.includes('ACK')) throw new Error(`GO failed: ${replies.join('; ')}`);
   }
@@ -337,7 +347,8 @@ function describeChunk(type: number, payload: Buffer): string {
       return `${name} @${payload.readBigUInt64BE(0)} ${payload.readUInt32BE(8)}`;
     case Chunk.BLOCK_STATUS: {
       const extents: string[] = [];
-      for (let at = 4; at < payload.length; at += 8) extents.push(`${payload.readUInt32BE(at)}:${payload.readUInt32BE(at + 4)}`);
+      for (let at = 4; at < payload.length; at += 8)
+        extents.push(`${payload.readUInt32BE(at)}:${payload.readUInt32BE(at + 4)}`);
       return `${name} ctx=${payload.readUInt32BE(0)} ${extents.join(' ')}`;
     }
     case Chunk.BLOCK_STATUS_EXT: {

@@ -1,0 +1,145 @@
+/**
+ * Executes the options of the command line, in the order in which they are given, by the same handlers that QMP
+ * commands have.
+ */
+
+import type {
+  NbdServerStartArguments,
+  SocketAddress,
+  SocketAddressLegacy,
+} from '../schema/generated/types.ts';
+import { BlockError } from '../src/errors/error.ts';
+import { parseKeyval } from '../src/qmp/keyval.ts';
+import { type CommandLineTypes, HELP_REQUESTED, parseOption } from '../src/qmp/validate.ts';
+import { CHARDEV_OPTIONS, chardevBackend } from './chardev-option.ts';
+import type { Daemon } from './daemon.ts';
+import { chardevKinds, objectHelp } from './help.ts';
+import { attachMonitor } from './monitor.ts';
+import type { CommandLineItem, OptionName } from './options.ts';
+import { describeOptions, parseOptions } from './qemu-opts.ts';
+import { parseQmpOption } from './qmp-address.ts';
+import { startQmpListener } from './qmp-listener.ts';
+import { type Reporter, writeAll } from './reporter.ts';
+
+/** An option whose work is to print something: the process ends with this status. */
+export class EarlyExit {
+  readonly status: number;
+
+  constructor(status: number) {
+    this.status = status;
+  }
+}
+
+interface Execution {
+  readonly daemon: Daemon;
+  readonly reporter: Reporter;
+}
+
+/** Reads an option's argument; asking for help is an error where there is none. */
+function parse<T extends keyof CommandLineTypes>(
+  type: T,
+  value: string,
+  impliedKey: string | null,
+): CommandLineTypes[T] {
+  const options = parseOption(type, value, impliedKey);
+  if (options === HELP_REQUESTED) throw new BlockError('Help is not available for this option');
+  return options;
+}
+
+/** The form of an address that nbd-server-start takes. */
+function nestAddress({ type, ...data }: SocketAddress): SocketAddressLegacy {
+  return { type, data } as SocketAddressLegacy;
+}
+
+async function addObject(value: string, { daemon }: Execution): Promise<void> {
+  if (!value.startsWith('{')) {
+    const { options, help } = parseKeyval(value, 'qom-type');
+    if (help) {
+      const typeName = options['qom-type'];
+      writeAll(1, objectHelp(typeof typeName === 'string' ? typeName : undefined));
+      throw new EarlyExit(0);
+    }
+  }
+  await daemon.run('object-add', parse('ObjectOptions', value, 'qom-type'));
+}
+
+async function addChardev(value: string, { daemon, reporter }: Execution): Promise<void> {
+  const { chardevs } = daemon.context;
+  const { id, values, help } = parseOptions(value, CHARDEV_OPTIONS, 'backend', (text) =>
+    reporter.message(text),
+  );
+  const kind = values.get('backend');
+  if (value.split(',').some((part, index) => index === 0 && (part === 'help' || part === '?'))) {
+    writeAll(1, chardevKinds());
+    throw new EarlyExit(0);
+  }
+  if (help) {
+    writeAll(1, describeOptions('chardev', CHARDEV_OPTIONS));
+    throw new EarlyExit(1);
+  }
+  if (id === null) throw new BlockError('chardev: no id specified');
+  if (typeof kind !== 'string') throw new BlockError(`chardev: "${id}" missing backend`);
+  const backend = chardevBackend(kind, values);
+  if (chardevs.has(id)) {
+    throw new BlockError(`attempt to add duplicate property '${id}' to object (type 'container')`);
+  }
+  const { pty } = await chardevs.add(id, backend, { allowInheritedFd: true });
+  if (pty !== undefined) writeAll(1, `char device redirected to ${pty} (label ${id})\n`);
+}
+
+function addMonitor(value: string, { daemon }: Execution): void {
+  const { chardev: id, mode = 'control', pretty = false } = parse('MonitorOptions', value, 'chardev');
+  const device = daemon.context.chardevs.find(id);
+  if (device === null) throw new BlockError(`chardev "${id}" not found`);
+  if (mode !== 'control') throw new BlockError('Only QMP is supported');
+  attachMonitor(device, daemon.host, pretty);
+}
+
+async function startNbdServer(value: string, { daemon }: Execution): Promise<void> {
+  const { addr, ...options } = parse('NbdServerOptions', value, null);
+  const args: NbdServerStartArguments = { addr: nestAddress(addr), ...options };
+  await daemon.run('nbd-server-start', args);
+}
+
+async function addQmpListener(value: string, { daemon }: Execution): Promise<void> {
+  daemon.listeners.push(await startQmpListener(parseQmpOption(value), daemon.host));
+}
+
+/** There are no trace events, so that every pattern names one that does not exist. */
+function trace(value: string, { reporter }: Execution): void {
+  const types = { enable: 'str', events: 'str', file: 'str' } as const;
+  const { values, help } = parseOptions(value, types, 'enable', (text) => reporter.message(text));
+  if (help) throw new EarlyExit(0);
+  const pattern = values.get('enable');
+  if (typeof pattern !== 'string' || /[*?]/.test(pattern)) return;
+  reporter.message(`warning: trace event '${pattern}' does not exist`);
+}
+
+type Executor = (value: string, execution: Execution) => void | Promise<void>;
+
+/** The options that are executed in order; the others concern the process as a whole (main.ts). */
+const EXECUTORS: { readonly [K in OptionName]?: Executor } = {
+  blockdev: (value, { daemon }) =>
+    daemon.run('blockdev-add', parse('BlockdevOptions', value, 'driver')).then(ignore),
+  chardev: addChardev,
+  export: (value, { daemon }) =>
+    daemon.run('block-export-add', parse('BlockExportOptions', value, 'type')).then(ignore),
+  monitor: addMonitor,
+  'nbd-server': startNbdServer,
+  object: addObject,
+  qmp: addQmpListener,
+  trace,
+};
+
+function ignore(): void {}
+
+/** Executes all options. Throws the error of the first that fails; `reporter.location` then names it. */
+export async function executeOptions(items: readonly CommandLineItem[], execution: Execution): Promise<void> {
+  for (const item of items) {
+    execution.reporter.location = item.text;
+    if (item.kind === 'operand') throw new BlockError('Unexpected argument');
+    await EXECUTORS[item.name]?.(item.value, execution);
+    if (execution.daemon.ending) break;
+  }
+  execution.reporter.location = null;
+}

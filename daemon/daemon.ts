@@ -1,0 +1,106 @@
+/**
+ * The daemon as an object: the composition root, where the floors are put together, and its end.
+ */
+
+import type { Commands } from '../schema/generated/types.ts';
+import { createEngine } from '../src/aio/create-engine.ts';
+import type { EngineKind } from '../src/aio/engine.ts';
+import { BlockLayer } from '../src/block/layer.ts';
+import { ChardevTable } from '../src/chardev/table.ts';
+import type { CommandContext } from '../src/commands/context.ts';
+import { commandTable } from '../src/commands/table.ts';
+import { ExportTable } from '../src/exports/table.ts';
+import { ObjectTree } from '../src/objects/tree.ts';
+import { createDispatcher } from '../src/qmp/dispatch.ts';
+import { EventHub } from '../src/qmp/events.ts';
+import type { QmpSession } from '../src/qmp/session.ts';
+import type { Logger } from './logger.ts';
+import type { PidFile } from './pid-file.ts';
+import type { QmpListener } from './qmp-listener.ts';
+import type { Reporter } from './reporter.ts';
+import { SessionHost } from './sessions.ts';
+
+export interface DaemonSettings {
+  readonly engine: EngineKind | 'auto';
+  readonly daemonized: boolean;
+  readonly logger: Logger;
+  readonly reporter: Reporter;
+}
+
+export class Daemon {
+  readonly context: CommandContext;
+  readonly host: SessionHost;
+  readonly listeners: QmpListener[] = [];
+  pidFile: PidFile | null = null;
+  readonly #logger: Logger;
+  readonly #events: EventHub;
+  readonly #localSession: QmpSession;
+  #ending: Promise<void> | null = null;
+  #onEnded: () => void = () => undefined;
+
+  constructor({ engine: engineKind, daemonized, logger, reporter }: DaemonSettings) {
+    this.#logger = logger;
+    this.#events = new EventHub();
+    const { engine, fallbackReason } = createEngine(engineKind);
+    if (fallbackReason !== undefined) {
+      logger.warn(
+        { reason: fallbackReason },
+        'io_uring cannot be used: I/O goes through threads, and is slower',
+      );
+    }
+    logger.info({ engine: engine.kind }, 'I/O engine');
+    const layer = new BlockLayer(engine, this.#events);
+    const objects = new ObjectTree();
+    this.context = {
+      layer,
+      objects,
+      chardevs: new ChardevTable(objects, { daemonized, warn: (message) => reporter.message(message) }),
+      exports: new ExportTable(layer, objects),
+      requestShutdown: () => void this.shutDown(),
+    };
+    this.host = new SessionHost(createDispatcher(this.context, commandTable), this.#events, (error) =>
+      logger.error({ err: error }, 'a command failed in an unexpected way'),
+    );
+    this.#localSession = this.host.createLocalSession();
+  }
+
+  /** Runs a QMP command on behalf of the command line. */
+  async run<K extends keyof Commands>(name: K, args: Commands[K]['args']): Promise<Commands[K]['ret']> {
+    return await commandTable[name](this.context, args, this.#localSession);
+  }
+
+  /** Whether the end has begun. */
+  get ending(): boolean {
+    return this.#ending !== null;
+  }
+
+  /** `action` is called when everything has been ended. */
+  onEnded(action: () => void): void {
+    this.#onEnded = action;
+  }
+
+  /** Ends everything in order: exports, nodes, monitors, files. Resolves when the process may exit. */
+  shutDown(): Promise<void> {
+    this.#ending ??= this.#end();
+    return this.#ending;
+  }
+
+  async #end(): Promise<void> {
+    const { exports, layer, chardevs } = this.context;
+    const attempt = async (what: string, action: () => unknown): Promise<void> => {
+      try {
+        await action();
+      } catch (error) {
+        this.#logger.error({ err: error }, `${what} failed`);
+      }
+    };
+    await attempt('closing the exports', () => exports.closeAll());
+    await attempt('closing the nodes', () => layer.closeAll());
+    await attempt('sending the last events', () => this.#events.flush());
+    for (const listener of this.listeners) await attempt('closing a QMP listener', () => listener.close());
+    await attempt('closing the character devices', () => chardevs.closeAll());
+    await attempt('removing the pid file', () => this.pidFile?.remove());
+    await attempt('closing the engine', () => layer.engine.close());
+    this.#onEnded();
+  }
+}

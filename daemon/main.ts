@@ -1,0 +1,114 @@
+/**
+ * The program: reads the command line, starts the daemon, executes the options, and ends it when told to.
+ *
+ * Exit status: 0 after a request to end (signal or `quit`) and after help; 1 when startup failed.
+ */
+
+import path from 'node:path';
+import { BlockError } from '../src/errors/error.ts';
+import { EarlyExit, executeOptions } from './command-line.ts';
+import { Daemon } from './daemon.ts';
+import { usage, versionText } from './help.ts';
+import { createLogger, isLogLevel, LOG_LEVELS, type LogLevel } from './logger.ts';
+import { type CommandLineItem, type OptionName, parseCommandLine, UsageError } from './options.ts';
+import { createReporter, type Reporter, writeAll } from './reporter.ts';
+
+/** Time for what has been written to sockets to be sent before the process ends all the same. */
+const LINGER_MS = 500;
+
+/** The value of the last use of an option; null when it is not given. */
+function lastValue(items: readonly CommandLineItem[], name: OptionName): string | null {
+  const item = items.findLast((candidate) => candidate.kind === 'option' && candidate.name === name);
+  return item?.kind === 'option' ? item.value : null;
+}
+
+function parseEngine(text: string): 'auto' | 'io_uring' | 'threads' {
+  if (text === 'auto' || text === 'io_uring' || text === 'threads') return text;
+  throw new BlockError(`Invalid engine '${text}', expected: auto, io_uring or threads`);
+}
+
+function parseLogLevel(text: string): LogLevel {
+  if (isLogLevel(text)) return text;
+  throw new BlockError(`Invalid log level '${text}', expected: ${LOG_LEVELS.join(', ')}`);
+}
+
+/** Ends the process when everything that is still to be sent has gone, or soon. */
+function exitSoon(status: number): void {
+  process.exitCode = status;
+  process.stdin.unref?.();
+  setTimeout(() => process.exit(status), LINGER_MS).unref();
+}
+
+function watchSignals(daemon: Daemon): void {
+  for (const signal of ['SIGINT', 'SIGTERM', 'SIGHUP'] as const) {
+    process.on(signal, () => void daemon.shutDown());
+  }
+}
+
+/** Executes everything the command line asks for. */
+async function startUp(items: readonly CommandLineItem[], daemon: Daemon, reporter: Reporter): Promise<void> {
+  const pidFileName = lastValue(items, 'pidfile');
+  const embeddedDir = lastValue(items, 'embedded');
+  await executeOptions(items, { daemon, reporter });
+  if (embeddedDir !== null) {
+    const { startEmbedded } = await import('./embedded.ts');
+    await startEmbedded(embeddedDir, daemon);
+  }
+  if (pidFileName !== null && !daemon.ending) {
+    const { createPidFile } = await import('./pid-file.ts');
+    daemon.pidFile = createPidFile(pidFileName);
+  }
+}
+
+async function runDaemon(items: readonly CommandLineItem[], reporter: Reporter): Promise<void> {
+  const daemonized = lastValue(items, 'daemonize') !== null;
+  const embedded = lastValue(items, 'embedded') !== null;
+  const level = lastValue(items, 'log-level') ?? process.env.QBLOCKD_LOG ?? (embedded ? 'info' : 'warn');
+  const daemon = new Daemon({
+    engine: parseEngine(lastValue(items, 'engine') ?? process.env.QBLOCKD_ENGINE ?? 'auto'),
+    daemonized,
+    logger: createLogger(parseLogLevel(level)),
+    reporter,
+  });
+  let status = 0;
+  watchSignals(daemon);
+  daemon.onEnded(() => exitSoon(status));
+  try {
+    await startUp(items, daemon, reporter);
+  } catch (error) {
+    if (daemon.ending) return; // ended while it started: what was interrupted is no failure
+    status = error instanceof EarlyExit ? error.status : 1;
+    if (!(error instanceof EarlyExit)) reporter.error(error);
+    await daemon.shutDown();
+    process.exit(status);
+  }
+  if (daemon.ending) return;
+  if (daemonized) (await import('./daemonize.ts')).becomeDaemon();
+  daemon.host.startServing();
+}
+
+/** Runs the program with the arguments of the process. */
+async function main(): Promise<void> {
+  const program = path.basename(process.argv[1] ?? 'qblockd');
+  const reporter = createReporter(program);
+  try {
+    const items = parseCommandLine(process.argv.slice(2));
+    const first = items.find(
+      (item) => item.kind === 'option' && (item.name === 'help' || item.name === 'version'),
+    );
+    if (first?.kind === 'option') {
+      writeAll(1, first.name === 'help' ? usage(program) : versionText(program));
+      return;
+    }
+    if (lastValue(items, 'daemonize') !== null) {
+      const { isDaemonChild, runInBackground } = await import('./daemonize.ts');
+      if (!isDaemonChild()) process.exit(await runInBackground());
+    }
+    await runDaemon(items, reporter);
+  } catch (error) {
+    reporter.error(error instanceof UsageError ? new BlockError(error.message) : error);
+    process.exit(1);
+  }
+}
+
+await main();

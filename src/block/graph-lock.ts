@@ -1,0 +1,71 @@
+/**
+ * The graph lock: who may look at edges, who may change them.
+ *
+ * Readers are I/O coroutines, writers are graph changes. Holding the lock is shown by a guard, a value that only
+ * this module hands out; functions that need the lock take the guard as a parameter and pass it down. A writer may
+ * read, so a write guard is a read guard too. A guard is never taken twice by one coroutine (see CoRwlock).
+ *
+ * The lock protects the edges. It does not stop I/O: that is drain.ts.
+ */
+
+import { CoRwlock } from '../coroutine/co-rwlock.ts';
+
+declare const held: unique symbol;
+
+/** Proof that the graph read lock is held. */
+export interface GraphReadGuard {
+  readonly [held]: 'read' | 'write';
+}
+
+/** Proof that the graph write lock is held. */
+export interface GraphWriteGuard extends GraphReadGuard {
+  readonly [held]: 'write';
+}
+
+// One immutable token per kind: a guard per request would be an allocation per request.
+const READ_GUARD = Object.freeze({ kind: 'read' }) as unknown as GraphReadGuard;
+const WRITE_GUARD = Object.freeze({ kind: 'write' }) as unknown as GraphWriteGuard;
+
+export class GraphLock {
+  readonly #lock = new CoRwlock();
+
+  /** Takes the read side without waiting; null when a writer holds the lock or waits for it. */
+  tryRead(): GraphReadGuard | null {
+    return this.#lock.tryReadLock() ? READ_GUARD : null;
+  }
+
+  async read(): Promise<GraphReadGuard> {
+    await this.#lock.readLock();
+    return READ_GUARD;
+  }
+
+  /** Ends a read section; the guard must not be used afterwards. */
+  readDone(_guard: GraphReadGuard): void {
+    this.#lock.readUnlock();
+  }
+
+  /** Runs `section` as a reader. */
+  async withRead<T>(section: (guard: GraphReadGuard) => Promise<T>): Promise<T> {
+    const guard = this.tryRead() ?? (await this.read());
+    try {
+      return await section(guard);
+    } finally {
+      this.readDone(guard);
+    }
+  }
+
+  /**
+   * Runs `change` as the only one who may look at edges. Synchronous: a graph change that waits for anything while
+   * it holds the lock would stall every request. Drain first, then change.
+   */
+  async withWrite<T>(change: (guard: GraphWriteGuard) => Sync<T>): Promise<T> {
+    await this.#lock.writeLock();
+    try {
+      return change(WRITE_GUARD);
+    } finally {
+      this.#lock.writeUnlock();
+    }
+  }
+}
+
+type Sync<T> = T extends PromiseLike<unknown> ? never : T;

@@ -1,0 +1,78 @@
+/**
+ * CoRwlock: many readers or one writer, fair (first come, first served).
+ *
+ * A waiting writer holds back readers that come after it. The read side without a writer in sight is a counter:
+ * no allocation, no await. Never take the read side twice in one coroutine: as soon as a writer waits, the second
+ * attempt waits for the writer and the writer for the first.
+ */
+
+import { assert } from '../errors/error.ts';
+
+interface Waiter {
+  readonly write: boolean;
+  readonly wake: () => void;
+}
+
+export class CoRwlock {
+  #readers = 0;
+  #writing = false;
+  #queue: Waiter[] = [];
+
+  get readers(): number {
+    return this.#readers;
+  }
+
+  get writing(): boolean {
+    return this.#writing;
+  }
+
+  /** Takes the read side if that needs no waiting. */
+  tryReadLock(): boolean {
+    if (this.#writing || this.#queue.length > 0) return false;
+    this.#readers++;
+    return true;
+  }
+
+  async readLock(): Promise<void> {
+    if (this.tryReadLock()) return;
+    // The waker has counted us in before it wakes us.
+    await new Promise<void>((wake) => this.#queue.push({ write: false, wake }));
+  }
+
+  readUnlock(): void {
+    assert(this.#readers > 0, 'read unlock without a reader');
+    this.#readers--;
+    if (this.#readers === 0 && this.#queue.length > 0) this.#admit();
+  }
+
+  async writeLock(): Promise<void> {
+    if (!this.#writing && this.#readers === 0 && this.#queue.length === 0) {
+      this.#writing = true;
+      return;
+    }
+    await new Promise<void>((wake) => this.#queue.push({ write: true, wake }));
+  }
+
+  writeUnlock(): void {
+    assert(this.#writing, 'write unlock without a writer');
+    this.#writing = false;
+    this.#admit();
+  }
+
+  /** Lets in whoever is next: one writer, or every reader up to the next writer. */
+  #admit(): void {
+    while (this.#queue.length > 0) {
+      const next = this.#queue[0]!;
+      if (next.write) {
+        if (this.#readers > 0) return;
+        this.#queue.shift();
+        this.#writing = true;
+        next.wake();
+        return;
+      }
+      this.#queue.shift();
+      this.#readers++;
+      next.wake();
+    }
+  }
+}
