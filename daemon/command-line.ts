@@ -3,11 +3,6 @@
  * commands have.
  */
 
-import type {
-  NbdServerStartArguments,
-  SocketAddress,
-  SocketAddressLegacy,
-} from '../schema/generated/types.ts';
 import { BlockError } from '../src/errors/error.ts';
 import { parseKeyval } from '../src/qmp/keyval.ts';
 import { type CommandLineTypes, HELP_REQUESTED, parseOption } from '../src/qmp/validate.ts';
@@ -44,11 +39,6 @@ function parse<T extends keyof CommandLineTypes>(
   const options = parseOption(type, value, impliedKey);
   if (options === HELP_REQUESTED) throw new BlockError('Help is not available for this option');
   return options;
-}
-
-/** The form of an address that nbd-server-start takes. */
-function nestAddress({ type, ...data }: SocketAddress): SocketAddressLegacy {
-  return { type, data } as SocketAddressLegacy;
 }
 
 async function addObject(value: string, { daemon }: Execution): Promise<void> {
@@ -96,9 +86,8 @@ function addMonitor(value: string, { daemon }: Execution): void {
 }
 
 async function startNbdServer(value: string, { daemon }: Execution): Promise<void> {
-  const { addr, ...options } = parse('NbdServerOptions', value, null);
-  const args: NbdServerStartArguments = { addr: nestAddress(addr), ...options };
-  await daemon.run('nbd-server-start', args);
+  const options = parse('NbdServerOptions', value, null);
+  await daemon.context.exports.startNbdServer(options, 'command-line');
 }
 
 async function addQmpListener(value: string, { daemon }: Execution): Promise<void> {

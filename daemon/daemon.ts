@@ -9,6 +9,7 @@ import { BlockLayer } from '../src/block/layer.ts';
 import { ChardevTable } from '../src/chardev/table.ts';
 import type { CommandContext } from '../src/commands/context.ts';
 import { commandTable } from '../src/commands/table.ts';
+import { blockDrivers } from '../src/drivers/table.ts';
 import { ExportTable } from '../src/exports/table.ts';
 import { ObjectTree } from '../src/objects/tree.ts';
 import { createDispatcher } from '../src/qmp/dispatch.ts';
@@ -49,13 +50,13 @@ export class Daemon {
       );
     }
     logger.info({ engine: engine.kind }, 'I/O engine');
-    const layer = new BlockLayer(engine, this.#events);
+    const layer = new BlockLayer({ engine, events: this.#events, drivers: blockDrivers });
     const objects = new ObjectTree();
     this.context = {
       layer,
       objects,
       chardevs: new ChardevTable(objects, { daemonized, warn: (message) => reporter.message(message) }),
-      exports: new ExportTable(layer, objects),
+      exports: new ExportTable(layer, objects, (message) => logger.info({}, message)),
       requestShutdown: () => void this.shutDown(),
     };
     this.host = new SessionHost(createDispatcher(this.context, commandTable), this.#events, (error) =>

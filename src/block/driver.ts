@@ -6,6 +6,7 @@
  * directly: callbacks.ts turns this contract into the callable forms.
  */
 
+import type { BlockStatsSpecific } from '../../schema/generated/types.ts';
 import type { GraphReadGuard } from './graph-lock.ts';
 import type { IoVector } from '../aio/memory.ts';
 import type { AioEngine, EngineKind } from '../aio/engine.ts';
@@ -129,7 +130,7 @@ export interface BlockDriver<S = unknown> {
   /** Write flags the driver honours itself; others are emulated by the I/O path. */
   readonly supportedWriteFlags: number;
   readonly supportedZeroFlags: number;
-  /** Runtime options that blockdev-add accepts beyond the common ones (for filename generation), in order. */
+  /** Options that change what the content is, for generated file names. */
   readonly strongOptions?: readonly string[];
 
   // Graph changes: called by the monitor side, the node is drained or new.
@@ -142,6 +143,8 @@ export interface BlockDriver<S = unknown> {
   setPermissions?(node: BlockNode<S>, wanted: PermissionPair): void;
   abortPermissions?(node: BlockNode<S>): void;
   refreshLimits?(node: BlockNode<S>, limits: BlockLimits): void;
+  /** Counters for query-blockstats' driver-specific member. */
+  statistics?(node: BlockNode<S>): BlockStatsSpecific;
   /** The plain filename, when the node's options are expressible as one. */
   exactFilename?(node: BlockNode<S>): string | null;
 

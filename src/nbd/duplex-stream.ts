@@ -18,7 +18,7 @@ export function duplexOf(stream: ByteStream, received: Buffer): Duplex {
 
   async function receive(duplex: Duplex): Promise<void> {
     const bytes = await stream.read({ mem: rx, start: 0, length: READ_BYTES });
-    if (bytes < 0) duplex.destroy();
+    if (bytes < 0 || stream.closed) duplex.destroy();
     else duplex.push(bytes === 0 ? null : Buffer.from(rx.buf.subarray(0, bytes)));
   }
 

@@ -39,7 +39,10 @@ export const POOL_MAX_FREE_BYTES = 64 * 1024 * 1024;
 /** How often unused buffers of the pool are given back, in milliseconds. */
 export const POOL_TRIM_INTERVAL_MS = 5000;
 
-/** Connections that wait for a free place above max-connections before new ones are refused: a listen backlog. */
+/** Connections the kernel queues until they are accepted: room for many clients that start at once. */
+export const LISTEN_BACKLOG = 1024;
+
+/** Connections that wait for a free place above max-connections; further ones are refused. */
 export const MAX_WAITING_CONNECTIONS = 128;
 
 /** Defaults of nbd-server-start. */

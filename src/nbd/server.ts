@@ -11,7 +11,7 @@ import type { AioEngine, ByteStream } from '../aio/engine.ts';
 import { type Listener, listenOn } from '../aio/sockets.ts';
 import { BufferPool } from './buffers.ts';
 import type { NbdExport } from './export.ts';
-import { MAX_WAITING_CONNECTIONS } from './limits.ts';
+import { LISTEN_BACKLOG, MAX_WAITING_CONNECTIONS } from './limits.ts';
 import { type NegotiatedClient, NegotiationError, type NegotiationHost, negotiate } from './negotiation.ts';
 import { ConnectionEnded, ReceiveBuffer } from './receive-buffer.ts';
 import type { TlsSettings } from './tls.ts';
@@ -61,7 +61,7 @@ export class NbdServer implements NegotiationHost {
     const { address, allowInheritedFd } = this.#settings;
     this.#listener = await listenOn(address, (socket) => this.#accept(socket), {
       pauseOnConnect: true,
-      backlog: MAX_WAITING_CONNECTIONS,
+      backlog: LISTEN_BACKLOG,
       allowInheritedFd,
     });
   }

@@ -36,24 +36,31 @@ function authorize(session: TLSSocket, settings: TlsSettings): void {
 export function startTls(stream: ByteStream, received: Buffer, settings: TlsSettings): Promise<ByteStream> {
   return new Promise((resolve, reject) => {
     const duplex = duplexOf(stream, received);
-    const fail = (reason: string): void => {
+    let shaking = true;
+    const fail = (error: Error): void => {
+      if (!shaking) return;
+      shaking = false;
       duplex.destroy();
-      reject(new NegotiationError(`TLS handshake failed: ${reason}`));
+      reject(error);
     };
-    duplex.on('error', (error) => fail(error.message));
-    duplex.on('close', () => fail('The TLS connection was non-properly terminated.'));
+    const failHandshake = (reason: string): void =>
+      fail(new NegotiationError(`TLS handshake failed: ${reason}`));
+    const cutOff = (): void => failHandshake('The TLS connection was non-properly terminated.');
+    duplex.on('error', (error) => failHandshake(error.message));
+    duplex.on('end', cutOff);
+    duplex.on('close', cutOff);
     // The documented way to speak TLS over any stream: a server that does not listen is handed the connection.
     const server = createServer({ ...tlsServerOptions(settings.credentials), handshakeTimeout: 2 ** 31 - 1 });
-    server.on('tlsClientError', (error) => fail(error.message));
+    server.on('tlsClientError', (error) => failHandshake(error.message));
     server.on('secureConnection', (session) => {
       session.on('error', () => session.destroy());
       try {
         authorize(session, settings);
+        shaking = false;
         resolve(streamOf(session));
       } catch (error) {
         session.destroy();
-        duplex.destroy();
-        reject(error);
+        fail(error instanceof Error ? error : new NegotiationError(String(error)));
       }
     });
     server.emit('connection', duplex);

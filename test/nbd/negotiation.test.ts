@@ -26,10 +26,18 @@ function disk(overrides: Parameters<typeof makeExport>[2] = {}, alignment = 1) {
 
 describe.each(['io_uring', 'threads'] as const)('on %s', (kind) => {
   test('lists and describes exports', async () => {
-    const server = await start([disk({ description: 'text' }), disk({ name: 'zwei', writable: false })], {}, kind);
+    const server = await start(
+      [disk({ description: 'text' }), disk({ name: 'zwei', writable: false })],
+      {},
+      kind,
+    );
     const client = await server.connect();
     await client.greet();
-    expect(await client.ask(Option.LIST)).toEqual(['LIST SERVER "disk" "text"', 'LIST SERVER "zwei" ""', 'LIST ACK']);
+    expect(await client.ask(Option.LIST)).toEqual([
+      'LIST SERVER "disk" "text"',
+      'LIST SERVER "zwei" ""',
+      'LIST ACK',
+    ]);
     expect(await client.ask(Option.INFO, infoPayload('zwei', [1]))).toEqual([
       'INFO INFO NAME "zwei"',
       'INFO INFO BLOCK_SIZE 1/4096/33554432',
@@ -46,7 +54,9 @@ describe.each(['io_uring', 'threads'] as const)('on %s', (kind) => {
     await client.greet();
     for (let i = 0; i < 1000; i++) client.option(100 + i, Buffer.alloc(i));
     for (let i = 0; i < 1000; i++) {
-      expect(await client.optionReply()).toBe(`${100 + i} ERR_UNSUP "Unsupported option ${100 + i} (<unknown>)"`);
+      expect(await client.optionReply()).toBe(
+        `${100 + i} ERR_UNSUP "Unsupported option ${100 + i} (<unknown>)"`,
+      );
     }
     client.close();
   });
@@ -107,7 +117,9 @@ test('an export removed during the handshake is not entered', async () => {
   const client = await server.connect();
   await client.greet();
   server.server.removeExport(exp);
-  expect(await client.ask(Option.GO, infoPayload('disk'))).toEqual([`GO ERR_UNKNOWN "export 'disk' not present"`]);
+  expect(await client.ask(Option.GO, infoPayload('disk'))).toEqual([
+    `GO ERR_UNKNOWN "export 'disk' not present"`,
+  ]);
   client.close();
 });
 
@@ -126,7 +138,13 @@ test('who does not get through the handshake in time is disconnected', async () 
 test('above max-connections clients wait for their greeting', async () => {
   const server = await start([disk()], { maxConnections: 2 });
   const clients = await Promise.all(Array.from({ length: 5 }, () => server.connect()));
-  const [first, second, third, fourth, fifth] = clients as [RawClient, RawClient, RawClient, RawClient, RawClient];
+  const [first, second, third, fourth, fifth] = clients as [
+    RawClient,
+    RawClient,
+    RawClient,
+    RawClient,
+    RawClient,
+  ];
   await first.greet();
   await second.greet();
   expect(await third.end(200)).toBe('silence');
@@ -209,5 +227,6 @@ test('garbage in the handshake harms nobody', async () => {
 });
 
 test('reply numbers are errors from bit 31 on', () => {
-  for (const [name, value] of Object.entries(Reply)) expect(value >= 0x80000000).toBe(name.startsWith('ERR_'));
+  for (const [name, value] of Object.entries(Reply))
+    expect(value >= 0x80000000).toBe(name.startsWith('ERR_'));
 });

@@ -9,7 +9,10 @@ test('a buffer is aligned, has room for a header, and is reused', () => {
   expect(buffer.capacity).toBe(8192);
   expect((buffer.mem.addr + HEADROOM_BYTES) % 4096).toBe(0);
   setPayload(buffer, 5000);
-  expect(buffer.vector).toEqual({ segments: [{ mem: buffer.mem, start: HEADROOM_BYTES, length: 5000 }], bytes: 5000 });
+  expect(buffer.vector).toEqual({
+    segments: [{ mem: buffer.mem, start: HEADROOM_BYTES, length: 5000 }],
+    bytes: 5000,
+  });
   pool.give(buffer);
   expect(pool.take(8192)).toBe(buffer);
   expect(pool.take(1)).not.toBe(buffer);

@@ -34,11 +34,25 @@ test('fields lie where the request path reads them', () => {
   expect(Layouts.request.at).toEqual({ magic: 0, flags: 4, type: 6, cookie: 8, offset: 16, length: 24 });
   expect(Layouts.extendedRequest.at).toEqual(Layouts.request.at);
   expect(Layouts.structuredReply.at).toEqual({ magic: 0, flags: 4, type: 6, cookie: 8, length: 16 });
-  expect(Layouts.extendedReply.at).toEqual({ magic: 0, flags: 4, type: 6, cookie: 8, offset: 16, length: 24 });
+  expect(Layouts.extendedReply.at).toEqual({
+    magic: 0,
+    flags: 4,
+    type: 6,
+    cookie: 8,
+    offset: 16,
+    length: 24,
+  });
 });
 
 test('what is written can be read', () => {
-  const values = { magic: 0x25609513, flags: 0xffff, type: 7, cookie: 2n ** 64n - 1n, offset: 1n << 63n, length: 0xffffffff };
+  const values = {
+    magic: 0x25609513,
+    flags: 0xffff,
+    type: 7,
+    cookie: 2n ** 64n - 1n,
+    offset: 1n << 63n,
+    length: 0xffffffff,
+  };
   const bytes = Layouts.request.encode(values, Buffer.from('rest'));
   expect(bytes.subarray(28).toString()).toBe('rest');
   expect(Layouts.request.read(bytes)).toEqual(values);

@@ -1,0 +1,41 @@
+/**
+ * File names of nodes, as queries show them: the plain name where one tells the whole story, otherwise `json:{...}`
+ * with the options that matter for the content.
+ */
+
+import type { BlockNode } from './node.ts';
+
+/** Options that change what a node's content is (or where it comes from), with the nested children's. */
+function strongOptions(node: BlockNode): Record<string, unknown> {
+  const options: Record<string, unknown> = {};
+  for (const name of node.driver.strongOptions ?? []) {
+    if (node.settings.options[name] !== undefined) options[name] = node.settings.options[name];
+  }
+  options.driver = node.driver.name;
+  for (const edge of node.children) options[edge.name] = strongOptions(edge.node);
+  return options;
+}
+
+/** The plain file name of the node, or null when only json: can express it. */
+export function exactFilename(node: BlockNode): string | null {
+  if (node.driver.exactFilename !== undefined) return node.driver.exactFilename(node);
+  // A format without options of its own is named like its file, when the file is a protocol: opening that name
+  // would put the format on top again.
+  const below = node.primaryChild?.node;
+  if (below === undefined || below.driver.kind !== 'protocol') return null;
+  const own = (node.driver.strongOptions ?? []).some((name) => node.settings.options[name] !== undefined);
+  return own ? null : exactFilename(below);
+}
+
+/** The name shown by queries. */
+export function nodeFilename(node: BlockNode): string {
+  const exact = exactFilename(node);
+  return exact ?? `json:${printJson(strongOptions(node))}`;
+}
+
+/** JSON with the separators the original uses. */
+function printJson(value: unknown): string {
+  if (typeof value !== 'object' || value === null) return JSON.stringify(value);
+  const members = Object.entries(value).map(([key, member]) => `${JSON.stringify(key)}: ${printJson(member)}`);
+  return `{${members.join(', ')}}`;
+}

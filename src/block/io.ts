@@ -1,0 +1,367 @@
+/**
+ * The I/O path: what happens around a driver's data callbacks.
+ *
+ * Per request: bounds, tracking, waiting for serialising requests, alignment (read-modify-write), splitting to the
+ * driver's limits, zero detection, FUA emulation, write bookkeeping. All functions run under the graph read lock and
+ * take the guard. A request that is aligned and within limits costs one tracked record and one await per node.
+ */
+
+import { allocateIoMemory, concatVectors, type IoVector, isZeroVector, sliceVector, vectorOf } from '../aio/memory.ts';
+import { BlockError, ioError } from '../errors/error.ts';
+import { E } from '../errors/errno.ts';
+import { type BlockStatus, type PreallocMode, Req, Status } from './driver.ts';
+import type { GraphReadGuard } from './graph-lock.ts';
+import type { BlockNode } from './node.ts';
+import { beginTracked, endTracked, markSerialising, type TrackedRequest, waitSerialising } from './tracked.ts';
+
+/** Largest image: the original's BDRV_MAX_LENGTH, INT64_MAX rounded down to 1 GiB. As a double it is exact. */
+export const MAX_LENGTH_BYTES = 9223372035781033984;
+/** Bounce buffers for emulated zero writes. */
+const BOUNCE_BYTES = 64 * 1024;
+
+function begin(node: BlockNode, offset: number, bytes: number): TrackedRequest {
+  node.inFlight++;
+  return beginTracked(node.tracked, offset, bytes);
+}
+
+function end(node: BlockNode, request: TrackedRequest): void {
+  endTracked(node.tracked, request);
+  node.inFlight--;
+  if (node.inFlight === 0) node.idle.wakeAll();
+}
+
+function checkRange(offset: number, bytes: number): void {
+  if (!(offset >= 0 && bytes >= 0 && offset + bytes <= Number.MAX_SAFE_INTEGER)) throw ioError(E.EIO);
+}
+
+function roundDown(value: number, align: number): number {
+  return align === 1 ? value : value - (value % align);
+}
+
+function roundUp(value: number, align: number): number {
+  return align === 1 ? value : roundDown(value + align - 1, align);
+}
+
+// ---- reads ---------------------------------------------------------------------------------------------------
+
+/** Reads [offset, offset+bytes) of `node` into `vec`; bytes past the end of a growable node read as zeroes. */
+export async function coPreadv(node: BlockNode, guard: GraphReadGuard, offset: number, bytes: number, vec: IoVector, flags: number): Promise<void> {
+  checkRange(offset, bytes);
+  const request = begin(node, offset, bytes);
+  try {
+    if ((flags & Req.serialising) !== 0) markSerialising(node.tracked, request, node.limits.requestAlignment);
+    if (node.tracked.serialising > 0) await waitSerialising(node.tracked, request);
+    const align = node.limits.requestAlignment;
+    if (align === 1 || (offset % align === 0 && bytes % align === 0)) await alignedRead(node, guard, offset, bytes, vec, flags);
+    else {
+      const from = roundDown(offset, align);
+      const to = roundUp(offset + bytes, align);
+      const head = vectorOf(allocateIoMemory(align), 0, offset - from);
+      const tail = vectorOf(allocateIoMemory(align), 0, to - offset - bytes);
+      await alignedRead(node, guard, from, to - from, concatVectors(head, vec, tail), flags);
+    }
+  } finally {
+    end(node, request);
+  }
+}
+
+function alignedRead(node: BlockNode, guard: GraphReadGuard, offset: number, bytes: number, vec: IoVector, flags: number): Promise<void> {
+  if (node.driver.preadv === undefined) throw ioError(E.ENOTSUP);
+  const max = node.limits.maxTransfer;
+  if ((max === 0 || bytes <= max) && vec.segments.length <= node.limits.maxIov) return node.driver.preadv(node, guard, offset, bytes, vec, flags);
+  return splitRequest(node, bytes, vec, (at, length, part) => node.driver.preadv!(node, guard, offset + at, length, part, flags));
+}
+
+/** Runs `run` over pieces of at most maxTransfer bytes and maxIov segments, one after another. */
+async function splitRequest(
+  node: BlockNode,
+  bytes: number,
+  vec: IoVector,
+  run: (at: number, length: number, part: IoVector) => Promise<void>,
+): Promise<void> {
+  const { maxTransfer, maxIov, requestAlignment } = node.limits;
+  for (let at = 0; at < bytes; ) {
+    let length = Math.min(bytes - at, maxTransfer || bytes);
+    let part = sliceVector(vec, at, length);
+    if (part.segments.length > maxIov) {
+      length = part.segments.slice(0, maxIov).reduce((sum, segment) => sum + segment.length, 0);
+      length = roundDown(length, requestAlignment);
+      if (length === 0) {
+        // More than maxIov segments within one aligned block: through a bounce buffer, which has one segment.
+        throw ioError(E.EINVAL);
+      }
+      part = sliceVector(vec, at, length);
+    }
+    await run(at, length, part);
+    at += length;
+  }
+}
+
+// ---- writes --------------------------------------------------------------------------------------------------
+
+function checkWritable(node: BlockNode): void {
+  if (node.readOnly) throw ioError(E.EPERM);
+}
+
+/** Bookkeeping after a write has changed [offset, offset+bytes). */
+function wrote(node: BlockNode, offset: number, bytes: number): void {
+  node.writeGeneration++;
+  const limit = offset + bytes;
+  if (limit > node.writeHighestOffset) node.writeHighestOffset = limit;
+  if (limit > node.totalBytes) node.totalBytes = roundUp(limit, 512);
+}
+
+/** Writes `vec` to [offset, offset+bytes). Req.fua: the data is on stable storage afterwards. */
+export async function coPwritev(node: BlockNode, guard: GraphReadGuard, offset: number, bytes: number, vec: IoVector, flags: number): Promise<void> {
+  checkWritable(node);
+  checkRange(offset, bytes);
+  const request = begin(node, offset, bytes);
+  try {
+    const align = node.limits.requestAlignment;
+    const aligned = align === 1 || (offset % align === 0 && bytes % align === 0);
+    // Unaligned: the bytes around ours are read and written back, so nobody may change them in between.
+    if (!aligned || (flags & Req.serialising) !== 0) markSerialising(node.tracked, request, align);
+    if (node.tracked.serialising > 0) await waitSerialising(node.tracked, request);
+    if (aligned) await alignedWrite(node, guard, offset, bytes, vec, flags);
+    else await paddedWrite(node, guard, offset, bytes, vec, flags);
+  } finally {
+    end(node, request);
+  }
+}
+
+async function paddedWrite(node: BlockNode, guard: GraphReadGuard, offset: number, bytes: number, vec: IoVector, flags: number): Promise<void> {
+  const align = node.limits.requestAlignment;
+  const from = roundDown(offset, align);
+  const to = roundUp(offset + bytes, align);
+  const headBytes = offset - from;
+  const tailBytes = to - offset - bytes;
+  const head = allocateIoMemory(align);
+  const tail = to - from === align ? head : allocateIoMemory(align);
+  if (headBytes > 0 || tail === head) await alignedRead(node, guard, from, align, vectorOf(head, 0, align), 0);
+  if (tailBytes > 0 && tail !== head) await alignedRead(node, guard, to - align, align, vectorOf(tail, 0, align), 0);
+  const padded = concatVectors(vectorOf(head, 0, headBytes), vec, vectorOf(tail, align - tailBytes, tailBytes));
+  await alignedWrite(node, guard, from, to - from, { segments: padded.segments.filter((s) => s.length > 0), bytes: to - from }, flags);
+}
+
+async function alignedWrite(node: BlockNode, guard: GraphReadGuard, offset: number, bytes: number, vec: IoVector, flags: number): Promise<void> {
+  const { driver } = node;
+  if (node.settings.detectZeroes !== 'off' && bytes > 0 && isZeroVector(vec)) {
+    const unmap = node.settings.detectZeroes === 'unmap' ? Req.mayUnmap : 0;
+    await alignedZeroes(node, guard, offset, bytes, flags | unmap);
+    return;
+  }
+  if (driver.pwritev === undefined) throw ioError(E.ENOTSUP);
+  const passed = flags & (driver.supportedWriteFlags | ~Req.fua);
+  const max = node.limits.maxTransfer;
+  if ((max === 0 || bytes <= max) && vec.segments.length <= node.limits.maxIov) {
+    await driver.pwritev(node, guard, offset, bytes, vec, passed);
+  } else {
+    await splitRequest(node, bytes, vec, (at, length, part) => driver.pwritev!(node, guard, offset + at, length, part, passed));
+  }
+  wrote(node, offset, bytes);
+  if ((flags & ~driver.supportedWriteFlags & Req.fua) !== 0) await coFlush(node, guard);
+}
+
+/** Makes [offset, offset+bytes) read as zeroes. Req.mayUnmap, Req.noFallback, Req.fua. */
+export async function coPwriteZeroes(node: BlockNode, guard: GraphReadGuard, offset: number, bytes: number, flags: number): Promise<void> {
+  checkWritable(node);
+  checkRange(offset, bytes);
+  const request = begin(node, offset, bytes);
+  try {
+    const align = node.limits.requestAlignment;
+    const aligned = offset % align === 0 && bytes % align === 0;
+    if (!aligned || (flags & Req.serialising) !== 0) markSerialising(node.tracked, request, align);
+    if (node.tracked.serialising > 0) await waitSerialising(node.tracked, request);
+    if (aligned) {
+      await alignedZeroes(node, guard, offset, bytes, flags);
+      return;
+    }
+    // Only the ends need reading and writing back; the middle stays a zero write.
+    const from = Math.min(roundUp(offset, align), offset + bytes);
+    const to = Math.max(roundDown(offset + bytes, align), from);
+    const zeroes = vectorOf(zeroMemory(align));
+    if (from > offset) await paddedWrite(node, guard, offset, from - offset, sliceVector(zeroes, 0, from - offset), flags);
+    if (to > from) await alignedZeroes(node, guard, from, to - from, flags);
+    if (offset + bytes > to) await paddedWrite(node, guard, to, offset + bytes - to, sliceVector(zeroes, 0, offset + bytes - to), flags);
+  } finally {
+    end(node, request);
+  }
+}
+
+async function alignedZeroes(node: BlockNode, guard: GraphReadGuard, offset: number, bytes: number, flags: number): Promise<void> {
+  const { driver, limits } = node;
+  const mayUnmap = node.settings.discardUnmap ? flags : flags & ~Req.mayUnmap;
+  const passed = mayUnmap & (driver.supportedZeroFlags | ~(Req.fua | Req.mayUnmap | Req.noFallback));
+  let needFlush = (flags & ~driver.supportedZeroFlags & Req.fua) !== 0;
+  const max = limits.maxPwriteZeroes || bytes;
+  for (let at = 0; at < bytes; ) {
+    const length = Math.min(bytes - at, max);
+    const written = driver.pwriteZeroes !== undefined && (await tryZeroes(node, guard, offset + at, length, passed));
+    if (!written) {
+      if ((flags & Req.noFallback) !== 0) throw ioError(E.ENOTSUP);
+      const fua = flags & Req.fua & driver.supportedWriteFlags;
+      if ((flags & Req.fua) !== 0 && fua === 0) needFlush = true;
+      await writeZeroBuffer(node, guard, offset + at, length, fua);
+    }
+    at += length;
+  }
+  wrote(node, offset, bytes);
+  if (needFlush) await coFlush(node, guard);
+}
+
+/** False when the driver cannot do this one efficiently. */
+async function tryZeroes(node: BlockNode, guard: GraphReadGuard, offset: number, bytes: number, flags: number): Promise<boolean> {
+  try {
+    await node.driver.pwriteZeroes!(node, guard, offset, bytes, flags);
+    return true;
+  } catch (error) {
+    if (error instanceof BlockError && error.errno === E.ENOTSUP) return false;
+    throw error;
+  }
+}
+
+function zeroMemory(bytes: number): ReturnType<typeof allocateIoMemory> {
+  const memory = allocateIoMemory(bytes);
+  memory.buf.fill(0);
+  return memory;
+}
+
+async function writeZeroBuffer(node: BlockNode, guard: GraphReadGuard, offset: number, bytes: number, flags: number): Promise<void> {
+  if (node.driver.pwritev === undefined) throw ioError(E.ENOTSUP);
+  const size = Math.max(node.limits.requestAlignment, Math.min(BOUNCE_BYTES, node.limits.maxTransfer || BOUNCE_BYTES));
+  const zeroes = vectorOf(zeroMemory(Math.min(size, bytes)));
+  for (let at = 0; at < bytes; ) {
+    const length = Math.min(zeroes.bytes, bytes - at);
+    await node.driver.pwritev(node, guard, offset + at, length, sliceVector(zeroes, 0, length), flags);
+    at += length;
+  }
+}
+
+// ---- discard, flush ------------------------------------------------------------------------------------------
+
+/** Tells the node that the content of the range is of no interest. A hint: what cannot be done is skipped. */
+export async function coPdiscard(node: BlockNode, guard: GraphReadGuard, offset: number, bytes: number): Promise<void> {
+  checkWritable(node);
+  checkRange(offset, bytes);
+  const { driver, limits } = node;
+  if (!node.settings.discardUnmap || driver.pdiscard === undefined || bytes === 0) return;
+  const request = begin(node, offset, bytes);
+  try {
+    if (node.tracked.serialising > 0) await waitSerialising(node.tracked, request);
+    const align = Math.max(limits.pdiscardAlignment, limits.requestAlignment);
+    const from = roundUp(offset, align);
+    // The last block of a node whose length is no multiple of the alignment may be discarded as a whole.
+    const to = offset + bytes >= node.totalBytes ? Math.min(offset + bytes, node.totalBytes) : roundDown(offset + bytes, align);
+    const max = limits.maxPdiscard || to - from;
+    for (let at = from; at < to; ) {
+      const length = Math.min(to - at, max);
+      try {
+        await driver.pdiscard(node, guard, at, length);
+      } catch (error) {
+        if (!(error instanceof BlockError && error.errno === E.ENOTSUP)) throw error;
+      }
+      at += length;
+    }
+    node.writeGeneration++;
+  } finally {
+    end(node, request);
+  }
+}
+
+/**
+ * Everything that completed before this call is on stable storage afterwards. Concurrent flushes of a node share
+ * work: one runs, the others wait and run only if something was written meanwhile.
+ */
+export async function coFlush(node: BlockNode, guard: GraphReadGuard): Promise<void> {
+  if (node.readOnly) return;
+  node.inFlight++;
+  const generation = node.writeGeneration;
+  try {
+    while (node.flushing) await node.flushQueue.wait();
+    if (node.flushedGeneration >= generation && node.children.length === 0) return;
+    node.flushing = true;
+    try {
+      // What is being written by the time the driver's flush runs may or may not be covered; claim only what was
+      // complete on entry.
+      if (!node.settings.cache.noFlush || node.children.length > 0) await node.driver.flush?.(node, guard);
+      for (const edge of node.children) await coFlush(edge.node, guard);
+      if (generation > node.flushedGeneration) node.flushedGeneration = generation;
+    } finally {
+      node.flushing = false;
+      node.flushQueue.wakeAll();
+    }
+  } finally {
+    node.inFlight--;
+    if (node.inFlight === 0) node.idle.wakeAll();
+  }
+}
+
+// ---- status, size --------------------------------------------------------------------------------------------
+
+/** First extent of equal status at `offset`, at most `bytes` long. `wantZero` false: allocation is enough. */
+export async function coBlockStatus(node: BlockNode, guard: GraphReadGuard, wantZero: boolean, offset: number, bytes: number): Promise<BlockStatus> {
+  if (offset >= node.totalBytes) return { bytes: 0, flags: Status.eof, map: 0, file: null };
+  const length = Math.min(bytes, node.totalBytes - offset);
+  const atEnd = (extent: number): number => (offset + extent >= node.totalBytes ? Status.eof : 0);
+  if (node.driver.blockStatus === undefined) {
+    const valid = node.driver.kind === 'protocol' ? Status.offsetValid : 0;
+    return { bytes: length, flags: Status.data | Status.allocated | valid | atEnd(length), map: offset, file: node };
+  }
+  node.inFlight++;
+  try {
+    const align = node.limits.requestAlignment;
+    const from = roundDown(offset, align);
+    const to = roundUp(offset + length, align);
+    const own = await node.driver.blockStatus(node, guard, wantZero, from, to - from);
+    const extent = Math.min(own.bytes - (offset - from), length);
+    const map = own.map + (offset - from);
+    if ((own.flags & Status.recurse) !== 0 && own.file !== null) {
+      const below = await coBlockStatus(own.file, guard, wantZero, map, extent);
+      // Past the end of the child this node still has bytes, which read as zeroes.
+      if (below.bytes === 0) return { bytes: extent, flags: Status.zero | Status.allocated | atEnd(extent), map: 0, file: null };
+      return { ...below, flags: (below.flags & ~Status.eof) | atEnd(below.bytes) };
+    }
+    let flags = own.flags;
+    if ((flags & (Status.data | Status.zero)) !== 0) flags |= Status.allocated;
+    // Mapped to a child that knows of zeroes this layer cannot see.
+    if (wantZero && (flags & Status.data) !== 0 && (flags & (Status.zero | Status.offsetValid)) === Status.offsetValid && own.file !== null && own.file !== node) {
+      const below = await coBlockStatus(own.file, guard, wantZero, map, extent);
+      if (below.bytes > 0 && (below.flags & Status.zero) !== 0) {
+        return { bytes: below.bytes, flags: flags | Status.zero | atEnd(below.bytes), map, file: own.file };
+      }
+      if (below.bytes > 0) return { bytes: below.bytes, flags: flags | atEnd(below.bytes), map, file: own.file };
+    }
+    return { bytes: extent, flags: flags | atEnd(extent), map, file: own.file };
+  } finally {
+    node.inFlight--;
+    if (node.inFlight === 0) node.idle.wakeAll();
+  }
+}
+
+/** Sets the length. `exact` false: the node may end up longer. Requests in the part that goes are waited for. */
+export async function coTruncate(node: BlockNode, guard: GraphReadGuard, length: number, exact: boolean, prealloc: PreallocMode, zeroFill: boolean): Promise<void> {
+  if (length < 0) throw new BlockError('Image size cannot be negative', { errno: E.EINVAL });
+  if (length > MAX_LENGTH_BYTES) throw new BlockError(`offset(${BigInt(length)}) exceeds maximum(${MAX_LENGTH_BYTES})`, { errno: E.EFBIG });
+  if (node.readOnly) throw new BlockError('Image is read-only', { errno: E.EACCES });
+  const from = Math.min(length, node.totalBytes);
+  const request = begin(node, from, Math.max(length, node.totalBytes) - from);
+  try {
+    markSerialising(node.tracked, request, 1);
+    await waitSerialising(node.tracked, request);
+    if (node.driver.truncate === undefined) throw new BlockError('Image format driver does not support resize', { errno: E.ENOTSUP });
+    await node.driver.truncate(node, guard, length, exact, prealloc, zeroFill);
+    await coRefreshLength(node, guard);
+    node.writeGeneration++;
+  } finally {
+    end(node, request);
+  }
+  for (const edge of node.parents) if (edge.parent.kind === 'root') edge.parent.root.resized();
+}
+
+/** Asks the driver for the length and takes it over; a length that is no multiple of 512 is rounded up. */
+export async function coRefreshLength(node: BlockNode, guard: GraphReadGuard): Promise<void> {
+  const below = node.primaryChild;
+  const bytes = node.driver.getLength !== undefined ? await node.driver.getLength(node, guard) : (below?.node.totalBytes ?? 0);
+  if (bytes > MAX_LENGTH_BYTES) throw ioError(E.EFBIG);
+  node.totalBytes = roundUp(bytes, 512);
+}

@@ -1,0 +1,188 @@
+/**
+ * BlockLayer: one block graph with everything that belongs to it.
+ *
+ * It owns the node table, the graph lock, the engine and the event sink. Functions here are the monitor side: they
+ * look up nodes, put edges in and take them out. Opening nodes from options is open.ts.
+ */
+
+import { createEngine } from '../aio/create-engine.ts';
+import type { AioEngine, EngineKind } from '../aio/engine.ts';
+import { assert, BlockError } from '../errors/error.ts';
+import { BlockBackend } from './backend.ts';
+import type { BackendOwner } from './backend-io.ts';
+import { wrapped } from './callbacks.ts';
+import { drained } from './drain.ts';
+import { type BlockDriver, Perm, type PermissionPair } from './driver.ts';
+import type { EventSink } from './events.ts';
+import { GraphLock } from './graph-lock.ts';
+import type { BlockChild, BlockNode, EdgeParent } from './node.ts';
+import { refreshPermissions } from './permissions.ts';
+
+export interface BlockLayerParts {
+  readonly engine: AioEngine;
+  readonly events: EventSink;
+  /** Every driver that can be opened, by name. */
+  readonly drivers: Readonly<Record<string, BlockDriver>>;
+}
+
+export class BlockLayer {
+  readonly engine: AioEngine;
+  readonly events: EventSink;
+  readonly drivers: Readonly<Record<string, BlockDriver>>;
+  readonly graphLock = new GraphLock();
+  /** All nodes in the order in which they got their names. Changed on the monitor side only. */
+  readonly #nodes = new Map<string, BlockNode>();
+  readonly #otherEngines = new Map<EngineKind, AioEngine>();
+  #generatedNames = 0;
+
+  constructor({ engine, events, drivers }: BlockLayerParts) {
+    this.engine = engine;
+    this.events = events;
+    this.drivers = drivers;
+  }
+
+  /** Oldest first. */
+  get nodes(): readonly BlockNode[] {
+    return [...this.#nodes.values()];
+  }
+
+  findNode(name: string): BlockNode | null {
+    return this.#nodes.get(name) ?? null;
+  }
+
+  /** The engine of a kind, made at first use; throws when the host cannot provide it. */
+  engineOf(kind: EngineKind): AioEngine {
+    if (this.engine.kind === kind) return this.engine;
+    const known = this.#otherEngines.get(kind);
+    if (known !== undefined) return known;
+    const { engine } = createEngine(kind);
+    this.#otherEngines.set(kind, engine);
+    return engine;
+  }
+
+  /** A name for a node the user did not name: "#block" with a number and two random digits, never used before. */
+  generateName(): string {
+    for (;;) {
+      const random = Math.floor(Math.random() * 100);
+      const name = `#block${this.#generatedNames++}${String(random).padStart(2, '0')}`;
+      if (!this.#nodes.has(name)) return name;
+    }
+  }
+
+  /** Enters a node into the table; the name must be free. */
+  register(node: BlockNode): void {
+    assert(!this.#nodes.has(node.name), `node name '${node.name}' registered twice`);
+    this.#nodes.set(node.name, node);
+  }
+
+  unregister(node: BlockNode): void {
+    this.#nodes.delete(node.name);
+  }
+
+  /** Puts in an edge; permissions are taken as a whole or the edge is not there afterwards. */
+  async attachChild(parent: EdgeParent, name: string, roles: number, node: BlockNode, pair: PermissionPair): Promise<BlockChild> {
+    const edge: BlockChild = { name, roles, parent, node, perm: pair.perm, shared: pair.shared };
+    await this.graphLock.withWrite(() => {
+      node.parents.push(edge);
+      if (parent.kind === 'node') parent.node.children.push(edge);
+      try {
+        refreshPermissions(parent.kind === 'node' ? [parent.node] : [node]);
+      } catch (error) {
+        removeEdge(edge);
+        throw error;
+      }
+    });
+    return edge;
+  }
+
+  /** Takes out an edge and gives its permissions back. */
+  async detachChild(edge: BlockChild): Promise<void> {
+    await this.graphLock.withWrite(() => {
+      removeEdge(edge);
+      // Giving permissions back cannot conflict.
+      refreshPermissions([edge.node]);
+    });
+  }
+
+  /**
+   * Takes a node for an export or job. Throws a permission conflict in the original's words, or the driver's veto
+   * (a lock held by another process).
+   */
+  async createBackend(node: BlockNode, want: PermissionPair, owner: BackendOwner): Promise<BlockBackend> {
+    const backend = new BlockBackend(owner, (closing) => this.#releaseRoot(closing.root));
+    const edge = await this.attachChild({ kind: 'root', root: backend }, 'root', 0, node, want);
+    backend.attach(edge);
+    return backend;
+  }
+
+  async #releaseRoot(edge: BlockChild): Promise<void> {
+    await this.detachChild(edge);
+    await this.#closeIfUnused(edge.node);
+  }
+
+  /** Whether somebody holds the node: the monitor or a parent. */
+  #isUsed(node: BlockNode): boolean {
+    return node.monitorOwned || node.parents.length > 0;
+  }
+
+  async #closeIfUnused(node: BlockNode): Promise<void> {
+    if (!this.#isUsed(node)) await this.closeNode(node);
+  }
+
+  /** Flushes and closes an unused node, then the children nobody else uses. */
+  async closeNode(node: BlockNode): Promise<void> {
+    assert(!this.#isUsed(node), `node '${node.name}' closed while in use`);
+    this.unregister(node);
+    await drained(node, async () => {
+      try {
+        await wrapped.flush(node);
+      } finally {
+        await node.driver.close?.(node);
+      }
+    });
+    for (const edge of [...node.children].reverse()) {
+      await this.detachChild(edge);
+      await this.#closeIfUnused(edge.node);
+    }
+  }
+
+  /** blockdev-del. Throws unless the node was made by the monitor and has no users. */
+  async deleteNode(name: string): Promise<void> {
+    const node = this.findNode(name);
+    if (node === null) throw new BlockError(`Failed to find node with node-name='${name}'`);
+    if (node.parents.some((edge) => edge.parent.kind === 'root')) throw new BlockError(`Node ${name} is in use`);
+    if (!node.monitorOwned) throw new BlockError(`Node ${name} is not owned by the monitor`);
+    if (node.parents.length > 0) throw new BlockError(`Block device ${name} is in use`);
+    node.monitorOwned = false;
+    await this.closeNode(node);
+  }
+
+  /** Closes every node, at shutdown; users must be gone. Goes on after errors and throws the first at the end. */
+  async closeAll(): Promise<void> {
+    let failure: unknown;
+    for (const node of this.nodes.toReversed()) {
+      node.monitorOwned = false;
+      try {
+        await this.#closeIfUnused(node);
+      } catch (error) {
+        failure ??= error;
+      }
+    }
+    for (const engine of this.#otherEngines.values()) engine.close();
+    this.#otherEngines.clear();
+    if (failure !== undefined) throw failure;
+  }
+}
+
+function removeEdge(edge: BlockChild): void {
+  remove(edge.node.parents, edge);
+  if (edge.parent.kind === 'node') remove(edge.parent.node.children, edge);
+}
+
+function remove(edges: BlockChild[], edge: BlockChild): void {
+  const at = edges.indexOf(edge);
+  if (at >= 0) edges.splice(at, 1);
+}
+
+/** Permissions of a user that only looks. */
+export const READ_ONLY_USE: PermissionPair = { perm: Perm.consistentRead, shared: Perm.all };

@@ -1,0 +1,58 @@
+/** Commands of the block-core module: nodes, their size, and what is known about them. */
+
+import { addNode } from '../block/open.ts';
+import type { BackendOwner } from '../block/backend-io.ts';
+import { type DriverOptions, Perm } from '../block/driver.ts';
+import type { BlockLayer } from '../block/layer.ts';
+import type { BlockNode } from '../block/node.ts';
+import { namedBlockNodes, nodeStats } from '../block/query.ts';
+import { BlockError } from '../errors/error.ts';
+import type { Handlers } from '../qmp/dispatch.ts';
+import type { CommandContext } from './context.ts';
+
+/** A user of a node for the time of one command. */
+const COMMAND_OWNER: BackendOwner = {
+  describe: () => 'an unnamed block device',
+  drainedBegin: () => undefined,
+  drainedEnd: () => undefined,
+};
+
+/** The node that `device` or `node-name` means; there are no devices in this daemon. */
+function findNode(layer: BlockLayer, device: string | undefined, nodeName: string | undefined): BlockNode {
+  const node = nodeName === undefined ? null : layer.findNode(nodeName);
+  if (node === null) throw new BlockError(`Cannot find device='${device ?? ''}' nor node-name='${nodeName ?? ''}'`);
+  return node;
+}
+
+async function resize(layer: BlockLayer, node: BlockNode, size: number): Promise<void> {
+  if (size < 0) throw new BlockError("Parameter 'size' expects a >0 size");
+  const backend = await layer.createBackend(node, { perm: Perm.resize, shared: Perm.all }, COMMAND_OWNER);
+  try {
+    // Requests to the part that goes are waited for by the truncate itself (a serialising request).
+    await backend.truncate(size, false, 'off');
+  } finally {
+    await backend.close();
+  }
+}
+
+export const blockCoreCommands = {
+  'blockdev-add': async ({ layer }, options) => {
+    await addNode(layer, options as unknown as DriverOptions);
+    return {};
+  },
+  'blockdev-del': async ({ layer }, { 'node-name': name }) => {
+    await layer.deleteNode(name);
+    return {};
+  },
+  block_resize: async ({ layer }, { device, 'node-name': nodeName, size }) => {
+    await resize(layer, findNode(layer, device, nodeName), size);
+    return {};
+  },
+  'query-named-block-nodes': ({ layer }) => namedBlockNodes(layer),
+  // Lists devices (frontends); a storage daemon has none.
+  'query-block': () => [],
+  'query-blockstats': ({ layer }, { 'query-nodes': queryNodes }) => (queryNodes === true ? layer.nodes.map(nodeStats) : []),
+} satisfies Pick<
+  Handlers<CommandContext>,
+  'blockdev-add' | 'blockdev-del' | 'block_resize' | 'query-named-block-nodes' | 'query-block' | 'query-blockstats'
+>;

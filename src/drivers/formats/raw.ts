@@ -1,0 +1,90 @@
+/**
+ * raw: the bytes of `file`, or a window of them.
+ *
+ * No on-disk structure. Options: `file`; `offset` in bytes (default 0) and `size` in bytes (default: the rest), which
+ * cut a window out of the file. A window has a fixed size and needs its file to keep its own.
+ * Source of the facts: QEMU documentation, "raw" block driver; QMP reference, BlockdevOptionsRaw.
+ */
+
+import { BlockError, ioError } from '../../errors/error.ts';
+import { E } from '../../errors/errno.ts';
+import { co } from '../../block/callbacks.ts';
+import { type BlockDriver, type OpenContext, Perm, Req, Role, Status } from '../../block/driver.ts';
+import type { BlockNode } from '../../block/node.ts';
+
+interface RawState {
+  readonly offset: number;
+  /** Bytes of the window; null: up to the end of the file, growing with it. */
+  readonly size: number | null;
+}
+
+async function open(_node: BlockNode<RawState>, context: OpenContext): Promise<RawState> {
+  const options = context.options as { readonly offset?: number; readonly size?: number };
+  const file = await context.openChild('file', Role.data | Role.primary, true);
+  const fileBytes = file!.node.totalBytes;
+  const offset = options.offset ?? 0;
+  if (offset > fileBytes) {
+    throw new BlockError(`Offset (${offset}) cannot be greater than size of the containing file (${fileBytes})`);
+  }
+  if (options.size !== undefined) {
+    if (fileBytes - offset < options.size) {
+      throw new BlockError(`The sum of offset (${offset}) and size (${options.size}) has to be smaller or equal to the actual size of the containing file (${fileBytes})`);
+    }
+    if (options.size % 512 !== 0) throw new BlockError('Specified size is not multiple of 512');
+  }
+  return { offset, size: options.size ?? null };
+}
+
+/** The file's node and the place of a range of ours in it. */
+function fileOf(node: BlockNode<RawState>): BlockNode {
+  return node.children[0]!.node;
+}
+
+/** Throws unless the range is inside the window. */
+function checkWindow({ size }: RawState, offset: number, bytes: number, errno: number): void {
+  if (size !== null && offset + bytes > size) throw ioError(errno);
+}
+
+export const raw: BlockDriver<RawState> = {
+  name: 'raw',
+  kind: 'format',
+  supportedWriteFlags: Req.fua | Req.writeUnchanged,
+  supportedZeroFlags: Req.fua | Req.mayUnmap | Req.noFallback | Req.writeUnchanged,
+  strongOptions: ['offset', 'size'],
+  open,
+  childPermissions(node, _roles, wanted) {
+    // Before `state` is there the node is being opened and has no users.
+    const window = node.state as RawState | undefined;
+    const fixed = window !== undefined && (window.offset !== 0 || window.size !== null);
+    return fixed ? { perm: wanted.perm, shared: wanted.shared & ~Perm.resize } : wanted;
+  },
+  preadv(node, guard, offset, bytes, vec, flags) {
+    checkWindow(node.state, offset, bytes, E.EINVAL);
+    return co.preadv(fileOf(node), guard, offset + node.state.offset, bytes, vec, flags);
+  },
+  pwritev(node, guard, offset, bytes, vec, flags) {
+    checkWindow(node.state, offset, bytes, E.ENOSPC);
+    return co.pwritev(fileOf(node), guard, offset + node.state.offset, bytes, vec, flags);
+  },
+  pwriteZeroes(node, guard, offset, bytes, flags) {
+    checkWindow(node.state, offset, bytes, E.EINVAL);
+    return co.pwriteZeroes(fileOf(node), guard, offset + node.state.offset, bytes, flags);
+  },
+  pdiscard(node, guard, offset, bytes) {
+    checkWindow(node.state, offset, bytes, E.EINVAL);
+    return co.pdiscard(fileOf(node), guard, offset + node.state.offset, bytes);
+  },
+  async blockStatus(node, _guard, _wantZero, offset, bytes) {
+    const flags = Status.offsetValid | Status.recurse;
+    return { bytes, flags, map: offset + node.state.offset, file: fileOf(node) };
+  },
+  async getLength(node) {
+    return node.state.size ?? Math.max(0, fileOf(node).totalBytes - node.state.offset);
+  },
+  truncate(node, guard, length, exact, prealloc, zeroFill) {
+    const { offset, size } = node.state;
+    if (size !== null) throw new BlockError('Cannot resize fixed-size raw disks', { errno: E.ENOTSUP });
+    if (length > Number.MAX_SAFE_INTEGER * 1024 - offset) throw new BlockError('Disk size too large for the chosen offset', { errno: E.EINVAL });
+    return co.truncate(fileOf(node), guard, length + offset, exact, prealloc, zeroFill);
+  },
+};

@@ -1,0 +1,15 @@
+/** The one list of block drivers. */
+
+import type { BlockdevDriver } from '../../schema/generated/types.ts';
+import type { BlockDriver } from '../block/driver.ts';
+import { raw } from './formats/raw.ts';
+import { file, hostDevice } from './protocols/file.ts';
+import { nullAio, nullCo } from './protocols/null.ts';
+
+export const drivers: Readonly<Record<BlockdevDriver, BlockDriver>> = {
+  file,
+  host_device: hostDevice,
+  'null-aio': nullAio,
+  'null-co': nullCo,
+  raw,
+};

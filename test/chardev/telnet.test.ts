@@ -1,0 +1,29 @@
+/** Telnet commands are taken out of the input, however it is cut. */
+
+import fc from 'fast-check';
+import { expect, test } from 'vitest';
+import { telnetFilter } from '../../src/chardev/telnet.ts';
+
+const piece = fc.oneof(
+  fc.stringMatching(/^[a-z]{0,5}$/).map((text) => ({ sent: Buffer.from(text), kept: Buffer.from(text) })),
+  fc.constantFrom(
+    { sent: Buffer.from([255, 253, 1]), kept: Buffer.alloc(0) },
+    { sent: Buffer.from([255, 251, 31]), kept: Buffer.alloc(0) },
+    { sent: Buffer.from([255, 250, 24, 0, 97, 255, 255, 98, 255, 240]), kept: Buffer.alloc(0) },
+    { sent: Buffer.from([255, 241]), kept: Buffer.alloc(0) },
+    { sent: Buffer.from([255, 255]), kept: Buffer.from([255]) },
+  ),
+);
+
+test('data stays, commands go', () => {
+  fc.assert(
+    fc.property(fc.array(piece), fc.integer({ min: 1, max: 7 }), (pieces, chunkBytes) => {
+      const filter = telnetFilter();
+      const sent = Buffer.concat(pieces.map(({ sent: bytes }) => bytes));
+      const received: Buffer[] = [];
+      for (let at = 0; at < sent.length; at += chunkBytes)
+        received.push(filter(sent.subarray(at, at + chunkBytes)));
+      expect(Buffer.concat(received)).toEqual(Buffer.concat(pieces.map(({ kept }) => kept)));
+    }),
+  );
+});

@@ -1,0 +1,151 @@
+/** TLS with certificates and pre-shared keys: libnbd (GnuTLS) against our server. */
+
+import { execFile, execFileSync } from 'node:child_process';
+import { mkdirSync, writeFileSync } from 'node:fs';
+import path from 'node:path';
+import { promisify } from 'node:util';
+import { afterAll, beforeAll, expect, test } from 'vitest';
+import { makeScratchDir, type RunningDaemon, startDaemon } from './daemons.ts';
+import { hasPeer, type PeerName, requirePeer } from './requires.ts';
+
+const run = promisify(execFile);
+const NEEDS: readonly PeerName[] = ['certtool', 'psktool', 'nbdsh'];
+
+const TEMPLATES = {
+  ca: 'cn = Test CA\nca\ncert_signing_key\nexpiration_days = 10\n',
+  server:
+    'organization = Test\ncn = localhost\ndns_name = localhost\nip_address = 127.0.0.1\ntls_www_server\nencryption_key\nsigning_key\nexpiration_days = 10\n',
+  client:
+    'country = DE\norganization = Test\ncn = client1\ntls_www_client\nencryption_key\nsigning_key\nexpiration_days = 10\n',
+};
+
+/** A certificate authority with a certificate for a server and one for a client, in `dir`; keys.psk beside it. */
+function makeCredentials(dir: string): void {
+  mkdirSync(path.join(dir, 'pki'));
+  mkdirSync(path.join(dir, 'psk'));
+  const file = (name: string) => path.join(dir, 'pki', name);
+  const certtool = (...args: string[]) => execFileSync('certtool', args, { stdio: 'ignore' });
+  for (const [name, template] of Object.entries(TEMPLATES)) {
+    writeFileSync(file(`${name}.info`), template);
+    certtool('--generate-privkey', '--key-type=ecdsa', '--outfile', file(`${name}-key.pem`));
+    const subject = [
+      '--load-privkey',
+      file(`${name}-key.pem`),
+      '--template',
+      file(`${name}.info`),
+      '--outfile',
+      file(`${name}-cert.pem`),
+    ];
+    if (name === 'ca') certtool('--generate-self-signed', ...subject);
+    else {
+      const ca = ['--load-ca-certificate', file('ca-cert.pem'), '--load-ca-privkey', file('ca-key.pem')];
+      certtool('--generate-certificate', ...ca, ...subject);
+    }
+  }
+  execFileSync('psktool', ['-u', 'alice', '-p', path.join(dir, 'psk/keys.psk')], { stdio: 'ignore' });
+}
+
+const SCRIPT = `
+import nbd, sys
+socket, kind, pki, psk = sys.argv[1:5]
+h = nbd.NBD()
+h.set_tls(nbd.TLS_REQUIRE)
+h.set_export_name("n")
+if kind == "x509":
+    h.set_tls_certificates(pki)
+    h.set_tls_verify_peer(False)
+else:
+    h.set_tls_psk_file(psk + "/keys.psk")
+    h.set_tls_username("alice")
+h.connect_unix(socket)
+data = bytes(range(256)) * 4096
+h.pwrite(data, 4096)
+assert h.pread(len(data), 4096) == data
+for i in range(64):
+    h.aio_pread(nbd.Buffer(65536), i * 65536)
+while h.aio_in_flight() > 0:
+    h.poll(-1)
+    while True:
+        cookie = h.aio_peek_command_completed()
+        if cookie == 0:
+            break
+        h.aio_command_completed(cookie)
+h.shutdown()
+print("served", h.get_tls_negotiated())
+`;
+
+let dir: string;
+const ready = NEEDS.every((name) => hasPeer(name));
+
+beforeAll(() => {
+  if (!ready) return;
+  dir = makeScratchDir();
+  makeCredentials(dir);
+});
+afterAll(() => {
+  if (ready) execFileSync('rm', ['-rf', dir]);
+});
+
+/** What the client says when the server has these objects. */
+async function connect(kind: 'x509' | 'psk', objects: readonly string[], server = ''): Promise<string> {
+  const args = objects.flatMap((object) => ['--object', object.replaceAll('$T', dir)]);
+  const daemon: RunningDaemon = await startDaemon('qblockd', {
+    prepare: (scratch) => writeFileSync(path.join(scratch, 'n.raw'), Buffer.alloc(8 * 1024 * 1024)),
+    args: [
+      ...args,
+      ...['--blockdev', 'driver=file,node-name=n,filename=$DIR/n.raw'],
+      ...['--nbd-server', `addr.type=unix,addr.path=$DIR/nbd.sock,tls-creds=tls0${server}`],
+      ...['--export', 'type=nbd,id=n,node-name=n,writable=on'],
+    ],
+  });
+  try {
+    const { stdout } = await run('/usr/bin/python3', [
+      '-c',
+      SCRIPT,
+      path.join(daemon.dir, 'nbd.sock'),
+      kind,
+      path.join(dir, 'pki'),
+      path.join(dir, 'psk'),
+    ]);
+    return stdout.trim();
+  } catch (error) {
+    return `refused: ${String((error as { stderr?: string }).stderr)
+      .trim()
+      .split('\n')
+      .at(-1)}`;
+  } finally {
+    await daemon.stop();
+  }
+}
+
+const X509 = 'tls-creds-x509,id=tls0,dir=$T/pki,endpoint=server,verify-peer=on';
+const PSK = 'tls-creds-psk,id=tls0,dir=$T/psk,endpoint=server';
+
+test('a client with a certificate is served', async (context) => {
+  requirePeer(context, ...NEEDS);
+  expect(await connect('x509', [X509])).toBe('served True');
+});
+
+test('without verify-peer any client is', async (context) => {
+  requirePeer(context, ...NEEDS);
+  expect(await connect('x509', [X509.replace('peer=on', 'peer=off')])).toBe('served True');
+});
+
+test('authorisation looks at the name in the certificate', async (context) => {
+  requirePeer(context, ...NEEDS);
+  const allow = 'authz-simple,id=az,identity=C=DE,,O=Test,,CN=client1';
+  const deny = 'authz-simple,id=az,identity=C=DE,,O=Test,,CN=client2';
+  expect(await connect('x509', [X509, allow], ',tls-authz=az')).toBe('served True');
+  expect(await connect('x509', [X509, deny], ',tls-authz=az')).toMatch(/^refused/);
+  expect(await connect('x509', [X509], ',tls-authz=nobody')).toMatch(/^refused/);
+});
+
+test('a client with a pre-shared key is served', async (context) => {
+  requirePeer(context, ...NEEDS);
+  expect(await connect('psk', [PSK])).toBe('served True');
+});
+
+test('the wrong kind of credentials is refused', async (context) => {
+  requirePeer(context, ...NEEDS);
+  expect(await connect('psk', [X509])).toMatch(/^refused/);
+});
