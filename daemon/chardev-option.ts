@@ -11,6 +11,7 @@ export const CHARDEV_OPTIONS: OptionTypes = {
   abstract: 'bool',
   append: 'bool',
   backend: 'str',
+  chardev: 'str',
   fd: 'str',
   host: 'str',
   ipv4: 'bool',
@@ -19,6 +20,7 @@ export const CHARDEV_OPTIONS: OptionTypes = {
   localport: 'str',
   logappend: 'bool',
   logfile: 'str',
+  mux: 'bool',
   nodelay: 'bool',
   delay: 'bool',
   path: 'str',
@@ -150,6 +152,11 @@ export function chardevBackend(kind: string, values: ParsedOptions['values']): C
     case 'ringbuf':
     case 'memory':
       return { type: kind, data: { ...shared, ...present({ size: pairs.number('size') }) } };
+    case 'mux':
+      return {
+        type: 'mux',
+        data: { ...shared, chardev: required(pairs, 'chardev', 'mux: no chardev given') },
+      };
     case 'pipe':
       return {
         type: 'pipe',

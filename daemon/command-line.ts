@@ -3,6 +3,7 @@
  * commands have.
  */
 
+import type { ChardevBackend } from '../schema/generated/types.ts';
 import { BlockError } from '../src/errors/error.ts';
 import { parseKeyval } from '../src/qmp/keyval.ts';
 import { type CommandLineTypes, HELP_REQUESTED, parseOption } from '../src/qmp/validate.ts';
@@ -54,7 +55,6 @@ async function addObject(value: string, { daemon }: Execution): Promise<void> {
 }
 
 async function addChardev(value: string, { daemon, reporter }: Execution): Promise<void> {
-  const { chardevs } = daemon.context;
   const { id, values, help } = parseOptions(value, CHARDEV_OPTIONS, 'backend', (text) =>
     reporter.message(text),
   );
@@ -70,6 +70,20 @@ async function addChardev(value: string, { daemon, reporter }: Execution): Promi
   if (id === null) throw new BlockError('chardev: no id specified');
   if (typeof kind !== 'string') throw new BlockError(`chardev: "${id}" missing backend`);
   const backend = chardevBackend(kind, values);
+  if (values.get('mux') !== true) {
+    await createChardev(id, backend, daemon);
+    return;
+  }
+  const base = `${id}-base`;
+  await createChardev(base, backend, daemon);
+  await createChardev(id, { type: 'mux', data: { chardev: base } }, daemon);
+}
+
+async function createChardev(
+  id: string,
+  backend: ChardevBackend,
+  { context: { chardevs } }: Daemon,
+): Promise<void> {
   if (chardevs.has(id)) {
     throw new BlockError(`attempt to add duplicate property '${id}' to object (type 'container')`);
   }

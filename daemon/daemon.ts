@@ -9,7 +9,7 @@ import { BlockLayer } from '../src/block/layer.ts';
 import { ChardevTable } from '../src/chardev/table.ts';
 import type { CommandContext } from '../src/commands/context.ts';
 import { commandTable } from '../src/commands/table.ts';
-import { blockDrivers } from '../src/drivers/table.ts';
+import { drivers } from '../src/drivers/table.ts';
 import { ExportTable } from '../src/exports/table.ts';
 import { ObjectTree } from '../src/objects/tree.ts';
 import { createDispatcher } from '../src/qmp/dispatch.ts';
@@ -50,13 +50,18 @@ export class Daemon {
       );
     }
     logger.info({ engine: engine.kind }, 'I/O engine');
-    const layer = new BlockLayer({ engine, events: this.#events, drivers: blockDrivers });
+    const layer = new BlockLayer({ engine, events: this.#events, drivers });
     const objects = new ObjectTree();
+    const log = (message: string): void => logger.info({}, message);
     this.context = {
       layer,
       objects,
-      chardevs: new ChardevTable(objects, { daemonized, warn: (message) => reporter.message(message) }),
-      exports: new ExportTable(layer, objects, (message) => logger.info({}, message)),
+      chardevs: new ChardevTable(objects, {
+        daemonized,
+        warn: (message) => reporter.message(message),
+        requestShutdown: () => void this.shutDown(),
+      }),
+      exports: new ExportTable(layer, objects, log, (serve) => this.host.whenServing(serve)),
       requestShutdown: () => void this.shutDown(),
     };
     this.host = new SessionHost(createDispatcher(this.context, commandTable), this.#events, (error) =>

@@ -13,29 +13,14 @@ export function attachMonitor(device: Chardev, host: SessionHost, pretty: boolea
   let session: OpenSession | null = null;
   let connected = false;
   let serving = false;
-  const open = (): void => {
-    if (!connected || !serving) return;
-    const transport = {
-      send: (text: string): boolean => {
-        device.write(Buffer.from(text, 'latin1'));
-        return device.backlogBytes < HIGH_WATER_BYTES;
-      },
-      close: () => device.disconnect(),
-      pause: () => device.setReading(false),
-      resume: () => device.setReading(true),
-    };
-    device.setReading(true); // the last peer may have left while it was not being read
-    session = host.open(transport, pretty);
-  };
-  device.setReading(false);
-  device.attach({
+  const port = device.attach({
     opened: () => {
       connected = true;
       open();
     },
     ended: () => {
-      if (session === null) device.finish();
-      else session.endOfInput(() => device.finish());
+      if (session === null) port.finish();
+      else session.endOfInput(() => port.finish());
     },
     closed: () => {
       connected = false;
@@ -45,9 +30,29 @@ export function attachMonitor(device: Chardev, host: SessionHost, pretty: boolea
     received: (data) => session?.receive(data),
     drained: () => session?.drained(),
   });
+  port.setReading(false);
+
   host.whenServing(() => {
     serving = true;
-    device.setReading(true);
+    port.setReading(true);
     open();
   });
+
+  /** Opens a session for the peer. A peer that is there already is announced while attaching, before `port` is. */
+  function open(): void {
+    if (!connected || !serving) return;
+    port.setReading(true); // the last peer may have left while it was not being read
+    session = host.open(
+      {
+        send: (text) => {
+          port.write(Buffer.from(text, 'latin1'));
+          return port.backlogBytes < HIGH_WATER_BYTES;
+        },
+        close: () => port.disconnect(),
+        pause: () => port.setReading(false),
+        resume: () => port.setReading(true),
+      },
+      pretty,
+    );
+  }
 }

@@ -35,7 +35,9 @@ function tokenOf(request: IncomingMessage): string {
 
 function isSameHost(origin: string, host: string | undefined): boolean {
   try {
-    return new URL(origin).host === host;
+    const page = new URL(origin);
+    // Parsed alike, so that a port which is the default of the protocol is left out of both.
+    return page.host !== '' && page.host === new URL(`${page.protocol}//${host}`).host;
   } catch {
     return false; // "null": a page without a place
   }

@@ -89,7 +89,8 @@ export class Ring {
     this.#scheduled = false;
     if (this.#closed) return;
     this.#stepsThisTurn++;
-    this.#flush();
+    // Nothing to submit and completions in sight: a call into the kernel would bring nothing new.
+    if (this.#pending > 0 || this.#words[this.#cqHead] === Atomics.load(this.#words, this.#cqTail)) this.#flush();
     this.#reap();
   };
   readonly #turn = (): void => {

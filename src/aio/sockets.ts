@@ -54,8 +54,9 @@ function resolutionError({ host, port }: InetAddress, reason: string): BlockErro
   return new BlockError(`address resolution failed for ${host}:${port}: ${reason}`);
 }
 
-/** The port by number or by its name in /etc/services; null when it is neither. */
+/** The port by number (none: 0) or by its name in /etc/services; null when it is neither. */
 function parsePort(port: string): number | null {
+  if (port === '') return 0;
   if (/^\d{1,5}$/.test(port)) return Number(port) <= MAX_PORT ? Number(port) : null;
   if (!/^[A-Za-z][A-Za-z0-9_.+-]*$/.test(port)) return null;
   try {

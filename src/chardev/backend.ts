@@ -8,7 +8,7 @@
 import type { ChardevBackendKind } from '../../schema/generated/types.ts';
 import type { QomAccessors } from '../objects/qom.ts';
 
-/** What a backend reports to its device. */
+/** What a backend reports to its device, and a device to its user. */
 export interface BackendEvents {
   /** A peer is there. */
   opened(): void;
@@ -19,6 +19,22 @@ export interface BackendEvents {
   received(data: Buffer): void;
   /** Output that had piled up has been taken. */
   drained(): void;
+}
+
+/** Who uses a device: told of peers and data. */
+export type ChardevUser = BackendEvents;
+
+/** What a user may do with the device it is attached to. */
+export interface ChardevPort {
+  write(data: Buffer): void;
+  /** Bytes written that the peer has not taken yet. */
+  readonly backlogBytes: number;
+  /** Stops and resumes the reading of input. */
+  setReading(reading: boolean): void;
+  /** Drops the connected peer. */
+  disconnect(): void;
+  /** Drops the connected peer when it has taken what was written. */
+  finish(): void;
 }
 
 export interface ChardevBackend {

@@ -8,10 +8,8 @@
 import { closeSync, openSync, writeSync } from 'node:fs';
 import type { ChardevCommon } from '../../schema/generated/types.ts';
 import { BlockError, errnoError, errnoOf } from '../errors/error.ts';
-import type { BackendEvents, ChardevBackend } from './backend.ts';
-
-/** Who uses a device: told of peers and data. */
-export type ChardevUser = BackendEvents;
+import type { ChardevBackend, ChardevPort, ChardevUser } from './backend.ts';
+import { isMux } from './mux.ts';
 
 /** Opens the log file of the common options; null when none is asked for. */
 export function openLogFile({ logfile, logappend = false }: ChardevCommon): number | null {
@@ -23,11 +21,12 @@ export function openLogFile({ logfile, logappend = false }: ChardevCommon): numb
   }
 }
 
-export class Chardev {
+export class Chardev implements ChardevPort {
   readonly id: string;
   #backend: ChardevBackend;
   #logFd: number | null;
   #user: ChardevUser | null = null;
+  #isOpen: () => boolean = () => true;
 
   constructor(id: string, backend: ChardevBackend, logFd: number | null) {
     this.id = id;
@@ -39,15 +38,24 @@ export class Chardev {
     return this.#backend;
   }
 
+  /** Somebody depends on the device. A multiplexer stays for good, as in the original. */
   get inUse(): boolean {
-    return this.#user !== null;
+    return this.#user !== null || isMux(this.#backend);
   }
 
-  /** Makes `user` the one user of the device. */
-  attach(user: ChardevUser): void {
+  /** What query-chardev calls an open frontend. */
+  get hasOpenUser(): boolean {
+    return isMux(this.#backend) ? this.#backend.hasUsers : this.#user !== null && this.#isOpen();
+  }
+
+  /** Makes `user` the user of the device, or one of those of a multiplexer. `isOpen`: whether it counts as open. */
+  attach(user: ChardevUser, isOpen: () => boolean = () => true): ChardevPort {
+    if (isMux(this.#backend)) return this.#backend.attachUser(this.id, user);
     if (this.#user !== null) throw new BlockError(`Device '${this.id}' is in use`);
     this.#user = user;
+    this.#isOpen = isOpen;
     this.#backend.start(user);
+    return this;
   }
 
   detach(): void {

@@ -15,6 +15,7 @@ import type { QomObject } from '../objects/qom.ts';
 import type { ObjectTree } from '../objects/tree.ts';
 import type { ChardevBackend } from './backend.ts';
 import { Chardev, openLogFile } from './chardev.ts';
+import { isMux, openMux } from './mux.ts';
 import { openNull } from './null.ts';
 import { openRingbuf } from './ringbuf.ts';
 import { openSocket } from './socket.ts';
@@ -24,6 +25,8 @@ export interface ChardevTableSettings {
   readonly daemonized: boolean;
   /** Tells the log or standard error of trouble that no command reports. */
   readonly warn: (message: string) => void;
+  /** Ends the daemon: there is a key for that in multiplexers. */
+  readonly requestShutdown: () => void;
 }
 
 /** How a device is made: on behalf of a command, or from the command line. */
@@ -33,6 +36,7 @@ export interface CreateSettings {
 }
 
 export const CHARDEV_BACKEND_KINDS: readonly ChardevBackendKind[] = [
+  'mux',
   'pipe',
   'null',
   'ringbuf',
@@ -94,6 +98,7 @@ export class ChardevTable {
   checkChange(id: string): Chardev {
     const device = this.#devices.get(id);
     if (device === undefined) throw new BlockError(`Chardev '${id}' does not exist`);
+    if (isMux(device.backend)) throw new BlockError('Mux device hotswap not supported yet');
     if (device.inUse) throw new BlockError('Chardev user does not support chardev hotswap');
     return device;
   }
@@ -160,6 +165,8 @@ export class ChardevTable {
     switch (options.type) {
       case 'null':
         return openNull();
+      case 'mux':
+        return this.#openMux(options.data.chardev);
       case 'ringbuf':
       case 'memory':
         return openRingbuf(options.data, options.type);
@@ -182,6 +189,13 @@ export class ChardevTable {
       case 'udp':
         return (await import('./udp.ts')).openUdp(options.data);
     }
+  }
+
+  #openMux(baseId: string): ChardevBackend {
+    const base = this.#devices.get(baseId);
+    if (base === undefined) throw new BlockError(`mux: base chardev ${baseId} not found`);
+    if (base.inUse) throw new BlockError(`Device '${baseId}' is in use`);
+    return openMux(base, this.#settings.requestShutdown);
   }
 
   async #openStdio(options: Extract<BackendOptions, { type: 'stdio' }>['data']): Promise<ChardevBackend> {

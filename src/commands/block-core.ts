@@ -1,10 +1,10 @@
 /** Commands of the block-core module: nodes, their size, and what is known about them. */
 
-import { addNode } from '../block/open.ts';
 import type { BackendOwner } from '../block/backend-io.ts';
 import { type DriverOptions, Perm } from '../block/driver.ts';
 import type { BlockLayer } from '../block/layer.ts';
 import type { BlockNode } from '../block/node.ts';
+import { addNode } from '../block/open.ts';
 import { namedBlockNodes, nodeStats } from '../block/query.ts';
 import { BlockError } from '../errors/error.ts';
 import type { Handlers } from '../qmp/dispatch.ts';
@@ -20,7 +20,8 @@ const COMMAND_OWNER: BackendOwner = {
 /** The node that `device` or `node-name` means; there are no devices in this daemon. */
 function findNode(layer: BlockLayer, device: string | undefined, nodeName: string | undefined): BlockNode {
   const node = nodeName === undefined ? null : layer.findNode(nodeName);
-  if (node === null) throw new BlockError(`Cannot find device='${device ?? ''}' nor node-name='${nodeName ?? ''}'`);
+  if (node === null)
+    throw new BlockError(`Cannot find device='${device ?? ''}' nor node-name='${nodeName ?? ''}'`);
   return node;
 }
 
@@ -51,8 +52,14 @@ export const blockCoreCommands = {
   'query-named-block-nodes': ({ layer }) => namedBlockNodes(layer),
   // Lists devices (frontends); a storage daemon has none.
   'query-block': () => [],
-  'query-blockstats': ({ layer }, { 'query-nodes': queryNodes }) => (queryNodes === true ? layer.nodes.map(nodeStats) : []),
+  'query-blockstats': ({ layer }, { 'query-nodes': queryNodes }) =>
+    queryNodes === true ? layer.nodes.map(nodeStats) : [],
 } satisfies Pick<
   Handlers<CommandContext>,
-  'blockdev-add' | 'blockdev-del' | 'block_resize' | 'query-named-block-nodes' | 'query-block' | 'query-blockstats'
+  | 'blockdev-add'
+  | 'blockdev-del'
+  | 'block_resize'
+  | 'query-named-block-nodes'
+  | 'query-block'
+  | 'query-blockstats'
 >;

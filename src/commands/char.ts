@@ -44,7 +44,7 @@ export const charCommands = {
     chardevs.list().map((device) => ({
       label: device.id,
       filename: device.backend.filename(),
-      'frontend-open': device.inUse,
+      'frontend-open': device.hasOpenUser,
     })),
 
   'query-chardev-backends': () => CHARDEV_BACKEND_KINDS.map((name) => ({ name })),

@@ -34,6 +34,7 @@ export class ExportTable {
   readonly #layer: BlockLayer;
   readonly #objects: ObjectTree;
   readonly #log: (message: string) => void;
+  readonly #whenServing: (serve: () => void) => void;
   /** By id, oldest first. Ids of exports that are being made map to null. */
   readonly #exports = new Map<string, BlockExport | null>();
   /** Iothread each node was moved to by an export; by node name. */
@@ -42,11 +43,20 @@ export class ExportTable {
   /** A server is being started or stopped. */
   #serverBusy = false;
 
-  /** `log` is told about clients that break the protocol. */
-  constructor(layer: BlockLayer, objects: ObjectTree, log: (message: string) => void = () => undefined) {
+  /**
+   * `log` is told about clients that break the protocol; `whenServing` calls its argument once clients may be served:
+   * when the daemon has executed its command line.
+   */
+  constructor(
+    layer: BlockLayer,
+    objects: ObjectTree,
+    log: (message: string) => void = () => undefined,
+    whenServing: (serve: () => void) => void = (serve) => serve(),
+  ) {
     this.#layer = layer;
     this.#objects = objects;
     this.#log = log;
+    this.#whenServing = whenServing;
   }
 
   // ---- the NBD server ----------------------------------------------------------------------------------------
@@ -60,6 +70,7 @@ export class ExportTable {
       maxConnections: options['max-connections'] ?? DEFAULT_MAX_CONNECTIONS,
       handshakeMaxSeconds: options['handshake-max-seconds'] ?? DEFAULT_HANDSHAKE_MAX_SECONDS,
       allowInheritedFd: origin === 'command-line',
+      whenServing: this.#whenServing,
       log: this.#log,
     });
     this.#serverBusy = true;

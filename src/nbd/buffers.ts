@@ -13,6 +13,10 @@ import { POOL_MAX_FREE_BYTES, POOL_TRIM_INTERVAL_MS } from './limits.ts';
 export const HEADROOM_BYTES = 64;
 
 const MIN_CLASS_BITS = 12;
+const MIN_CLASS_BYTES = 2 ** MIN_CLASS_BITS;
+
+/** The smallest buffers are cut from one piece of memory, so many at a time. */
+const SLAB_BUFFERS = 32;
 
 type Mutable<T> = { -readonly [K in keyof T]: T[K] };
 
@@ -30,8 +34,7 @@ export interface RequestBuffer {
   readonly reply: Mutable<IoSegment>;
 }
 
-function allocate(capacity: number): RequestBuffer {
-  const mem = allocateIoMemory(capacity, HEADROOM_BYTES);
+function makeBuffer(mem: IoMemory, capacity: number): RequestBuffer {
   const payload = { mem, start: HEADROOM_BYTES, length: capacity };
   return {
     mem,
@@ -43,6 +46,21 @@ function allocate(capacity: number): RequestBuffer {
   };
 }
 
+function allocate(capacity: number): RequestBuffer {
+  return makeBuffer(allocateIoMemory(capacity, HEADROOM_BYTES), capacity);
+}
+
+/** Buffers of the smallest class: of each two pages the second is the payload, the end of the first its header. */
+function allocateSlab(): RequestBuffer[] {
+  const stride = 2 * MIN_CLASS_BYTES;
+  const slab = allocateIoMemory(SLAB_BUFFERS * stride);
+  return Array.from({ length: SLAB_BUFFERS }, (_, i) => {
+    const from = i * stride + MIN_CLASS_BYTES - HEADROOM_BYTES;
+    const buf = slab.buf.subarray(from, (i + 1) * stride);
+    return makeBuffer({ buf, addr: slab.addr + from }, MIN_CLASS_BYTES);
+  });
+}
+
 /** Makes the buffer's vector `bytes` long. */
 export function setPayload(buffer: RequestBuffer, bytes: number): void {
   buffer.payload.length = bytes;
@@ -51,7 +69,7 @@ export function setPayload(buffer: RequestBuffer, bytes: number): void {
 
 /** Size class of a payload length, as a power of two. */
 function classBits(bytes: number): number {
-  return bytes <= 1 << MIN_CLASS_BITS ? MIN_CLASS_BITS : 32 - Math.clz32(bytes - 1);
+  return bytes <= MIN_CLASS_BYTES ? MIN_CLASS_BITS : 32 - Math.clz32(bytes - 1);
 }
 
 interface SizeClass {
@@ -63,6 +81,8 @@ interface SizeClass {
 export class BufferPool {
   readonly #classes: SizeClass[] = [];
   #freeBytes = 0;
+  /** Sum of the charges of all requests under way on the connections that share the pool. */
+  chargedBytes = 0;
   #timer: NodeJS.Timeout | null = null;
 
   /** A buffer for `bytes` (at most 2^31) of payload; its content is whatever it was. */
@@ -70,10 +90,17 @@ export class BufferPool {
     const bits = classBits(bytes);
     const sizeClass = this.#classes[bits];
     const buffer = sizeClass?.free.pop();
-    if (sizeClass === undefined || buffer === undefined) return allocate(2 ** bits);
+    if (sizeClass === undefined || buffer === undefined) return this.#allocate(bits);
     this.#freeBytes -= buffer.capacity;
     if (sizeClass.free.length < sizeClass.lowWater) sizeClass.lowWater = sizeClass.free.length;
     return buffer;
+  }
+
+  #allocate(bits: number): RequestBuffer {
+    if (bits > MIN_CLASS_BITS) return allocate(2 ** bits);
+    const [first, ...others] = allocateSlab();
+    for (const other of others) this.give(other);
+    return first as RequestBuffer;
   }
 
   /** Returns a buffer nobody uses any more. */

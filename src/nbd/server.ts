@@ -26,6 +26,8 @@ export interface NbdServerSettings {
   readonly handshakeMaxSeconds: number;
   /** The address comes from the command line, where it may name an inherited descriptor. */
   readonly allowInheritedFd: boolean;
+  /** Calls its argument once clients may be served (they may come while the daemon is set up); default: at once. */
+  readonly whenServing?: (serve: () => void) => void;
   /** Tells about clients that broke the protocol. */
   readonly log: (message: string) => void;
 }
@@ -59,8 +61,14 @@ export class NbdServer implements NegotiationHost {
   /** Starts to listen; throws BlockError. */
   async start(): Promise<void> {
     const { address, allowInheritedFd } = this.#settings;
-    this.#listener = await listenOn(address, (socket) => this.#accept(socket), {
+    const accept = (socket: Socket): void => {
+      socket.on('error', () => socket.destroy());
+      if (this.#settings.whenServing === undefined) this.#accept(socket);
+      else this.#settings.whenServing(() => this.#accept(socket));
+    };
+    this.#listener = await listenOn(address, accept, {
       pauseOnConnect: true,
+      allowHalfOpen: true,
       backlog: LISTEN_BACKLOG,
       allowInheritedFd,
     });
@@ -111,7 +119,7 @@ export class NbdServer implements NegotiationHost {
   // ---- connections -------------------------------------------------------------------------------------------
 
   #accept(socket: Socket): void {
-    socket.on('error', () => socket.destroy());
+    if (socket.destroyed) return;
     if (this.#stopped || this.#waiting.length >= MAX_WAITING_CONNECTIONS) {
       socket.destroy();
       return;

@@ -10,7 +10,6 @@
  * and while the export is drained, the connection stops parsing and reading: that is the whole of the backpressure.
  */
 
-import { plug, unplug } from '../aio/defer.ts';
 import type { ByteStream } from '../aio/engine.ts';
 import { Req } from '../block/driver.ts';
 import { type BufferPool, HEADROOM_BYTES, setPayload } from './buffers.ts';
@@ -31,6 +30,7 @@ import {
   MAX_EXTENTS,
   MAX_IN_FLIGHT_BYTES,
   MAX_PAYLOAD,
+  MAX_TOTAL_IN_FLIGHT_BYTES,
   REQUEST_OVERHEAD,
 } from './limits.ts';
 import type { NegotiatedClient } from './negotiation.ts';
@@ -131,6 +131,7 @@ export class Transmission implements ExportClient, ReplyQueueOwner {
   repliesSent(replies: number, charge: number): void {
     this.#inFlight -= replies;
     this.#inFlightBytes -= charge;
+    this.#pool.chargedBytes -= charge;
     if (this.#wake !== null) this.#wakeUp();
   }
 
@@ -213,18 +214,16 @@ export class Transmission implements ExportClient, ReplyQueueOwner {
     return true;
   }
 
-  /** Parses and starts every request that has arrived in full. */
+  /**
+   * Parses and starts every request that has arrived in full. What they submit goes to the kernel together, with the
+   * read of the socket that follows, at the end of this turn.
+   */
   #parse(): Next {
     this.#exp.dataMap.tick(performance.now());
-    plug();
-    try {
-      let next: Next | null;
-      do next = this.#parseOne();
-      while (next === null);
-      return next;
-    } finally {
-      unplug();
-    }
+    let next: Next | null;
+    do next = this.#parseOne();
+    while (next === null);
+    return next;
   }
 
   /** Parses one request; null when the next one may follow. */
@@ -244,7 +243,8 @@ export class Transmission implements ExportClient, ReplyQueueOwner {
       : view.getUint32(at + 24);
     const hasPayload = extended ? (flags & CommandFlag.payloadLength) !== 0 : type === Command.WRITE;
     const charge = this.#chargeOf(type, length);
-    if (this.#inFlight > 0 && this.#inFlightBytes + charge > MAX_IN_FLIGHT_BYTES) return 'wait';
+    // With nothing under way a request may always start. Otherwise a reply of this connection will end the wait.
+    if (this.#inFlight > 0 && this.#isOverLimit(charge)) return 'wait';
 
     if (type === Command.WRITE && hasPayload && length <= MAX_PAYLOAD && magic === this.#magic) {
       if (this.#awaitPayload(length, available - this.#headerBytes)) return 'fill';
@@ -261,6 +261,7 @@ export class Transmission implements ExportClient, ReplyQueueOwner {
     slot.charge = charge;
     this.#inFlight++;
     this.#inFlightBytes += charge;
+    this.#pool.chargedBytes += charge;
     rx.start = at + this.#headerBytes;
 
     if (magic !== this.#magic) {
@@ -284,6 +285,13 @@ export class Transmission implements ExportClient, ReplyQueueOwner {
     if (arrived >= length) return false;
     const { mem } = this.#rx;
     return length - arrived < DIRECT_RECEIVE_MIN && this.#headerBytes + length <= mem.buf.length;
+  }
+
+  #isOverLimit(charge: number): boolean {
+    return (
+      this.#inFlightBytes + charge > MAX_IN_FLIGHT_BYTES ||
+      this.#pool.chargedBytes + charge > MAX_TOTAL_IN_FLIGHT_BYTES
+    );
   }
 
   #chargeOf(type: number, length: number): number {
@@ -465,6 +473,7 @@ export class Transmission implements ExportClient, ReplyQueueOwner {
     slot.buffer = null;
     this.#inFlight--;
     this.#inFlightBytes -= slot.charge;
+    this.#pool.chargedBytes -= slot.charge;
     this.#freeSlots.push(slot);
   }
 

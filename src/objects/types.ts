@@ -96,6 +96,7 @@ export const QOM_TYPES: Readonly<Record<string, QomType>> = {
   chardev: abstract('object'),
   'chardev-fd': abstract('chardev'),
   'chardev-file': concrete('chardev-fd'),
+  'chardev-mux': concrete('chardev'),
   'chardev-null': concrete('chardev'),
   'chardev-pipe': concrete('chardev-fd'),
   'chardev-pty': concrete('chardev'),

@@ -79,7 +79,7 @@ export class QmpSession {
 
   /** Capabilities have been negotiated: events are wanted. */
   get negotiated(): boolean {
-    return this.#state === 'command';
+    return this.#state === 'command' || this.#state === 'finished';
   }
 
   get pretty(): boolean {
@@ -142,7 +142,7 @@ export class QmpSession {
 
   /** Sends the text of an event (with its line end), if the client has negotiated. */
   deliverEvent(text: string): void {
-    if (this.#state !== 'command') return;
+    if (!this.negotiated) return;
     if (this.#congested) {
       this.#eventBacklog += text.length;
       if (this.#eventBacklog > EVENT_BACKLOG_MAX) {

@@ -12,13 +12,21 @@ import { ObjectTree } from '../../src/objects/tree.ts';
 let dir = '';
 let warnings: string[] = [];
 let objects = new ObjectTree();
-let table = new ChardevTable(objects, { daemonized: false, warn: () => undefined });
+let table = new ChardevTable(objects, {
+  daemonized: false,
+  warn: () => undefined,
+  requestShutdown: () => undefined,
+});
 
 beforeEach(() => {
   dir = mkdtempSync(path.join(tmpdir(), 'qb-chr-'));
   warnings = [];
   objects = new ObjectTree();
-  table = new ChardevTable(objects, { daemonized: false, warn: (text) => warnings.push(text) });
+  table = new ChardevTable(objects, {
+    daemonized: false,
+    warn: (text) => warnings.push(text),
+    requestShutdown: () => undefined,
+  });
 });
 afterEach(() => {
   table.closeAll();
@@ -50,7 +58,7 @@ test('a name is taken while its device is being made', async () => {
   await expect
     .poll(() => warnings)
     .toEqual([expect.stringContaining('waiting for connection on: disconnected:unix:')]);
-  const client = connect(path.join(dir, 'a'));
+  const client = connect(path.join(dir, 'a')).on('error', () => undefined);
   await adding;
   expect(table.find('a')?.backend.filename()).toBe(`unix:${path.join(dir, 'a')},server=on`);
   client.destroy();
@@ -98,12 +106,12 @@ test('the user hears of peers in turn, and of each the right data', async () => 
   await table.add('s', socketOptions('s'));
   const device = table.find('s');
   const user = recorder();
-  device?.attach(user);
+  device?.attach({ ...user, ended: () => device.finish() });
   expect(() => device?.attach(recorder())).toThrow("Device 's' is in use");
-  const first = connect(path.join(dir, 's'));
+  const first = connect(path.join(dir, 's')).on('error', () => undefined);
   first.write('1');
   await expect.poll(() => user.events).toEqual(['opened', 'received 1']);
-  const second = connect(path.join(dir, 's'));
+  const second = connect(path.join(dir, 's')).on('error', () => undefined);
   second.write('2');
   first.destroy();
   await expect.poll(() => user.events).toContain('received 2');
@@ -117,7 +125,7 @@ test('the user hears of peers in turn, and of each the right data', async () => 
 
 test('a peer without a user is kept, and read when one comes', async () => {
   await table.add('s', socketOptions('s'));
-  const client = connect(path.join(dir, 's'));
+  const client = connect(path.join(dir, 's')).on('error', () => undefined);
   client.write('early');
   const device = table.find('s');
   await expect.poll(() => device?.backend.filename()).toMatch(/^unix:/);

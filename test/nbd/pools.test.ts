@@ -19,6 +19,19 @@ test('a buffer is aligned, has room for a header, and is reused', () => {
   pool.clear();
 });
 
+test('the smallest buffers do not overlap', () => {
+  const pool = new BufferPool();
+  const buffers = Array.from({ length: 100 }, () => pool.take(4096));
+  for (const [i, buffer] of buffers.entries()) {
+    expect((buffer.mem.addr + HEADROOM_BYTES) % 4096).toBe(0);
+    expect(buffer.mem.buf.length).toBe(HEADROOM_BYTES + 4096);
+    buffer.mem.buf.fill(i);
+  }
+  for (const [i, buffer] of buffers.entries()) expect(buffer.mem.buf.every((byte) => byte === i)).toBe(true);
+  expect(new Set(buffers.map((buffer) => buffer.mem.addr)).size).toBe(100);
+  pool.clear();
+});
+
 test('the pool keeps a bounded amount', () => {
   const pool = new BufferPool();
   const buffers = Array.from({ length: 5 }, () => pool.take(32 * 1024 * 1024));
@@ -29,12 +42,12 @@ test('the pool keeps a bounded amount', () => {
 
 test('buffers that are not needed are given back', () => {
   const pool = new BufferPool();
-  const buffers = Array.from({ length: 10 }, () => pool.take(4096));
+  const buffers = Array.from({ length: 10 }, () => pool.take(8192));
   for (const buffer of buffers) pool.give(buffer);
   pool.trim();
-  pool.give(pool.take(4096));
+  pool.give(pool.take(8192));
   pool.trim();
-  expect(pool.freeBytes).toBe(4096);
+  expect(pool.freeBytes).toBe(8192);
   pool.trim();
   expect(pool.freeBytes).toBe(0);
   pool.clear();

@@ -114,6 +114,16 @@ describe.each(['io_uring', 'threads'] as const)('on %s', (kind) => {
     await expect.poll(() => setup.server.server.connectionCount).toBe(0);
   });
 
+  test('a client that hangs up after its requests still gets the replies', async () => {
+    const setup = await start({}, kind);
+    setup.backend.jitterMs = 30;
+    const client = await enter(setup);
+    for (let i = 0; i < 20; i++) client.request({ type: READ, length: 4096n, cookie: BigInt(i) });
+    client.socket.end();
+    for (let i = 0; i < 20; i++) expect(await client.reply(4096)).toContain(' ok [0*4096]');
+    expect(await client.end()).toBe('EOF');
+  });
+
   test('an export may disconnect its clients', async () => {
     const setup = await start({}, kind);
     const client = await enter(setup);

@@ -9,7 +9,7 @@ import { afterEach, describe, expect, test } from 'vitest';
 import { makeCertificates } from './certificates.ts';
 import { type Command, compareCommands } from './compare.ts';
 import { type DaemonKind, type RunningDaemon, startDaemon } from './daemons.ts';
-import type { QmpClient } from './qmp-client.ts';
+import { QmpClient } from './qmp-client.ts';
 import { requirePeer } from './requires.ts';
 
 const kinds: readonly DaemonKind[] = ['qemu-storage-daemon', 'qblockd'];
@@ -110,6 +110,26 @@ test('creation, removal and what is reported', async (context) => {
       for (const name of ['fifo', 'pair.in', 'pair.out']) spawnSync('mkfifo', [path.join(dir, name)]);
     },
   );
+  expect(ours).toEqual(theirs);
+});
+
+test('multiplexers', async (context) => {
+  requirePeer(context, 'qemu-storage-daemon');
+  const { theirs, ours } = await compareCommands([
+    add('n', 'null', {}),
+    add('x', 'mux', { chardev: 'nope' }),
+    add('x', 'mux', {}),
+    add('x', 'mux', { chardev: 'n' }),
+    add('y', 'mux', { chardev: 'n' }),
+    ['query-chardev'],
+    ['qom-list', { path: '/chardevs/x' }],
+    ['chardev-remove', { id: 'n' }],
+    ['chardev-remove', { id: 'x' }],
+    ['chardev-change', { id: 'n', backend: { type: 'null', data: {} } }],
+    ['chardev-change', { id: 'x', backend: { type: 'null', data: {} } }],
+    ['chardev-send-break', { id: 'x' }],
+    ['ringbuf-read', { device: 'x', size: 1 }],
+  ]);
   expect(ours).toEqual(theirs);
 });
 
@@ -220,6 +240,38 @@ describe.each(kinds)('sockets of %s', (kind) => {
     (await first).destroy();
     await next();
     await expect.poll(() => control.execute('qom-get', { path: 'back', property: 'connected' })).toBe(true);
+  });
+
+  test('two monitors share a device: Control-A c moves the focus', async (context) => {
+    requirePeer(context, 'qemu-storage-daemon');
+    const daemon = await daemonOf(
+      kind,
+      ...[
+        '--chardev',
+        'socket,id=x,path=$DIR/x.sock,server=on,wait=off,mux=on',
+        '--monitor',
+        'x',
+        '--monitor',
+        'x',
+      ],
+    );
+    const client = await QmpClient.connect(path.join(daemon.dir, 'x.sock'));
+    cleanups.push(() => client.close());
+    const classOf = async (): Promise<unknown> => {
+      client.send('{"execute": "query-version"}');
+      return ((await client.next()) as { error?: { class: string } }).error?.class ?? 'none';
+    };
+    for (let greetings = 0; greetings < 2; greetings++) expect(await client.next()).toHaveProperty('QMP');
+    client.send('{"execute": "qmp_capabilities"}');
+    expect(await client.next()).toEqual({ return: {} });
+    expect(await classOf()).toBe('none');
+    client.send('\x01c');
+    expect(await classOf()).toBe('CommandNotFound');
+    // The key may come in the middle of a message, which goes on when its monitor is in focus again.
+    client.send('\x01c{"execute": "query-ver\x01c');
+    expect(await classOf()).toBe('CommandNotFound');
+    client.send('\x01csion", "id": 1}');
+    expect(await client.next()).toMatchObject({ id: 1 });
   });
 
   test('the socket is removed with the device', async (context) => {

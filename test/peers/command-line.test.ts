@@ -179,6 +179,12 @@ const chardev: readonly CommandLine[] = [
   '--chardev null,id=x --chardev null,id=x',
   '--chardev stdio,id=x,signal=foo',
   '--chardev stdio,id=x --chardev stdio,id=y',
+  '--chardev mux,id=x',
+  '--chardev mux,id=x,chardev=nope',
+  '--chardev null,id=a --monitor a --chardev mux,id=b,chardev=a',
+  '--chardev null,id=a,mux=on --chardev null,id=a-base',
+  '--chardev null,id=a,mux=on --monitor a-base',
+  '--chardev null,id=a,mux=maybe',
   '--chardev msmouse,id=x',
   '--chardev null,backend=socket,id=x',
 ];

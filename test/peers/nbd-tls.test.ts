@@ -61,15 +61,9 @@ h.connect_unix(socket)
 data = bytes(range(256)) * 4096
 h.pwrite(data, 4096)
 assert h.pread(len(data), 4096) == data
-for i in range(64):
-    h.aio_pread(nbd.Buffer(65536), i * 65536)
-while h.aio_in_flight() > 0:
-    h.poll(-1)
-    while True:
-        cookie = h.aio_peek_command_completed()
-        if cookie == 0:
-            break
-        h.aio_command_completed(cookie)
+for cookie in [h.aio_pread(nbd.Buffer(65536), i * 65536) for i in range(64)]:
+    while not h.aio_command_completed(cookie):
+        h.poll(-1)
 h.shutdown()
 print("served", h.get_tls_negotiated())
 `;

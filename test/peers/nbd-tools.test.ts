@@ -218,20 +218,15 @@ import nbd, sys
 h = nbd.NBD()
 h.connect_uri(sys.argv[1])
 count, block = 512, 65536
-buffers = []
+requests = []
 for i in range(count):
-    buf = nbd.Buffer(block)
-    h.aio_pread(buf, (i * 7919 % 256) * block)
-    buffers.append((i * 7919 % 256, buf))
-while h.aio_in_flight() > 0:
-    h.poll(-1)
-    while True:
-        cookie = h.aio_peek_command_completed()
-        if cookie == 0:
-            break
-        assert h.aio_command_completed(cookie)
+    index, buf = i * 7919 % 256, nbd.Buffer(block)
+    requests.append((index, buf, h.aio_pread(buf, index * block)))
+for index, buf, cookie in requests:
+    while not h.aio_command_completed(cookie):
+        h.poll(-1)
 disk = open(sys.argv[2], "rb").read()
-for index, buf in buffers:
+for index, buf, cookie in requests:
     assert buf.to_bytearray() == disk[index * block:(index + 1) * block], index
 `;
 
