@@ -133,9 +133,13 @@ export class BlockLayer {
   async closeNode(node: BlockNode): Promise<void> {
     assert(!this.#isUsed(node), `node '${node.name}' closed while in use`);
     this.unregister(node);
+    let failure: { readonly error: unknown } | undefined;
     await drained(node, async () => {
       try {
         await wrapped.flush(node);
+      } catch (error) {
+        // Closing goes on, but whoever asked for it must hear that data may not have reached the disk.
+        failure = { error };
       } finally {
         await node.driver.close?.(node);
       }
@@ -144,6 +148,7 @@ export class BlockLayer {
       await this.detachChild(edge);
       await this.#closeIfUnused(edge.node);
     }
+    if (failure !== undefined) throw failure.error;
   }
 
   /** blockdev-del. Throws unless the node was made by the monitor and has no users. */

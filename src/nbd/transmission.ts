@@ -3,27 +3,18 @@
  *
  * The way of a request: one read of the socket brings many; all complete ones are parsed and handed to the backend
  * without waiting for each other; what they answer goes out together (reply-queue.ts). Reads and writes go straight
- * to the backend and come back through two functions made once per request record, so that the hot path has no
- * await, closure or copy of its own. Everything else runs in one async function per request (commands.ts).
+ * to the backend and come back through two functions made once per request record (executor.ts), so that the hot
+ * path has no await, closure or copy of its own.
  *
  * A request counts its charge (its size and an overhead) from its arrival until its reply was sent. Above the limit,
  * and while the export is drained, the connection stops parsing and reading: that is the whole of the backpressure.
  */
 
 import type { ByteStream } from '../aio/engine.ts';
-import { Req } from '../block/driver.ts';
-import { type BufferPool, HEADROOM_BYTES, setPayload } from './buffers.ts';
-import {
-  blockStatusPayload,
-  findPieces,
-  flush,
-  prefetch,
-  readPieces,
-  trim,
-  writeZeroes,
-} from './commands.ts';
+import { type BufferPool, HEADROOM_BYTES, type RequestBuffer, setPayload } from './buffers.ts';
 import type { MetaContext } from './contexts.ts';
-import { RequestError, requestError } from './errors.ts';
+import { RequestError } from './errors.ts';
+import { Executor, type Slot } from './executor.ts';
 import type { ExportClient, NbdExport } from './export.ts';
 import {
   DIRECT_RECEIVE_MIN,
@@ -35,7 +26,6 @@ import {
 } from './limits.ts';
 import type { NegotiatedClient } from './negotiation.ts';
 import {
-  Chunk,
   Command,
   CommandFlag,
   EXTENDED_REQUEST_MAGIC,
@@ -45,21 +35,13 @@ import {
 } from './protocol.ts';
 import type { ReceiveBuffer } from './receive-buffer.ts';
 import { ReplyQueue, type ReplyQueueOwner } from './reply-queue.ts';
-import { findFault, isLengthLimited, join64, type NbdRequest, tooLong } from './request.ts';
+import { findFault, isLengthLimited, join64, tooLong } from './request.ts';
 
 const COMPACT_BYTES = Layouts.request.bytes;
 const EXTENDED_BYTES = Layouts.extendedRequest.bytes;
 const FILTER_HEAD_BYTES = Layouts.blockStatusFilter.bytes;
 /** Read this much at a time while large writes come in: their data should go past the receive buffer. */
 const BULK_FILL_BYTES = 4096 + EXTENDED_BYTES;
-
-/** A pooled request with its two ends: what the backend's promise calls. */
-interface Slot extends NbdRequest {
-  readonly done: () => void;
-  readonly failed: (error: unknown) => void;
-  /** Ids of the contexts a BLOCK_STATUS request is restricted to; null: all. */
-  filter: readonly number[] | null;
-}
 
 /** What comes after parsing stopped. */
 type Next = 'fill' | 'direct' | 'skip' | 'wait' | 'leave';
@@ -69,7 +51,7 @@ export class Transmission implements ExportClient, ReplyQueueOwner {
   readonly #stream: ByteStream;
   readonly #rx: ReceiveBuffer;
   readonly #pool: BufferPool;
-  readonly #replies: ReplyQueue;
+  readonly #executor: Executor;
   readonly #structured: boolean;
   readonly #extended: boolean;
   readonly #headerBytes: number;
@@ -79,7 +61,6 @@ export class Transmission implements ExportClient, ReplyQueueOwner {
   /** Sum of the charges of the requests that have no sent reply yet, and their number. */
   #inFlightBytes = 0;
   #inFlight = 0;
-  readonly #freeSlots: Slot[] = [];
   /** A write whose data is received straight into its buffer, and how much of it has come. */
   #direct: Slot | null = null;
   #directReceived = 0;
@@ -100,7 +81,7 @@ export class Transmission implements ExportClient, ReplyQueueOwner {
     this.#magic = client.extended ? EXTENDED_REQUEST_MAGIC : REQUEST_MAGIC;
     this.#contexts = client.contexts;
     const style = client.extended ? 'extended' : client.structured ? 'structured' : 'simple';
-    this.#replies = new ReplyQueue(client.stream, style, pool, this);
+    this.#executor = new Executor(client, pool, new ReplyQueue(client.stream, style, pool, this));
   }
 
   /** Serves the client until it leaves or is disconnected, and all its requests are finished. */
@@ -179,7 +160,7 @@ export class Transmission implements ExportClient, ReplyQueueOwner {
   /** Receives the rest of a write's data into its buffer and starts it. */
   async #receiveDirect(): Promise<boolean> {
     const slot = this.#direct as Slot;
-    const buffer = slot.buffer as NonNullable<Slot['buffer']>;
+    const buffer = slot.buffer as RequestBuffer;
     const { payload } = buffer;
     const total = payload.length;
     while (this.#directReceived < total) {
@@ -199,7 +180,7 @@ export class Transmission implements ExportClient, ReplyQueueOwner {
     this.#direct = null;
     this.#bulk = true;
     if (this.#closed) this.#discard(slot);
-    else this.#startWrite(slot);
+    else this.#executor.startWrite(slot);
     return true;
   }
 
@@ -249,7 +230,7 @@ export class Transmission implements ExportClient, ReplyQueueOwner {
     if (type === Command.WRITE && hasPayload && length <= MAX_PAYLOAD && magic === this.#magic) {
       if (this.#awaitPayload(length, available - this.#headerBytes)) return 'fill';
     }
-    const slot = this.#takeSlot();
+    const slot = this.#executor.takeSlot();
     slot.type = type;
     slot.flags = flags;
     slot.cookieHigh = view.getUint32(at + 8);
@@ -265,7 +246,10 @@ export class Transmission implements ExportClient, ReplyQueueOwner {
     rx.start = at + this.#headerBytes;
 
     if (magic !== this.#magic) {
-      this.#refuse(slot, new RequestError(NbdError.EINVAL, `invalid magic (got 0x${magic.toString(16)})`));
+      this.#executor.refuse(
+        slot,
+        new RequestError(NbdError.EINVAL, `invalid magic (got 0x${magic.toString(16)})`),
+      );
       return 'leave';
     }
     if (type === Command.DISC) {
@@ -273,7 +257,7 @@ export class Transmission implements ExportClient, ReplyQueueOwner {
       return 'leave';
     }
     if (length > MAX_PAYLOAD && (isLengthLimited(type) || hasPayload)) {
-      this.#refuse(slot, tooLong(length));
+      this.#executor.refuse(slot, tooLong(length));
       // What follows cannot be told from data, and reading it all would cost too much.
       return hasPayload || type === Command.WRITE ? 'leave' : null;
     }
@@ -316,15 +300,15 @@ export class Transmission implements ExportClient, ReplyQueueOwner {
       return this.#acceptOddPayload(slot, hasPayload);
     const fault = findFault(slot, this.#exp, this.#structured, this.#extended);
     if (fault !== null) {
-      this.#refuse(slot, fault);
+      this.#executor.refuse(slot, fault);
       return hasPayload ? this.#skipPayload(length) : null;
     }
     if (type === Command.READ) {
-      this.#startRead(slot);
+      this.#executor.startRead(slot);
       return null;
     }
     if (type !== Command.WRITE) {
-      void this.#runCommand(slot);
+      this.#executor.startCommand(slot);
       return null;
     }
     return this.#takePayload(slot);
@@ -334,13 +318,13 @@ export class Transmission implements ExportClient, ReplyQueueOwner {
   #acceptOddPayload(slot: Slot, hasPayload: boolean): Next | null {
     if (slot.type !== Command.BLOCK_STATUS) {
       const text = hasPayload ? 'unexpected payload' : 'payload length flag missing';
-      this.#refuse(slot, new RequestError(NbdError.EINVAL, `${text} in command ${slot.type}`));
+      this.#executor.refuse(slot, new RequestError(NbdError.EINVAL, `${text} in command ${slot.type}`));
       return hasPayload ? this.#skipPayload(slot.length) : null;
     }
     if (!hasPayload) {
       const fault = findFault(slot, this.#exp, this.#structured, true);
-      if (fault !== null) this.#refuse(slot, fault);
-      else void this.#runCommand(slot);
+      if (fault !== null) this.#executor.refuse(slot, fault);
+      else this.#executor.startCommand(slot);
       return null;
     }
     return this.#acceptFilter(slot);
@@ -353,7 +337,10 @@ export class Transmission implements ExportClient, ReplyQueueOwner {
     const ids = (payloadBytes - FILTER_HEAD_BYTES) / 4;
     // No valid list is longer than the contexts there are; the rest need not even be looked at.
     if (!Number.isInteger(ids) || ids < 1 || ids > this.#contexts.length) {
-      this.#refuse(slot, new RequestError(NbdError.EINVAL, 'invalid context list in command block status'));
+      this.#executor.refuse(
+        slot,
+        new RequestError(NbdError.EINVAL, 'invalid context list in command block status'),
+      );
       return this.#skipPayload(payloadBytes);
     }
     if (rx.available < payloadBytes) {
@@ -370,12 +357,15 @@ export class Transmission implements ExportClient, ReplyQueueOwner {
     const known = filter.every((id) => this.#contexts.some((context) => context.id === id));
     const fault = findFault(slot, this.#exp, this.#structured, true);
     if (!known || new Set(filter).size < filter.length) {
-      this.#refuse(slot, new RequestError(NbdError.EINVAL, 'invalid context list in command block status'));
+      this.#executor.refuse(
+        slot,
+        new RequestError(NbdError.EINVAL, 'invalid context list in command block status'),
+      );
     } else if (fault !== null) {
-      this.#refuse(slot, fault);
+      this.#executor.refuse(slot, fault);
     } else {
       slot.filter = filter;
-      void this.#runCommand(slot);
+      this.#executor.startCommand(slot);
     }
     return null;
   }
@@ -403,192 +393,15 @@ export class Transmission implements ExportClient, ReplyQueueOwner {
       return 'direct';
     }
     this.#bulk = false;
-    this.#startWrite(slot);
+    this.#executor.startWrite(slot);
     return null;
-  }
-
-  // ---- carrying out ------------------------------------------------------------------------------------------
-
-  #startRead(slot: Slot): void {
-    const { offset, length, flags } = slot;
-    const plain =
-      !this.#structured ||
-      (flags & CommandFlag.df) !== 0 ||
-      this.#exp.dataMap.covers(offset, offset + length);
-    if (!plain || length === 0 || (flags & CommandFlag.fua) !== 0) {
-      void this.#runCommand(slot);
-      return;
-    }
-    const buffer = this.#pool.take(length);
-    slot.buffer = buffer;
-    setPayload(buffer, length);
-    try {
-      this.#exp.backend.preadv(offset, length, buffer.vector, 0).then(slot.done, slot.failed);
-    } catch (error) {
-      this.#fail(slot, error);
-    }
-  }
-
-  #startWrite(slot: Slot): void {
-    const { length } = slot;
-    const flags = this.#exp.writethrough || (slot.flags & CommandFlag.fua) !== 0 ? Req.fua : 0;
-    const { vector } = slot.buffer as NonNullable<Slot['buffer']>;
-    try {
-      this.#exp.backend.pwritev(slot.offset, length, vector, flags).then(slot.done, slot.failed);
-    } catch (error) {
-      this.#fail(slot, error);
-    }
-  }
-
-  /** A plain read or write has succeeded. */
-  #finish(slot: Slot): void {
-    const { buffer, charge } = slot;
-    slot.buffer = null;
-    if (slot.type === Command.READ) {
-      this.#replies.data(slot, buffer as NonNullable<Slot['buffer']>, charge);
-    } else {
-      if (buffer !== null) this.#pool.give(buffer);
-      this.#replies.acknowledge(slot, charge);
-    }
-    this.#freeSlots.push(slot);
-  }
-
-  /** A plain read or write has failed. */
-  #fail(slot: Slot, cause: unknown): void {
-    const text = slot.type === Command.READ ? 'reading from file failed' : 'writing to file failed';
-    this.#refuse(slot, requestError(text, cause));
-  }
-
-  /** Answers with an error. */
-  #refuse(slot: Slot, error: RequestError): void {
-    if (slot.buffer !== null) this.#pool.give(slot.buffer);
-    slot.buffer = null;
-    this.#replies.error(slot, error.error, error.message, slot.charge);
-    this.#freeSlots.push(slot);
   }
 
   /** Forgets a request that gets no answer. */
   #discard(slot: Slot): void {
-    if (slot.buffer !== null) this.#pool.give(slot.buffer);
-    slot.buffer = null;
     this.#inFlight--;
     this.#inFlightBytes -= slot.charge;
     this.#pool.chargedBytes -= slot.charge;
-    this.#freeSlots.push(slot);
-  }
-
-  /** Everything but plain reads and writes. Never rejects. */
-  async #runCommand(slot: Slot): Promise<void> {
-    try {
-      switch (slot.type) {
-        case Command.READ:
-          await this.#readWithHoles(slot);
-          return;
-        case Command.FLUSH:
-          await flush(this.#exp);
-          break;
-        case Command.TRIM:
-          await trim(this.#exp, slot);
-          break;
-        case Command.WRITE_ZEROES:
-          await writeZeroes(this.#exp, slot);
-          break;
-        case Command.CACHE:
-          await prefetch(this.#exp, slot, this.#pool);
-          break;
-        case Command.BLOCK_STATUS:
-          await this.#blockStatus(slot);
-          return;
-        default:
-          throw new RequestError(NbdError.EINVAL, `invalid request type (${slot.type}) received`);
-      }
-      this.#replies.acknowledge(slot, slot.charge);
-      this.#freeSlots.push(slot);
-    } catch (error) {
-      this.#refuse(slot, requestError('request failed', error));
-    }
-  }
-
-  /** A read that may be answered with holes, or with nothing. */
-  async #readWithHoles(slot: Slot): Promise<void> {
-    const { offset, length, charge, flags } = slot;
-    const exp = this.#exp;
-    const replies = this.#replies;
-    if ((flags & CommandFlag.fua) !== 0) await flush(exp);
-    if (length === 0) {
-      if (this.#structured) {
-        replies.chunk(slot, Chunk.NONE, true, 0);
-        replies.endChunks(null, charge);
-      } else {
-        replies.acknowledge(slot, charge);
-      }
-      this.#freeSlots.push(slot);
-      return;
-    }
-    const mayFragment = this.#structured && (flags & CommandFlag.df) === 0;
-    const pieces = mayFragment ? await findPieces(exp, slot) : [{ offset, bytes: length, hole: false }];
-    if (pieces.some((piece) => !piece.hole)) {
-      slot.buffer = this.#pool.take(length);
-      setPayload(slot.buffer, length);
-      await readPieces(exp, slot, slot.buffer, pieces);
-    }
-    const { buffer } = slot;
-    slot.buffer = null;
-    if (pieces.length === 1 && buffer !== null) {
-      replies.data(slot, buffer, charge);
-    } else {
-      for (const [i, piece] of pieces.entries()) {
-        const last = i === pieces.length - 1;
-        if (piece.hole || buffer === null) {
-          replies.hole(slot, piece.offset, piece.bytes, last);
-        } else {
-          const start = HEADROOM_BYTES + piece.offset - offset;
-          replies.dataPart(slot, piece.offset, { mem: buffer.mem, start, length: piece.bytes }, last);
-        }
-      }
-      replies.endChunks(buffer, charge);
-    }
-    this.#freeSlots.push(slot);
-  }
-
-  async #blockStatus(slot: Slot): Promise<void> {
-    const { length, filter, charge } = slot;
-    slot.filter = null;
-    if (length === 0) throw new RequestError(NbdError.EINVAL, 'need non-zero length');
-    const contexts =
-      filter === null ? this.#contexts : this.#contexts.filter(({ id }) => filter.includes(id));
-    if (contexts.length === 0) throw new RequestError(NbdError.EINVAL, 'CMD_BLOCK_STATUS not negotiated');
-    const payloads = [];
-    for (const context of contexts) {
-      payloads.push(await blockStatusPayload(this.#exp, context, slot, length, this.#extended));
-    }
-    const type = this.#extended ? Chunk.BLOCK_STATUS_EXT : Chunk.BLOCK_STATUS;
-    for (const [i, payload] of payloads.entries()) {
-      this.#replies.payloadChunk(slot, type, i === payloads.length - 1, payload);
-    }
-    this.#replies.endChunks(null, charge);
-    this.#freeSlots.push(slot);
-  }
-
-  /** A request record: a used one, or a new one with its two ends. */
-  #takeSlot(): Slot {
-    const free = this.#freeSlots.pop();
-    if (free !== undefined) return free;
-    const slot: Slot = {
-      type: 0,
-      flags: 0,
-      cookieHigh: 0,
-      cookieLow: 0,
-      offsetHigh: 0,
-      offsetLow: 0,
-      offset: 0,
-      length: 0,
-      buffer: null,
-      charge: 0,
-      filter: null,
-      done: () => this.#finish(slot),
-      failed: (error) => this.#fail(slot, error),
-    };
-    return slot;
+    this.#executor.release(slot);
   }
 }

@@ -1,3 +1,5 @@
+/** The pool of request buffers and the map of known data. */
+
 import { expect, test } from 'vitest';
 import { BufferPool, HEADROOM_BYTES, setPayload } from '../../src/nbd/buffers.ts';
 import { DataMap } from '../../src/nbd/data-map.ts';

@@ -1,3 +1,5 @@
+/** The protocol table: sizes, positions, names. */
+
 import { expect, test } from 'vitest';
 import { Layouts, nameIn, Option, Reply } from '../../src/nbd/protocol.ts';
 
