@@ -133,12 +133,13 @@ function unixName({ path: name, abstract = false, tight = true }: UnixAddress): 
   return `\0${name}${tight ? '' : '\0'.repeat(SUN_PATH_BYTES - 1 - bytes)}`;
 }
 
-/** Makes way for a socket. Unlike the original's, it never removes anything but a socket: for a file, bind(2) fails. */
+/** Makes way for a socket. Unlike the original, it removes no file that has content: bind(2) then fails. */
 function removeStaleSocket(file: string): void {
   try {
     const stat = lstatSync(file);
     if (stat.isDirectory()) throw errnoError(`Failed to unlink socket ${file}`, E.EISDIR);
-    if (stat.isSocket()) unlinkSync(file);
+    // An empty file is what `sock=$(mktemp)` leaves; a file with content is somebody's data.
+    if (stat.isSocket() || (stat.isFile() && stat.size === 0)) unlinkSync(file);
   } catch (error) {
     if (error instanceof BlockError) throw error;
     const errno = errnoOf(error);

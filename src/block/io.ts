@@ -341,7 +341,7 @@ export async function coBlockStatus(node: BlockNode, guard: GraphReadGuard, want
 /** Sets the length. `exact` false: the node may end up longer. Requests in the part that goes are waited for. */
 export async function coTruncate(node: BlockNode, guard: GraphReadGuard, length: number, exact: boolean, prealloc: PreallocMode, zeroFill: boolean): Promise<void> {
   if (length < 0) throw new BlockError('Image size cannot be negative', { errno: E.EINVAL });
-  if (length > MAX_LENGTH_BYTES) throw new BlockError(`offset(${BigInt(length)}) exceeds maximum(${MAX_LENGTH_BYTES})`, { errno: E.EFBIG });
+  if (length > MAX_LENGTH_BYTES) throw new BlockError(`offset(${BigInt(length)}) exceeds maximum(${BigInt(MAX_LENGTH_BYTES)})`, { errno: E.EFBIG });
   if (node.readOnly) throw new BlockError('Image is read-only', { errno: E.EACCES });
   const from = Math.min(length, node.totalBytes);
   const request = begin(node, from, Math.max(length, node.totalBytes) - from);
@@ -355,7 +355,19 @@ export async function coTruncate(node: BlockNode, guard: GraphReadGuard, length:
   } finally {
     end(node, request);
   }
-  for (const edge of node.parents) if (edge.parent.kind === 'root') edge.parent.root.resized();
+  await tellParentsResized(node, guard);
+}
+
+/** Everything above a resized node looks at its own length again. */
+async function tellParentsResized(node: BlockNode, guard: GraphReadGuard): Promise<void> {
+  for (const { parent } of node.parents) {
+    if (parent.kind === 'root') {
+      parent.root.resized();
+    } else {
+      await coRefreshLength(parent.node, guard);
+      await tellParentsResized(parent.node, guard);
+    }
+  }
 }
 
 /** Asks the driver for the length and takes it over; a length that is no multiple of 512 is rounded up. */

@@ -6,7 +6,7 @@
  * its parent where it does not set them itself; discards always reach it, because the parent decides about them.
  */
 
-import { BlockError } from '../errors/error.ts';
+import { BlockError, errnoError, errnoOf } from '../errors/error.ts';
 import { type DriverOptions, type OpenContext, Perm } from './driver.ts';
 import { coRefreshLength } from './io.ts';
 import type { BlockLayer } from './layer.ts';
@@ -48,7 +48,11 @@ async function openNode(layer: BlockLayer, options: DriverOptions, inherited: In
     };
     node.state = await driver.open(node, context);
     opened = true;
-    await layer.graphLock.withRead((guard) => coRefreshLength(node, guard));
+    try {
+      await layer.graphLock.withRead((guard) => coRefreshLength(node, guard));
+    } catch (error) {
+      throw errnoError('Could not refresh total sector count', errnoOf(error));
+    }
     for (const edge of node.children) {
       node.limits.requestAlignment = Math.max(node.limits.requestAlignment, edge.node.limits.requestAlignment);
       node.limits.minMemAlignment = Math.max(node.limits.minMemAlignment, edge.node.limits.minMemAlignment);

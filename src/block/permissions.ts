@@ -63,7 +63,8 @@ interface SavedEdge {
   readonly shared: number;
 }
 
-const MODIFYING = Perm.write | Perm.writeUnchanged | Perm.resize;
+/** A resize of a read-only node is refused by the resize itself, after the driver's locks had their say. */
+const MODIFYING = Perm.write | Perm.writeUnchanged;
 
 /** What `edge`'s parent node takes on it, given what the parent's own users want. */
 function childPermissions(node: BlockNode, edge: BlockChild): PermissionPair {

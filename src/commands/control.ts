@@ -16,11 +16,13 @@ export const controlCommands = {
   // The original lists the newest registration first.
   'query-commands': () => COMMAND_NAMES.map((name) => ({ name })).reverse(),
 
-  quit: (context, _args, session) => {
+  quit: async (context, _args, session) => {
+    // Clients of the exports are gone, and the monitors know it, when quit is answered.
+    await context.exports.closeAll();
     session.finish(() => context.requestShutdown());
     return {};
   },
 } satisfies Handlers<
-  Pick<CommandContext, 'requestShutdown'>,
+  Pick<CommandContext, 'requestShutdown' | 'exports'>,
   'qmp_capabilities' | 'query-version' | 'query-commands' | 'quit'
 >;

