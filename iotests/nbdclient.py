@@ -239,6 +239,7 @@ class NbdClient(NbdConnection):
         return self.request(CMD_BLOCK_STATUS, offset, length, flags=flags)
 
     def disconnect(self):
-        """Says goodbye and closes."""
+        """Says goodbye and closes when the server has, so that it is known to have noticed."""
         self.send_request(CMD_DISC)
+        self.closed()
         self.close()

@@ -152,7 +152,12 @@ export function ioctlGetI32(fd: number, request: number): number {
 const cIoctlRange = libc.func('ioctl', 'int', ['int', 'ulong', 'uintptr_t']);
 
 /** BLKDISCARD or BLKZEROOUT over a byte range, on libuv's thread pool. */
-export function ioctlRangeAsync(fd: number, request: number, offset: number, length: number): Promise<number> {
+export function ioctlRangeAsync(
+  fd: number,
+  request: number,
+  offset: number,
+  length: number,
+): Promise<number> {
   const range = Buffer.allocUnsafeSlow(16);
   range.writeBigUInt64LE(BigInt(offset), 0);
   range.writeBigUInt64LE(BigInt(length), 8);

@@ -72,7 +72,10 @@ export function sliceVector(vec: IoVector, offset: number, length: number): IoVe
 
 /** The vectors one after another; shares the memory. */
 export function concatVectors(...vecs: readonly IoVector[]): IoVector {
-  return { segments: vecs.flatMap((vec) => vec.segments), bytes: vecs.reduce((sum, vec) => sum + vec.bytes, 0) };
+  return {
+    segments: vecs.flatMap((vec) => vec.segments),
+    bytes: vecs.reduce((sum, vec) => sum + vec.bytes, 0),
+  };
 }
 
 /** Fills the vector with one byte value. */

@@ -13,8 +13,8 @@
  * Sources: io_uring_setup(2), io_uring_enter(2), linux/io_uring.h.
  */
 
-import { assert } from '../errors/error.ts';
 import { E } from '../errors/errno.ts';
+import { assert } from '../errors/error.ts';
 import { deferCall, isPlugged } from './defer.ts';
 import {
   closeFd,
@@ -90,7 +90,8 @@ export class Ring {
     if (this.#closed) return;
     this.#stepsThisTurn++;
     // Nothing to submit and completions in sight: a call into the kernel would bring nothing new.
-    if (this.#pending > 0 || this.#words[this.#cqHead] === Atomics.load(this.#words, this.#cqTail)) this.#flush();
+    if (this.#pending > 0 || this.#words[this.#cqHead] === Atomics.load(this.#words, this.#cqTail))
+      this.#flush();
     this.#reap();
   };
   readonly #turn = (): void => {
@@ -148,11 +149,28 @@ export class Ring {
    * Queues one operation. `keep` is held until completion. Resolves with the CQE's result: a count, or -errno.
    * `offset` and `addr` below 2^53.
    */
-  submit(op: number, fd: number, addr: number, length: number, offset: number, opFlags: number, keep: unknown): Promise<number> {
+  submit(
+    op: number,
+    fd: number,
+    addr: number,
+    length: number,
+    offset: number,
+    opFlags: number,
+    keep: unknown,
+  ): Promise<number> {
     return new Promise((resolve) => this.#queue(op, fd, addr, length, offset, opFlags, keep, resolve));
   }
 
-  #queue(op: number, fd: number, addr: number, length: number, offset: number, opFlags: number, keep: unknown, resolve: Resolve): void {
+  #queue(
+    op: number,
+    fd: number,
+    addr: number,
+    length: number,
+    offset: number,
+    opFlags: number,
+    keep: unknown,
+    resolve: Resolve,
+  ): void {
     const id = this.#freeIds.pop();
     if (id === undefined) {
       this.#backlog.push(() => this.#queue(op, fd, addr, length, offset, opFlags, keep, resolve));

@@ -5,10 +5,10 @@
  * the ring: counts or -errno.
  */
 
-import { type NoParamCallback, fdatasync, read, readv, write, writev } from 'node:fs';
+import { fdatasync, type NoParamCallback, read, readv, write, writev } from 'node:fs';
 import type { Socket } from 'node:net';
-import { errnoOf } from '../errors/error.ts';
 import { E } from '../errors/errno.ts';
+import { errnoOf } from '../errors/error.ts';
 import type { AioEngine, ByteStream } from './engine.ts';
 import { fallocateAsync } from './ffi.ts';
 import type { IoSegment, IoVector } from './memory.ts';
@@ -53,11 +53,25 @@ export function createThreadsEngine(): AioEngine {
   };
 }
 
-type SingleCall = (fd: number, buf: Buffer, at: number, length: number, position: number, done: FsCallback) => void;
+type SingleCall = (
+  fd: number,
+  buf: Buffer,
+  at: number,
+  length: number,
+  position: number,
+  done: FsCallback,
+) => void;
 type VectorCall = (fd: number, bufs: Buffer[], position: number, done: FsCallback) => void;
 type FsCallback = (error: NodeJS.ErrnoException | null, count: number) => void;
 
-function submitVector(single: SingleCall, vectored: VectorCall, fd: number, vec: IoVector, offset: number, done: FsCallback): void {
+function submitVector(
+  single: SingleCall,
+  vectored: VectorCall,
+  fd: number,
+  vec: IoVector,
+  offset: number,
+  done: FsCallback,
+): void {
   if (vec.segments.length === 1) {
     const { mem, start, length } = vec.segments[0]!;
     single(fd, mem.buf, start, length, offset, done);
@@ -100,7 +114,8 @@ class NodeStream implements ByteStream {
     for (;;) {
       if (this.#socket.destroyed) return this.#failure ?? -E.ECONNRESET;
       const available = this.#socket.readableLength;
-      const chunk: Buffer | null = available > 0 ? this.#socket.read(Math.min(available, segment.length)) : this.#socket.read();
+      const chunk: Buffer | null =
+        available > 0 ? this.#socket.read(Math.min(available, segment.length)) : this.#socket.read();
       if (chunk !== null) {
         // read() without a size may hand out more than fits when data arrived in between.
         if (chunk.length > segment.length) this.#socket.unshift(chunk.subarray(segment.length));

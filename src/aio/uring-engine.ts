@@ -6,8 +6,8 @@
  */
 
 import type { Socket } from 'node:net';
-import { BlockError } from '../errors/error.ts';
 import { E } from '../errors/errno.ts';
+import { BlockError } from '../errors/error.ts';
 import type { AioEngine, ByteStream } from './engine.ts';
 import { closeFd, dupFd, setBlocking, shutdownSocket } from './ffi.ts';
 import { allocateIoMemory, type IoMemory, type IoSegment, type IoVector } from './memory.ts';
@@ -61,13 +61,17 @@ export function createUringEngine(): AioEngine {
   try {
     ring = new Ring();
   } catch (errno) {
-    throw new BlockError('io_uring is not available', { errno: typeof errno === 'number' ? errno : E.ENOSYS });
+    throw new BlockError('io_uring is not available', {
+      errno: typeof errno === 'number' ? errno : E.ENOSYS,
+    });
   }
   const smallArrays: IovArray[] = [];
 
   async function vectored(op: number, fd: number, vec: IoVector, offset: number): Promise<number> {
     const small = vec.segments.length <= SMALL_IOV;
-    const array = (small ? smallArrays.pop() : undefined) ?? new IovArray(small ? SMALL_IOV : Math.min(vec.segments.length, IOV_MAX));
+    const array =
+      (small ? smallArrays.pop() : undefined) ??
+      new IovArray(small ? SMALL_IOV : Math.min(vec.segments.length, IOV_MAX));
     const count = array.fill(vec.segments, 0);
     const result = await ring.submit(op, fd, array.memory.addr, count, offset, 0, [array, vec]);
     if (small) smallArrays.push(array);
@@ -157,14 +161,27 @@ class UringStream implements ByteStream {
   }
 
   /** Sends what the iovec array holds, going on after short sends. `want` bytes or -errno. */
-  async #sendAll(segments: readonly IoSegment[], first: number, count: number, want: number): Promise<number> {
+  async #sendAll(
+    segments: readonly IoSegment[],
+    first: number,
+    count: number,
+    want: number,
+  ): Promise<number> {
     let from = 0;
     let sent = 0;
     this.#keep[2] = segments;
     for (;;) {
       this.#msg.buf.writeBigUInt64LE(BigInt(this.#iov.memory.addr + from * IOVEC_BYTES), 16);
       this.#msg.buf.writeUInt32LE(count - from, 24);
-      const result = await this.#ring.submit(Op.sendmsg, this.#fd, this.#msg.addr, 1, 0, MSG_NOSIGNAL | MSG_WAITALL, this.#keep);
+      const result = await this.#ring.submit(
+        Op.sendmsg,
+        this.#fd,
+        this.#msg.addr,
+        1,
+        0,
+        MSG_NOSIGNAL | MSG_WAITALL,
+        this.#keep,
+      );
       if (result < 0) return this.#closed ? -E.EPIPE : result;
       sent += result;
       if (sent === want) break;
@@ -207,4 +224,3 @@ class UringStream implements ByteStream {
     if (this.#closed && this.#pending === 0) closeFd(this.#fd);
   }
 }
-

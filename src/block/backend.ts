@@ -7,8 +7,8 @@
 
 import type { IoVector } from '../aio/memory.ts';
 import { CoQueue } from '../coroutine/co-queue.ts';
-import { assert, ioError } from '../errors/error.ts';
 import { E } from '../errors/errno.ts';
+import { assert, ioError } from '../errors/error.ts';
 import type { BackendDepth, BackendExtent, BackendIo, BackendOwner } from './backend-io.ts';
 import { co } from './callbacks.ts';
 import { type PreallocMode, Req, Status } from './driver.ts';
@@ -101,7 +101,9 @@ export class BlockBackend implements BackendIo, RootParent {
   }
 
   pwriteZeroes(offset: number, bytes: number, flags: number): Promise<void> {
-    return this.#run(this.#checked(offset, bytes), (node, guard) => co.pwriteZeroes(node, guard, offset, bytes, flags));
+    return this.#run(this.#checked(offset, bytes), (node, guard) =>
+      co.pwriteZeroes(node, guard, offset, bytes, flags),
+    );
   }
 
   pdiscard(offset: number, bytes: number): Promise<void> {
@@ -113,12 +115,20 @@ export class BlockBackend implements BackendIo, RootParent {
   }
 
   async blockStatus(offset: number, bytes: number): Promise<BackendExtent> {
-    const status = await this.#run(this.#checked(offset, bytes), (node, guard) => co.blockStatus(node, guard, true, offset, bytes));
-    return { bytes: status.bytes, zero: (status.flags & Status.zero) !== 0, allocated: (status.flags & Status.allocated) !== 0 && (status.flags & Status.data) !== 0 };
+    const status = await this.#run(this.#checked(offset, bytes), (node, guard) =>
+      co.blockStatus(node, guard, true, offset, bytes),
+    );
+    return {
+      bytes: status.bytes,
+      zero: (status.flags & Status.zero) !== 0,
+      allocated: (status.flags & Status.allocated) !== 0 && (status.flags & Status.data) !== 0,
+    };
   }
 
   async allocationDepth(offset: number, bytes: number): Promise<BackendDepth> {
-    const status = await this.#run(this.#checked(offset, bytes), (node, guard) => co.blockStatus(node, guard, false, offset, bytes));
+    const status = await this.#run(this.#checked(offset, bytes), (node, guard) =>
+      co.blockStatus(node, guard, false, offset, bytes),
+    );
     return { bytes: status.bytes, depth: (status.flags & Status.allocated) !== 0 ? 1 : 0 };
   }
 
@@ -166,7 +176,10 @@ export class BlockBackend implements BackendIo, RootParent {
     if (this.inFlight === 0) this.#idle.wakeAll();
   }
 
-  async #run<T>(node: BlockNode, operation: (node: BlockNode, guard: GraphReadGuard) => Promise<T>): Promise<T> {
+  async #run<T>(
+    node: BlockNode,
+    operation: (node: BlockNode, guard: GraphReadGuard) => Promise<T>,
+  ): Promise<T> {
     const guard = this.#tryEnter(node) ?? (await this.#enter(node));
     try {
       return await operation(node, guard);

@@ -10,16 +10,21 @@
  * `absent` says what a driver without the callback means.
  */
 
-import { BlockError } from '../errors/error.ts';
 import { E } from '../errors/errno.ts';
+import { BlockError } from '../errors/error.ts';
 import type { BlockDriver, BlockDriverInfo } from './driver.ts';
 import type { GraphReadGuard } from './graph-lock.ts';
 import * as io from './io.ts';
+import * as size from './io-size.ts';
 import type { BlockNode } from './node.ts';
 
 /** I/O callbacks of the contract: those that take the guard as their second parameter. */
 export type IoCallbackName = {
-  [K in keyof BlockDriver]-?: NonNullable<BlockDriver[K]> extends (node: BlockNode, guard: GraphReadGuard, ...rest: never[]) => unknown
+  [K in keyof BlockDriver]-?: NonNullable<BlockDriver[K]> extends (
+    node: BlockNode,
+    guard: GraphReadGuard,
+    ...rest: never[]
+  ) => unknown
     ? Parameters<NonNullable<BlockDriver[K]>>[1] extends GraphReadGuard
       ? K
       : never
@@ -46,11 +51,17 @@ export const IO_CALLBACKS = {
   debugEvent: 'child',
 } as const satisfies Record<IoCallbackName, Absent>;
 
-type ControlCallback = { [K in keyof typeof IO_CALLBACKS]: (typeof IO_CALLBACKS)[K] extends 'io-path' ? never : K }[keyof typeof IO_CALLBACKS];
+type ControlCallback = {
+  [K in keyof typeof IO_CALLBACKS]: (typeof IO_CALLBACKS)[K] extends 'io-path' ? never : K;
+}[keyof typeof IO_CALLBACKS];
 type Tail<T extends unknown[]> = T extends [unknown, unknown, ...infer Rest] ? Rest : never;
 type CallbackOf<K extends IoCallbackName> = NonNullable<BlockDriver[K]>;
 type ArgsOf<K extends IoCallbackName> = Tail<Parameters<CallbackOf<K>>>;
-type CoForm<K extends IoCallbackName> = (node: BlockNode, guard: GraphReadGuard, ...args: ArgsOf<K>) => ReturnType<CallbackOf<K>>;
+type CoForm<K extends IoCallbackName> = (
+  node: BlockNode,
+  guard: GraphReadGuard,
+  ...args: ArgsOf<K>
+) => ReturnType<CallbackOf<K>>;
 
 /** What a bottom node answers when its driver has no such callback; absent here means ENOTSUP. */
 const BOTTOM_ANSWER: Partial<Record<ControlCallback, unknown>> = {
@@ -68,7 +79,9 @@ function makeControlForm<K extends ControlCallback>(name: K): CoForm<K> {
     const below = node.primaryChild;
     if (below !== null) return call(below.node, guard, ...args);
     if (name in BOTTOM_ANSWER) return Promise.resolve(BOTTOM_ANSWER[name]);
-    return Promise.reject(new BlockError(`Node '${node.name}' does not support ${name}`, { errno: E.ENOTSUP }));
+    return Promise.reject(
+      new BlockError(`Node '${node.name}' does not support ${name}`, { errno: E.ENOTSUP }),
+    );
   };
   return call as unknown as CoForm<K>;
 }
@@ -80,8 +93,8 @@ export const co = {
   pwriteZeroes: io.coPwriteZeroes,
   pdiscard: io.coPdiscard,
   flush: io.coFlush,
-  blockStatus: io.coBlockStatus,
-  truncate: io.coTruncate,
+  blockStatus: size.coBlockStatus,
+  truncate: size.coTruncate,
   getLength: makeControlForm('getLength'),
   getAllocatedFileSize: makeControlForm('getAllocatedFileSize'),
   getInfo: makeControlForm('getInfo'),
@@ -89,9 +102,17 @@ export const co = {
   eject: makeControlForm('eject'),
   lockMedium: makeControlForm('lockMedium'),
   debugEvent: makeControlForm('debugEvent'),
-} satisfies Record<IoCallbackName, (node: BlockNode, guard: GraphReadGuard, ...args: never[]) => Promise<unknown>>;
+} satisfies Record<
+  IoCallbackName,
+  (node: BlockNode, guard: GraphReadGuard, ...args: never[]) => Promise<unknown>
+>;
 
-type Wrapped = { readonly [K in IoCallbackName]: (node: BlockNode, ...args: Tail<Parameters<(typeof co)[K]>>) => ReturnType<(typeof co)[K]> };
+type Wrapped = {
+  readonly [K in IoCallbackName]: (
+    node: BlockNode,
+    ...args: Tail<Parameters<(typeof co)[K]>>
+  ) => ReturnType<(typeof co)[K]>;
+};
 
 /** The forms for callers outside the lock: each takes it for the time of the call. */
 export const wrapped: Wrapped = Object.fromEntries(
@@ -99,7 +120,11 @@ export const wrapped: Wrapped = Object.fromEntries(
     name,
     (node: BlockNode, ...args: readonly unknown[]) =>
       node.layer.graphLock.withRead((guard) =>
-        (form as (node: BlockNode, guard: GraphReadGuard, ...rest: readonly unknown[]) => Promise<unknown>)(node, guard, ...args),
+        (form as (node: BlockNode, guard: GraphReadGuard, ...rest: readonly unknown[]) => Promise<unknown>)(
+          node,
+          guard,
+          ...args,
+        ),
       ),
   ]),
 ) as unknown as Wrapped;

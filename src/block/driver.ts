@@ -7,9 +7,9 @@
  */
 
 import type { BlockStatsSpecific } from '../../schema/generated/types.ts';
-import type { GraphReadGuard } from './graph-lock.ts';
-import type { IoVector } from '../aio/memory.ts';
 import type { AioEngine, EngineKind } from '../aio/engine.ts';
+import type { IoVector } from '../aio/memory.ts';
+import type { GraphReadGuard } from './graph-lock.ts';
 import type { BlockChild, BlockNode } from './node.ts';
 
 // ---- permissions ---------------------------------------------------------------------------------------------
@@ -149,13 +149,39 @@ export interface BlockDriver<S = unknown> {
   exactFilename?(node: BlockNode<S>): string | null;
 
   // I/O callbacks: coroutines under the graph read lock.
-  preadv?(node: BlockNode<S>, guard: GraphReadGuard, offset: number, bytes: number, vec: IoVector, flags: number): Promise<void>;
-  pwritev?(node: BlockNode<S>, guard: GraphReadGuard, offset: number, bytes: number, vec: IoVector, flags: number): Promise<void>;
-  pwriteZeroes?(node: BlockNode<S>, guard: GraphReadGuard, offset: number, bytes: number, flags: number): Promise<void>;
+  preadv?(
+    node: BlockNode<S>,
+    guard: GraphReadGuard,
+    offset: number,
+    bytes: number,
+    vec: IoVector,
+    flags: number,
+  ): Promise<void>;
+  pwritev?(
+    node: BlockNode<S>,
+    guard: GraphReadGuard,
+    offset: number,
+    bytes: number,
+    vec: IoVector,
+    flags: number,
+  ): Promise<void>;
+  pwriteZeroes?(
+    node: BlockNode<S>,
+    guard: GraphReadGuard,
+    offset: number,
+    bytes: number,
+    flags: number,
+  ): Promise<void>;
   pdiscard?(node: BlockNode<S>, guard: GraphReadGuard, offset: number, bytes: number): Promise<void>;
   /** Everything completed so far reaches stable storage (own caches written to the children first). */
   flush?(node: BlockNode<S>, guard: GraphReadGuard): Promise<void>;
-  blockStatus?(node: BlockNode<S>, guard: GraphReadGuard, wantZero: boolean, offset: number, bytes: number): Promise<BlockStatus>;
+  blockStatus?(
+    node: BlockNode<S>,
+    guard: GraphReadGuard,
+    wantZero: boolean,
+    offset: number,
+    bytes: number,
+  ): Promise<BlockStatus>;
   getLength?(node: BlockNode<S>, guard: GraphReadGuard): Promise<number>;
   getAllocatedFileSize?(node: BlockNode<S>, guard: GraphReadGuard): Promise<number>;
   getInfo?(node: BlockNode<S>, guard: GraphReadGuard): Promise<BlockDriverInfo>;
@@ -163,5 +189,12 @@ export interface BlockDriver<S = unknown> {
   eject?(node: BlockNode<S>, guard: GraphReadGuard, ejected: boolean): Promise<void>;
   lockMedium?(node: BlockNode<S>, guard: GraphReadGuard, locked: boolean): Promise<void>;
   debugEvent?(node: BlockNode<S>, guard: GraphReadGuard, event: string): Promise<void>;
-  truncate?(node: BlockNode<S>, guard: GraphReadGuard, offset: number, exact: boolean, prealloc: PreallocMode, zeroFill: boolean): Promise<void>;
+  truncate?(
+    node: BlockNode<S>,
+    guard: GraphReadGuard,
+    offset: number,
+    exact: boolean,
+    prealloc: PreallocMode,
+    zeroFill: boolean,
+  ): Promise<void>;
 }

@@ -36,6 +36,8 @@ export function nodeFilename(node: BlockNode): string {
 /** JSON with the separators the original uses. */
 function printJson(value: unknown): string {
   if (typeof value !== 'object' || value === null) return JSON.stringify(value);
-  const members = Object.entries(value).map(([key, member]) => `${JSON.stringify(key)}: ${printJson(member)}`);
+  const members = Object.entries(value).map(
+    ([key, member]) => `${JSON.stringify(key)}: ${printJson(member)}`,
+  );
   return `{${members.join(', ')}}`;
 }

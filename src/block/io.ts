@@ -6,53 +6,44 @@
  * take the guard. A request that is aligned and within limits costs one tracked record and one await per node.
  */
 
-import { allocateIoMemory, concatVectors, type IoVector, isZeroVector, sliceVector, vectorOf } from '../aio/memory.ts';
-import { BlockError, ioError } from '../errors/error.ts';
+import {
+  allocateIoMemory,
+  concatVectors,
+  type IoVector,
+  isZeroVector,
+  sliceVector,
+  vectorOf,
+} from '../aio/memory.ts';
 import { E } from '../errors/errno.ts';
-import { type BlockStatus, type PreallocMode, Req, Status } from './driver.ts';
+import { BlockError, ioError } from '../errors/error.ts';
+import { Req } from './driver.ts';
 import type { GraphReadGuard } from './graph-lock.ts';
+import { begin, checkRange, end, roundDown, roundUp } from './io-common.ts';
 import type { BlockNode } from './node.ts';
-import { beginTracked, endTracked, markSerialising, type TrackedRequest, waitSerialising } from './tracked.ts';
+import { markSerialising, waitSerialising } from './tracked.ts';
 
-/** Largest image: the original's BDRV_MAX_LENGTH, INT64_MAX rounded down to 1 GiB. As a double it is exact. */
-export const MAX_LENGTH_BYTES = 9223372035781033984;
 /** Bounce buffers for emulated zero writes. */
 const BOUNCE_BYTES = 64 * 1024;
-
-function begin(node: BlockNode, offset: number, bytes: number): TrackedRequest {
-  node.inFlight++;
-  return beginTracked(node.tracked, offset, bytes);
-}
-
-function end(node: BlockNode, request: TrackedRequest): void {
-  endTracked(node.tracked, request);
-  node.inFlight--;
-  if (node.inFlight === 0) node.idle.wakeAll();
-}
-
-function checkRange(offset: number, bytes: number): void {
-  if (!(offset >= 0 && bytes >= 0 && offset + bytes <= Number.MAX_SAFE_INTEGER)) throw ioError(E.EIO);
-}
-
-function roundDown(value: number, align: number): number {
-  return align === 1 ? value : value - (value % align);
-}
-
-function roundUp(value: number, align: number): number {
-  return align === 1 ? value : roundDown(value + align - 1, align);
-}
 
 // ---- reads ---------------------------------------------------------------------------------------------------
 
 /** Reads [offset, offset+bytes) of `node` into `vec`; bytes past the end of a growable node read as zeroes. */
-export async function coPreadv(node: BlockNode, guard: GraphReadGuard, offset: number, bytes: number, vec: IoVector, flags: number): Promise<void> {
+export async function coPreadv(
+  node: BlockNode,
+  guard: GraphReadGuard,
+  offset: number,
+  bytes: number,
+  vec: IoVector,
+  flags: number,
+): Promise<void> {
   checkRange(offset, bytes);
   const request = begin(node, offset, bytes);
   try {
     if ((flags & Req.serialising) !== 0) markSerialising(node.tracked, request, node.limits.requestAlignment);
     if (node.tracked.serialising > 0) await waitSerialising(node.tracked, request);
     const align = node.limits.requestAlignment;
-    if (align === 1 || (offset % align === 0 && bytes % align === 0)) await alignedRead(node, guard, offset, bytes, vec, flags);
+    if (align === 1 || (offset % align === 0 && bytes % align === 0))
+      await alignedRead(node, guard, offset, bytes, vec, flags);
     else {
       const from = roundDown(offset, align);
       const to = roundUp(offset + bytes, align);
@@ -65,11 +56,21 @@ export async function coPreadv(node: BlockNode, guard: GraphReadGuard, offset: n
   }
 }
 
-function alignedRead(node: BlockNode, guard: GraphReadGuard, offset: number, bytes: number, vec: IoVector, flags: number): Promise<void> {
+function alignedRead(
+  node: BlockNode,
+  guard: GraphReadGuard,
+  offset: number,
+  bytes: number,
+  vec: IoVector,
+  flags: number,
+): Promise<void> {
   if (node.driver.preadv === undefined) throw ioError(E.ENOTSUP);
   const max = node.limits.maxTransfer;
-  if ((max === 0 || bytes <= max) && vec.segments.length <= node.limits.maxIov) return node.driver.preadv(node, guard, offset, bytes, vec, flags);
-  return splitRequest(node, bytes, vec, (at, length, part) => node.driver.preadv!(node, guard, offset + at, length, part, flags));
+  if ((max === 0 || bytes <= max) && vec.segments.length <= node.limits.maxIov)
+    return node.driver.preadv(node, guard, offset, bytes, vec, flags);
+  return splitRequest(node, bytes, vec, (at, length, part) =>
+    node.driver.preadv!(node, guard, offset + at, length, part, flags),
+  );
 }
 
 /** Runs `run` over pieces of at most maxTransfer bytes and maxIov segments, one after another. */
@@ -112,7 +113,14 @@ function wrote(node: BlockNode, offset: number, bytes: number): void {
 }
 
 /** Writes `vec` to [offset, offset+bytes). Req.fua: the data is on stable storage afterwards. */
-export async function coPwritev(node: BlockNode, guard: GraphReadGuard, offset: number, bytes: number, vec: IoVector, flags: number): Promise<void> {
+export async function coPwritev(
+  node: BlockNode,
+  guard: GraphReadGuard,
+  offset: number,
+  bytes: number,
+  vec: IoVector,
+  flags: number,
+): Promise<void> {
   checkWritable(node);
   checkRange(offset, bytes);
   const request = begin(node, offset, bytes);
@@ -129,7 +137,14 @@ export async function coPwritev(node: BlockNode, guard: GraphReadGuard, offset: 
   }
 }
 
-async function paddedWrite(node: BlockNode, guard: GraphReadGuard, offset: number, bytes: number, vec: IoVector, flags: number): Promise<void> {
+async function paddedWrite(
+  node: BlockNode,
+  guard: GraphReadGuard,
+  offset: number,
+  bytes: number,
+  vec: IoVector,
+  flags: number,
+): Promise<void> {
   const align = node.limits.requestAlignment;
   const from = roundDown(offset, align);
   const to = roundUp(offset + bytes, align);
@@ -137,13 +152,33 @@ async function paddedWrite(node: BlockNode, guard: GraphReadGuard, offset: numbe
   const tailBytes = to - offset - bytes;
   const head = allocateIoMemory(align);
   const tail = to - from === align ? head : allocateIoMemory(align);
-  if (headBytes > 0 || tail === head) await alignedRead(node, guard, from, align, vectorOf(head, 0, align), 0);
-  if (tailBytes > 0 && tail !== head) await alignedRead(node, guard, to - align, align, vectorOf(tail, 0, align), 0);
-  const padded = concatVectors(vectorOf(head, 0, headBytes), vec, vectorOf(tail, align - tailBytes, tailBytes));
-  await alignedWrite(node, guard, from, to - from, { segments: padded.segments.filter((s) => s.length > 0), bytes: to - from }, flags);
+  if (headBytes > 0 || tail === head)
+    await alignedRead(node, guard, from, align, vectorOf(head, 0, align), 0);
+  if (tailBytes > 0 && tail !== head)
+    await alignedRead(node, guard, to - align, align, vectorOf(tail, 0, align), 0);
+  const padded = concatVectors(
+    vectorOf(head, 0, headBytes),
+    vec,
+    vectorOf(tail, align - tailBytes, tailBytes),
+  );
+  await alignedWrite(
+    node,
+    guard,
+    from,
+    to - from,
+    { segments: padded.segments.filter((s) => s.length > 0), bytes: to - from },
+    flags,
+  );
 }
 
-async function alignedWrite(node: BlockNode, guard: GraphReadGuard, offset: number, bytes: number, vec: IoVector, flags: number): Promise<void> {
+async function alignedWrite(
+  node: BlockNode,
+  guard: GraphReadGuard,
+  offset: number,
+  bytes: number,
+  vec: IoVector,
+  flags: number,
+): Promise<void> {
   const { driver } = node;
   if (node.settings.detectZeroes !== 'off' && bytes > 0 && isZeroVector(vec)) {
     const unmap = node.settings.detectZeroes === 'unmap' ? Req.mayUnmap : 0;
@@ -156,14 +191,22 @@ async function alignedWrite(node: BlockNode, guard: GraphReadGuard, offset: numb
   if ((max === 0 || bytes <= max) && vec.segments.length <= node.limits.maxIov) {
     await driver.pwritev(node, guard, offset, bytes, vec, passed);
   } else {
-    await splitRequest(node, bytes, vec, (at, length, part) => driver.pwritev!(node, guard, offset + at, length, part, passed));
+    await splitRequest(node, bytes, vec, (at, length, part) =>
+      driver.pwritev!(node, guard, offset + at, length, part, passed),
+    );
   }
   wrote(node, offset, bytes);
   if ((flags & ~driver.supportedWriteFlags & Req.fua) !== 0) await coFlush(node, guard);
 }
 
 /** Makes [offset, offset+bytes) read as zeroes. Req.mayUnmap, Req.noFallback, Req.fua. */
-export async function coPwriteZeroes(node: BlockNode, guard: GraphReadGuard, offset: number, bytes: number, flags: number): Promise<void> {
+export async function coPwriteZeroes(
+  node: BlockNode,
+  guard: GraphReadGuard,
+  offset: number,
+  bytes: number,
+  flags: number,
+): Promise<void> {
   checkWritable(node);
   checkRange(offset, bytes);
   const request = begin(node, offset, bytes);
@@ -180,15 +223,30 @@ export async function coPwriteZeroes(node: BlockNode, guard: GraphReadGuard, off
     const from = Math.min(roundUp(offset, align), offset + bytes);
     const to = Math.max(roundDown(offset + bytes, align), from);
     const zeroes = vectorOf(zeroMemory(align));
-    if (from > offset) await paddedWrite(node, guard, offset, from - offset, sliceVector(zeroes, 0, from - offset), flags);
+    if (from > offset)
+      await paddedWrite(node, guard, offset, from - offset, sliceVector(zeroes, 0, from - offset), flags);
     if (to > from) await alignedZeroes(node, guard, from, to - from, flags);
-    if (offset + bytes > to) await paddedWrite(node, guard, to, offset + bytes - to, sliceVector(zeroes, 0, offset + bytes - to), flags);
+    if (offset + bytes > to)
+      await paddedWrite(
+        node,
+        guard,
+        to,
+        offset + bytes - to,
+        sliceVector(zeroes, 0, offset + bytes - to),
+        flags,
+      );
   } finally {
     end(node, request);
   }
 }
 
-async function alignedZeroes(node: BlockNode, guard: GraphReadGuard, offset: number, bytes: number, flags: number): Promise<void> {
+async function alignedZeroes(
+  node: BlockNode,
+  guard: GraphReadGuard,
+  offset: number,
+  bytes: number,
+  flags: number,
+): Promise<void> {
   const { driver, limits } = node;
   const mayUnmap = node.settings.discardUnmap ? flags : flags & ~Req.mayUnmap;
   const passed = mayUnmap & (driver.supportedZeroFlags | ~(Req.fua | Req.mayUnmap | Req.noFallback));
@@ -196,7 +254,8 @@ async function alignedZeroes(node: BlockNode, guard: GraphReadGuard, offset: num
   const max = limits.maxPwriteZeroes || bytes;
   for (let at = 0; at < bytes; ) {
     const length = Math.min(bytes - at, max);
-    const written = driver.pwriteZeroes !== undefined && (await tryZeroes(node, guard, offset + at, length, passed));
+    const written =
+      driver.pwriteZeroes !== undefined && (await tryZeroes(node, guard, offset + at, length, passed));
     if (!written) {
       if ((flags & Req.noFallback) !== 0) throw ioError(E.ENOTSUP);
       const fua = flags & Req.fua & driver.supportedWriteFlags;
@@ -210,7 +269,13 @@ async function alignedZeroes(node: BlockNode, guard: GraphReadGuard, offset: num
 }
 
 /** False when the driver cannot do this one efficiently. */
-async function tryZeroes(node: BlockNode, guard: GraphReadGuard, offset: number, bytes: number, flags: number): Promise<boolean> {
+async function tryZeroes(
+  node: BlockNode,
+  guard: GraphReadGuard,
+  offset: number,
+  bytes: number,
+  flags: number,
+): Promise<boolean> {
   try {
     await node.driver.pwriteZeroes!(node, guard, offset, bytes, flags);
     return true;
@@ -226,9 +291,18 @@ function zeroMemory(bytes: number): ReturnType<typeof allocateIoMemory> {
   return memory;
 }
 
-async function writeZeroBuffer(node: BlockNode, guard: GraphReadGuard, offset: number, bytes: number, flags: number): Promise<void> {
+async function writeZeroBuffer(
+  node: BlockNode,
+  guard: GraphReadGuard,
+  offset: number,
+  bytes: number,
+  flags: number,
+): Promise<void> {
   if (node.driver.pwritev === undefined) throw ioError(E.ENOTSUP);
-  const size = Math.max(node.limits.requestAlignment, Math.min(BOUNCE_BYTES, node.limits.maxTransfer || BOUNCE_BYTES));
+  const size = Math.max(
+    node.limits.requestAlignment,
+    Math.min(BOUNCE_BYTES, node.limits.maxTransfer || BOUNCE_BYTES),
+  );
   const zeroes = vectorOf(zeroMemory(Math.min(size, bytes)));
   for (let at = 0; at < bytes; ) {
     const length = Math.min(zeroes.bytes, bytes - at);
@@ -240,7 +314,12 @@ async function writeZeroBuffer(node: BlockNode, guard: GraphReadGuard, offset: n
 // ---- discard, flush ------------------------------------------------------------------------------------------
 
 /** Tells the node that the content of the range is of no interest. A hint: what cannot be done is skipped. */
-export async function coPdiscard(node: BlockNode, guard: GraphReadGuard, offset: number, bytes: number): Promise<void> {
+export async function coPdiscard(
+  node: BlockNode,
+  guard: GraphReadGuard,
+  offset: number,
+  bytes: number,
+): Promise<void> {
   checkWritable(node);
   checkRange(offset, bytes);
   const { driver, limits } = node;
@@ -251,7 +330,10 @@ export async function coPdiscard(node: BlockNode, guard: GraphReadGuard, offset:
     const align = Math.max(limits.pdiscardAlignment, limits.requestAlignment);
     const from = roundUp(offset, align);
     // The last block of a node whose length is no multiple of the alignment may be discarded as a whole.
-    const to = offset + bytes >= node.totalBytes ? Math.min(offset + bytes, node.totalBytes) : roundDown(offset + bytes, align);
+    const to =
+      offset + bytes >= node.totalBytes
+        ? Math.min(offset + bytes, node.totalBytes)
+        : roundDown(offset + bytes, align);
     const max = limits.maxPdiscard || to - from;
     for (let at = from; at < to; ) {
       const length = Math.min(to - at, max);
@@ -294,86 +376,4 @@ export async function coFlush(node: BlockNode, guard: GraphReadGuard): Promise<v
     node.inFlight--;
     if (node.inFlight === 0) node.idle.wakeAll();
   }
-}
-
-// ---- status, size --------------------------------------------------------------------------------------------
-
-/** First extent of equal status at `offset`, at most `bytes` long. `wantZero` false: allocation is enough. */
-export async function coBlockStatus(node: BlockNode, guard: GraphReadGuard, wantZero: boolean, offset: number, bytes: number): Promise<BlockStatus> {
-  if (offset >= node.totalBytes) return { bytes: 0, flags: Status.eof, map: 0, file: null };
-  const length = Math.min(bytes, node.totalBytes - offset);
-  const atEnd = (extent: number): number => (offset + extent >= node.totalBytes ? Status.eof : 0);
-  if (node.driver.blockStatus === undefined) {
-    const valid = node.driver.kind === 'protocol' ? Status.offsetValid : 0;
-    return { bytes: length, flags: Status.data | Status.allocated | valid | atEnd(length), map: offset, file: node };
-  }
-  node.inFlight++;
-  try {
-    const align = node.limits.requestAlignment;
-    const from = roundDown(offset, align);
-    const to = roundUp(offset + length, align);
-    const own = await node.driver.blockStatus(node, guard, wantZero, from, to - from);
-    const extent = Math.min(own.bytes - (offset - from), length);
-    const map = own.map + (offset - from);
-    if ((own.flags & Status.recurse) !== 0 && own.file !== null) {
-      const below = await coBlockStatus(own.file, guard, wantZero, map, extent);
-      // Past the end of the child this node still has bytes, which read as zeroes.
-      if (below.bytes === 0) return { bytes: extent, flags: Status.zero | Status.allocated | atEnd(extent), map: 0, file: null };
-      return { ...below, flags: (below.flags & ~Status.eof) | atEnd(below.bytes) };
-    }
-    let flags = own.flags;
-    if ((flags & (Status.data | Status.zero)) !== 0) flags |= Status.allocated;
-    // Mapped to a child that knows of zeroes this layer cannot see.
-    if (wantZero && (flags & Status.data) !== 0 && (flags & (Status.zero | Status.offsetValid)) === Status.offsetValid && own.file !== null && own.file !== node) {
-      const below = await coBlockStatus(own.file, guard, wantZero, map, extent);
-      if (below.bytes > 0 && (below.flags & Status.zero) !== 0) {
-        return { bytes: below.bytes, flags: flags | Status.zero | atEnd(below.bytes), map, file: own.file };
-      }
-      if (below.bytes > 0) return { bytes: below.bytes, flags: flags | atEnd(below.bytes), map, file: own.file };
-    }
-    return { bytes: extent, flags: flags | atEnd(extent), map, file: own.file };
-  } finally {
-    node.inFlight--;
-    if (node.inFlight === 0) node.idle.wakeAll();
-  }
-}
-
-/** Sets the length. `exact` false: the node may end up longer. Requests in the part that goes are waited for. */
-export async function coTruncate(node: BlockNode, guard: GraphReadGuard, length: number, exact: boolean, prealloc: PreallocMode, zeroFill: boolean): Promise<void> {
-  if (length < 0) throw new BlockError('Image size cannot be negative', { errno: E.EINVAL });
-  if (length > MAX_LENGTH_BYTES) throw new BlockError(`offset(${BigInt(length)}) exceeds maximum(${BigInt(MAX_LENGTH_BYTES)})`, { errno: E.EFBIG });
-  if (node.readOnly) throw new BlockError('Image is read-only', { errno: E.EACCES });
-  const from = Math.min(length, node.totalBytes);
-  const request = begin(node, from, Math.max(length, node.totalBytes) - from);
-  try {
-    markSerialising(node.tracked, request, 1);
-    await waitSerialising(node.tracked, request);
-    if (node.driver.truncate === undefined) throw new BlockError('Image format driver does not support resize', { errno: E.ENOTSUP });
-    await node.driver.truncate(node, guard, length, exact, prealloc, zeroFill);
-    await coRefreshLength(node, guard);
-    node.writeGeneration++;
-  } finally {
-    end(node, request);
-  }
-  await tellParentsResized(node, guard);
-}
-
-/** Everything above a resized node looks at its own length again. */
-async function tellParentsResized(node: BlockNode, guard: GraphReadGuard): Promise<void> {
-  for (const { parent } of node.parents) {
-    if (parent.kind === 'root') {
-      parent.root.resized();
-    } else {
-      await coRefreshLength(parent.node, guard);
-      await tellParentsResized(parent.node, guard);
-    }
-  }
-}
-
-/** Asks the driver for the length and takes it over; a length that is no multiple of 512 is rounded up. */
-export async function coRefreshLength(node: BlockNode, guard: GraphReadGuard): Promise<void> {
-  const below = node.primaryChild;
-  const bytes = node.driver.getLength !== undefined ? await node.driver.getLength(node, guard) : (below?.node.totalBytes ?? 0);
-  if (bytes > MAX_LENGTH_BYTES) throw ioError(E.EFBIG);
-  node.totalBytes = roundUp(bytes, 512);
 }

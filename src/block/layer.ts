@@ -80,7 +80,13 @@ export class BlockLayer {
   }
 
   /** Puts in an edge; permissions are taken as a whole or the edge is not there afterwards. */
-  async attachChild(parent: EdgeParent, name: string, roles: number, node: BlockNode, pair: PermissionPair): Promise<BlockChild> {
+  async attachChild(
+    parent: EdgeParent,
+    name: string,
+    roles: number,
+    node: BlockNode,
+    pair: PermissionPair,
+  ): Promise<BlockChild> {
     const edge: BlockChild = { name, roles, parent, node, perm: pair.perm, shared: pair.shared };
     await this.graphLock.withWrite(() => {
       node.parents.push(edge);
@@ -155,7 +161,8 @@ export class BlockLayer {
   async deleteNode(name: string): Promise<void> {
     const node = this.findNode(name);
     if (node === null) throw new BlockError(`Failed to find node with node-name='${name}'`);
-    if (node.parents.some((edge) => edge.parent.kind === 'root')) throw new BlockError(`Node ${name} is in use`);
+    if (node.parents.some((edge) => edge.parent.kind === 'root'))
+      throw new BlockError(`Node ${name} is in use`);
     if (!node.monitorOwned) throw new BlockError(`Node ${name} is not owned by the monitor`);
     if (node.parents.length > 0) throw new BlockError(`Block device ${name} is in use`);
     node.monitorOwned = false;

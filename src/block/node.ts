@@ -25,7 +25,9 @@ export interface RootParent {
   resized(): void;
 }
 
-export type EdgeParent = { readonly kind: 'node'; readonly node: BlockNode } | { readonly kind: 'root'; readonly root: RootParent };
+export type EdgeParent =
+  | { readonly kind: 'node'; readonly node: BlockNode }
+  | { readonly kind: 'root'; readonly root: RootParent };
 
 export interface BlockChild {
   readonly name: string;

@@ -8,7 +8,7 @@
 
 import { BlockError, errnoError, errnoOf } from '../errors/error.ts';
 import { type DriverOptions, type OpenContext, Perm } from './driver.ts';
-import { coRefreshLength } from './io.ts';
+import { coRefreshLength } from './io-size.ts';
 import type { BlockLayer } from './layer.ts';
 import { type BlockChild, BlockNode, type NodeSettings } from './node.ts';
 import { refreshPermissions } from './permissions.ts';
@@ -18,19 +18,34 @@ const NODE_NAME_MAX = 31;
 /** Nesting of inline definitions; the JSON reader allows more, the recursion here must not follow it for ever. */
 const MAX_DEPTH = 512;
 
-const COMMON_OPTIONS = new Set(['driver', 'node-name', 'discard', 'cache', 'read-only', 'auto-read-only', 'force-share', 'detect-zeroes']);
+const COMMON_OPTIONS = new Set([
+  'driver',
+  'node-name',
+  'discard',
+  'cache',
+  'read-only',
+  'auto-read-only',
+  'force-share',
+  'detect-zeroes',
+]);
 
 type Inherited = Pick<NodeSettings, 'readOnly' | 'autoReadOnly' | 'forceShare' | 'cache'>;
 
 /** blockdev-add: opens a node and whatever it defines inline; the monitor owns it. */
 export async function addNode(layer: BlockLayer, options: DriverOptions): Promise<BlockNode> {
-  if (options['node-name'] === undefined) throw new BlockError("'node-name' must be specified for the root node");
+  if (options['node-name'] === undefined)
+    throw new BlockError("'node-name' must be specified for the root node");
   const node = await openNode(layer, options, null, 0);
   node.monitorOwned = true;
   return node;
 }
 
-async function openNode(layer: BlockLayer, options: DriverOptions, inherited: Inherited | null, depth: number): Promise<BlockNode> {
+async function openNode(
+  layer: BlockLayer,
+  options: DriverOptions,
+  inherited: Inherited | null,
+  depth: number,
+): Promise<BlockNode> {
   if (depth > MAX_DEPTH) throw new BlockError('Block device nesting is too deep');
   const driver = layer.drivers[String(options.driver)];
   if (driver === undefined) throw new BlockError(`Unknown driver '${String(options.driver)}'`);
@@ -44,7 +59,8 @@ async function openNode(layer: BlockLayer, options: DriverOptions, inherited: In
       autoReadOnly: settings.autoReadOnly,
       engine: layer.engine,
       engineOf: (kind) => layer.engineOf(kind),
-      openChild: (name, roles, required) => openChild(layer, node, options[name], name, roles, required, depth),
+      openChild: (name, roles, required) =>
+        openChild(layer, node, options[name], name, roles, required, depth),
     };
     node.state = await driver.open(node, context);
     opened = true;
@@ -54,7 +70,10 @@ async function openNode(layer: BlockLayer, options: DriverOptions, inherited: In
       throw errnoError('Could not refresh total sector count', errnoOf(error));
     }
     for (const edge of node.children) {
-      node.limits.requestAlignment = Math.max(node.limits.requestAlignment, edge.node.limits.requestAlignment);
+      node.limits.requestAlignment = Math.max(
+        node.limits.requestAlignment,
+        edge.node.limits.requestAlignment,
+      );
       node.limits.minMemAlignment = Math.max(node.limits.minMemAlignment, edge.node.limits.minMemAlignment);
     }
     driver.refreshLimits?.(node, node.limits);
@@ -93,14 +112,18 @@ async function openChild(
   let node: BlockNode;
   if (typeof reference === 'string') {
     const found = layer.findNode(reference);
-    if (found === null) throw new BlockError(`Cannot find device='${reference}' nor node-name='${reference}'`);
+    if (found === null)
+      throw new BlockError(`Cannot find device='${reference}' nor node-name='${reference}'`);
     node = found;
   } else {
     node = await openNode(layer, reference as DriverOptions, parent.settings, depth + 1);
   }
   try {
     // A parent without users takes nothing; what it takes later follows from theirs.
-    return await layer.attachChild({ kind: 'node', node: parent }, name, roles, node, { perm: 0, shared: Perm.all });
+    return await layer.attachChild({ kind: 'node', node: parent }, name, roles, node, {
+      perm: 0,
+      shared: Perm.all,
+    });
   } catch (error) {
     if (!node.monitorOwned && node.parents.length === 0) await layer.closeNode(node);
     throw error;
@@ -111,11 +134,19 @@ function checkNameFree(layer: BlockLayer, name: string): void {
   if (layer.findNode(name) !== null) throw new BlockError(`Duplicate nodes with node-name='${name}'`);
 }
 
-function nodeSettings(layer: BlockLayer, options: DriverOptions, driverName: string, kind: string, inherited: Inherited | null): NodeSettings {
+function nodeSettings(
+  layer: BlockLayer,
+  options: DriverOptions,
+  driverName: string,
+  kind: string,
+  inherited: Inherited | null,
+): NodeSettings {
   const cache = options.cache as { readonly direct?: boolean; readonly 'no-flush'?: boolean } | undefined;
   if (cache !== undefined && Object.keys(cache).length === 0) {
     // The original's option parser keeps an empty dictionary as an option nobody knows.
-    throw new BlockError(`Block ${kind === 'protocol' ? 'protocol' : 'format'} '${driverName}' doesn't support the option 'cache'`);
+    throw new BlockError(
+      `Block ${kind === 'protocol' ? 'protocol' : 'format'} '${driverName}' doesn't support the option 'cache'`,
+    );
   }
   const given = options['node-name'];
   if (given !== undefined) checkName(layer, String(given));
@@ -133,7 +164,9 @@ function nodeSettings(layer: BlockLayer, options: DriverOptions, driverName: str
     },
   };
   if (settings.detectZeroes === 'unmap' && !settings.discardUnmap) {
-    throw new BlockError('setting detect-zeroes to unmap is not allowed without setting discard operation to unmap');
+    throw new BlockError(
+      'setting detect-zeroes to unmap is not allowed without setting discard operation to unmap',
+    );
   }
   if (settings.forceShare && !settings.readOnly) {
     throw new BlockError('force-share=on can only be used with read-only images');

@@ -48,7 +48,8 @@ function checkConflicts(node: BlockNode): void {
       const b = edges[j]!;
       const conflict = i === j ? 0 : a.perm & ~b.shared;
       if (conflict === 0) continue;
-      const who = (edge: BlockChild): string => `${describeParent(edge)} (uses node '${node.name}' as '${edge.name}' child)`;
+      const who = (edge: BlockChild): string =>
+        `${describeParent(edge)} (uses node '${node.name}' as '${edge.name}' child)`;
       throw new BlockError(
         `Permission conflict on node '${node.name}': permissions '${permissionNames(conflict)}' are both required by ` +
           `${who(a)} and unshared by ${who(b)}.`,

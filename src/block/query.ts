@@ -1,6 +1,11 @@
 /** What queries tell about nodes, as the schema's records. */
 
-import type { BlockDeviceInfo, BlockDeviceStats, BlockStats, ImageInfo } from '../../schema/generated/types.ts';
+import type {
+  BlockDeviceInfo,
+  BlockDeviceStats,
+  BlockStats,
+  ImageInfo,
+} from '../../schema/generated/types.ts';
 import { infoOrNull, wrapped } from './callbacks.ts';
 import { nodeFilename } from './filename.ts';
 import type { BlockLayer } from './layer.ts';
@@ -92,4 +97,3 @@ export async function namedBlockNodes(layer: BlockLayer): Promise<BlockDeviceInf
   for (const node of layer.nodes.toReversed()) infos.push(await blockDeviceInfo(node));
   return infos;
 }
-

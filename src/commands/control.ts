@@ -3,7 +3,12 @@
 import type { Handlers } from '../qmp/dispatch.ts';
 import { COMMAND_NAMES } from '../qmp/validate.ts';
 import { VERSION_INFO } from '../qmp/version.ts';
-import type { CommandContext } from './context.ts';
+
+/** The part of the command context that is needed here. */
+export interface ControlContext {
+  readonly exports: { closeAll(): Promise<void> };
+  readonly requestShutdown: () => void;
+}
 
 export const controlCommands = {
   qmp_capabilities: (_context, args, session) => {
@@ -22,7 +27,4 @@ export const controlCommands = {
     session.finish(() => context.requestShutdown());
     return {};
   },
-} satisfies Handlers<
-  Pick<CommandContext, 'requestShutdown' | 'exports'>,
-  'qmp_capabilities' | 'query-version' | 'query-commands' | 'quit'
->;
+} satisfies Handlers<ControlContext, 'qmp_capabilities' | 'query-version' | 'query-commands' | 'quit'>;

@@ -8,7 +8,12 @@
 import { E, strerror } from './errno.ts';
 
 /** QMP error classes (QMP reference, QapiErrorClass). */
-export type ErrorClass = 'GenericError' | 'CommandNotFound' | 'DeviceNotActive' | 'DeviceNotFound' | 'KVMMissingCap';
+export type ErrorClass =
+  | 'GenericError'
+  | 'CommandNotFound'
+  | 'DeviceNotActive'
+  | 'DeviceNotFound'
+  | 'KVMMissingCap';
 
 export interface BlockErrorDetails {
   readonly errorClass?: ErrorClass;

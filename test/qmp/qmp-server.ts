@@ -3,7 +3,7 @@
  */
 
 import { createServer, type Server, type Socket } from 'node:net';
-import { controlCommands } from '../../src/commands/control.ts';
+import { type ControlContext, controlCommands } from '../../src/commands/control.ts';
 import { introspectCommands } from '../../src/commands/introspect.ts';
 import { BlockError } from '../../src/errors/error.ts';
 import { createDispatcher, type Dispatcher, type Handlers } from '../../src/qmp/dispatch.ts';
@@ -11,9 +11,7 @@ import { EventHub } from '../../src/qmp/events.ts';
 import { QmpSession } from '../../src/qmp/session.ts';
 import { COMMAND_NAMES } from '../../src/qmp/validate.ts';
 
-export interface TestContext {
-  readonly requestShutdown: () => void;
-}
+export type TestContext = ControlContext;
 
 /** A dispatcher whose other commands check their arguments and then fail, unless `overrides` has them. */
 export function testDispatcher(
@@ -29,7 +27,7 @@ export function testDispatcher(
     ...introspectCommands,
     ...overrides,
   } as unknown as Handlers<TestContext>;
-  return createDispatcher({ requestShutdown }, handlers);
+  return createDispatcher({ requestShutdown, exports: { closeAll: async () => undefined } }, handlers);
 }
 
 export interface QmpTestServer {

@@ -6,11 +6,11 @@
  * Source of the facts: QEMU documentation, "raw" block driver; QMP reference, BlockdevOptionsRaw.
  */
 
-import { BlockError, ioError } from '../../errors/error.ts';
-import { E } from '../../errors/errno.ts';
 import { co } from '../../block/callbacks.ts';
 import { type BlockDriver, type OpenContext, Perm, Req, Role, Status } from '../../block/driver.ts';
 import type { BlockNode } from '../../block/node.ts';
+import { E } from '../../errors/errno.ts';
+import { BlockError, ioError } from '../../errors/error.ts';
 
 interface RawState {
   readonly offset: number;
@@ -23,15 +23,20 @@ async function open(_node: BlockNode<RawState>, context: OpenContext): Promise<R
   const file = await context.openChild('file', Role.data | Role.primary, true);
   const fileBytes = file!.node.totalBytes;
   for (const name of ['offset', 'size'] as const) {
-    if ((options[name] ?? 0) < 0) throw new BlockError(`Parameter '${name}' expects a non-negative number below 2^64`);
+    if ((options[name] ?? 0) < 0)
+      throw new BlockError(`Parameter '${name}' expects a non-negative number below 2^64`);
   }
   const offset = options.offset ?? 0;
   if (offset > fileBytes) {
-    throw new BlockError(`Offset (${offset}) cannot be greater than size of the containing file (${fileBytes})`);
+    throw new BlockError(
+      `Offset (${offset}) cannot be greater than size of the containing file (${fileBytes})`,
+    );
   }
   if (options.size !== undefined) {
     if (fileBytes - offset < options.size) {
-      throw new BlockError(`The sum of offset (${offset}) and size (${options.size}) has to be smaller or equal to the  actual size of the containing file (${fileBytes})`);
+      throw new BlockError(
+        `The sum of offset (${offset}) and size (${options.size}) has to be smaller or equal to the  actual size of the containing file (${fileBytes})`,
+      );
     }
     if (options.size % 512 !== 0) throw new BlockError('Specified size is not multiple of 512');
   }
@@ -87,7 +92,8 @@ export const raw: BlockDriver<RawState> = {
   truncate(node, guard, length, exact, prealloc, zeroFill) {
     const { offset, size } = node.state;
     if (size !== null) throw new BlockError('Cannot resize fixed-size raw disks', { errno: E.ENOTSUP });
-    if (length > Number.MAX_SAFE_INTEGER * 1024 - offset) throw new BlockError('Disk size too large for the chosen offset', { errno: E.EINVAL });
+    if (length > Number.MAX_SAFE_INTEGER * 1024 - offset)
+      throw new BlockError('Disk size too large for the chosen offset', { errno: E.EINVAL });
     return co.truncate(fileOf(node), guard, length + offset, exact, prealloc, zeroFill);
   },
 };

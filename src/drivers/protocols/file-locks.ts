@@ -16,8 +16,8 @@
 import { F_RDLCK, F_UNLCK, F_WRLCK, setOfdLock, testOfdLock } from '../../aio/ffi.ts';
 import { Perm, type PermissionPair } from '../../block/driver.ts';
 import { permissionNames } from '../../block/permissions.ts';
-import { BlockError } from '../../errors/error.ts';
 import { E } from '../../errors/errno.ts';
+import { BlockError } from '../../errors/error.ts';
 
 const USE_BASE = 100;
 const UNSHARE_BASE = 200;
@@ -91,7 +91,10 @@ export class FileLocks {
 
   #conflict(bit: number, sharing: boolean, errno: number): BlockError {
     const hint = `Is another process using the image [${this.#filename}]?`;
-    return new BlockError(`Failed to get ${sharing ? 'shared ' : ''}"${permissionNames(bit)}" lock`, { errno: errno || E.EAGAIN, hint });
+    return new BlockError(`Failed to get ${sharing ? 'shared ' : ''}"${permissionNames(bit)}" lock`, {
+      errno: errno || E.EAGAIN,
+      hint,
+    });
   }
 }
 

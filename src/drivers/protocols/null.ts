@@ -6,10 +6,10 @@
  * Source of the facts: QMP reference, BlockdevOptionsNull.
  */
 
-import { BlockError } from '../../errors/error.ts';
 import { fillVector } from '../../aio/memory.ts';
 import { type BlockDriver, type OpenContext, Req, Status } from '../../block/driver.ts';
 import type { BlockNode } from '../../block/node.ts';
+import { BlockError } from '../../errors/error.ts';
 
 interface NullState {
   length: number;
@@ -21,11 +21,19 @@ const DEFAULT_SIZE_BYTES = 1024 ** 3;
 const NS_PER_MS = 1e6;
 
 async function open(_node: BlockNode<NullState>, context: OpenContext): Promise<NullState> {
-  const options = context.options as { readonly size?: number; readonly 'latency-ns'?: number; readonly 'read-zeroes'?: boolean };
+  const options = context.options as {
+    readonly size?: number;
+    readonly 'latency-ns'?: number;
+    readonly 'read-zeroes'?: boolean;
+  };
   const latencyNs = options['latency-ns'] ?? 0;
   // The schema's type is unsigned; the original reads it as signed and refuses what turns out negative.
   if (latencyNs < 0 || latencyNs >= 2 ** 63) throw new BlockError('latency-ns is invalid');
-  return { length: options.size ?? DEFAULT_SIZE_BYTES, latencyMs: latencyNs / NS_PER_MS, readZeroes: options['read-zeroes'] ?? false };
+  return {
+    length: options.size ?? DEFAULT_SIZE_BYTES,
+    latencyMs: latencyNs / NS_PER_MS,
+    readZeroes: options['read-zeroes'] ?? false,
+  };
 }
 
 function done({ state }: BlockNode<NullState>): Promise<void> {

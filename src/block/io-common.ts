@@ -1,0 +1,29 @@
+/** What every function of the I/O path starts and ends with: counting, tracking, bounds, rounding. */
+
+import { E } from '../errors/errno.ts';
+import { ioError } from '../errors/error.ts';
+import type { BlockNode } from './node.ts';
+import { beginTracked, endTracked, type TrackedRequest } from './tracked.ts';
+
+export function begin(node: BlockNode, offset: number, bytes: number): TrackedRequest {
+  node.inFlight++;
+  return beginTracked(node.tracked, offset, bytes);
+}
+
+export function end(node: BlockNode, request: TrackedRequest): void {
+  endTracked(node.tracked, request);
+  node.inFlight--;
+  if (node.inFlight === 0) node.idle.wakeAll();
+}
+
+export function checkRange(offset: number, bytes: number): void {
+  if (!(offset >= 0 && bytes >= 0 && offset + bytes <= Number.MAX_SAFE_INTEGER)) throw ioError(E.EIO);
+}
+
+export function roundDown(value: number, align: number): number {
+  return align === 1 ? value : value - (value % align);
+}
+
+export function roundUp(value: number, align: number): number {
+  return align === 1 ? value : roundDown(value + align - 1, align);
+}

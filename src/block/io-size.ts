@@ -1,0 +1,129 @@
+/**
+ * The I/O path beside the data: block status, length, truncation.
+ *
+ * As in io.ts, all functions run under the graph read lock and take the guard.
+ */
+
+import { E } from '../errors/errno.ts';
+import { BlockError, ioError } from '../errors/error.ts';
+import { type BlockStatus, type PreallocMode, Status } from './driver.ts';
+import type { GraphReadGuard } from './graph-lock.ts';
+import { begin, end, roundDown, roundUp } from './io-common.ts';
+import type { BlockNode } from './node.ts';
+import { markSerialising, waitSerialising } from './tracked.ts';
+
+/** Largest image: the original's BDRV_MAX_LENGTH, INT64_MAX rounded down to 1 GiB. As a double it is exact. */
+export const MAX_LENGTH_BYTES = 2 ** 63 - 2 ** 30;
+
+/** First extent of equal status at `offset`, at most `bytes` long. `wantZero` false: allocation is enough. */
+export async function coBlockStatus(
+  node: BlockNode,
+  guard: GraphReadGuard,
+  wantZero: boolean,
+  offset: number,
+  bytes: number,
+): Promise<BlockStatus> {
+  if (offset >= node.totalBytes) return { bytes: 0, flags: Status.eof, map: 0, file: null };
+  const length = Math.min(bytes, node.totalBytes - offset);
+  const atEnd = (extent: number): number => (offset + extent >= node.totalBytes ? Status.eof : 0);
+  if (node.driver.blockStatus === undefined) {
+    const valid = node.driver.kind === 'protocol' ? Status.offsetValid : 0;
+    return {
+      bytes: length,
+      flags: Status.data | Status.allocated | valid | atEnd(length),
+      map: offset,
+      file: node,
+    };
+  }
+  node.inFlight++;
+  try {
+    const align = node.limits.requestAlignment;
+    const from = roundDown(offset, align);
+    const to = roundUp(offset + length, align);
+    const own = await node.driver.blockStatus(node, guard, wantZero, from, to - from);
+    const extent = Math.min(own.bytes - (offset - from), length);
+    const map = own.map + (offset - from);
+    if ((own.flags & Status.recurse) !== 0 && own.file !== null) {
+      const below = await coBlockStatus(own.file, guard, wantZero, map, extent);
+      // Past the end of the child this node still has bytes, which read as zeroes.
+      if (below.bytes === 0)
+        return { bytes: extent, flags: Status.zero | Status.allocated | atEnd(extent), map: 0, file: null };
+      return { ...below, flags: (below.flags & ~Status.eof) | atEnd(below.bytes) };
+    }
+    let flags = own.flags;
+    if ((flags & (Status.data | Status.zero)) !== 0) flags |= Status.allocated;
+    // Mapped to a child that knows of zeroes this layer cannot see.
+    if (
+      wantZero &&
+      (flags & Status.data) !== 0 &&
+      (flags & (Status.zero | Status.offsetValid)) === Status.offsetValid &&
+      own.file !== null &&
+      own.file !== node
+    ) {
+      const below = await coBlockStatus(own.file, guard, wantZero, map, extent);
+      if (below.bytes > 0 && (below.flags & Status.zero) !== 0) {
+        return { bytes: below.bytes, flags: flags | Status.zero | atEnd(below.bytes), map, file: own.file };
+      }
+      if (below.bytes > 0)
+        return { bytes: below.bytes, flags: flags | atEnd(below.bytes), map, file: own.file };
+    }
+    return { bytes: extent, flags: flags | atEnd(extent), map, file: own.file };
+  } finally {
+    node.inFlight--;
+    if (node.inFlight === 0) node.idle.wakeAll();
+  }
+}
+
+/** Sets the length. `exact` false: the node may end up longer. Requests in the part that goes are waited for. */
+export async function coTruncate(
+  node: BlockNode,
+  guard: GraphReadGuard,
+  length: number,
+  exact: boolean,
+  prealloc: PreallocMode,
+  zeroFill: boolean,
+): Promise<void> {
+  if (length < 0) throw new BlockError('Image size cannot be negative', { errno: E.EINVAL });
+  if (length > MAX_LENGTH_BYTES)
+    throw new BlockError(`offset(${BigInt(length)}) exceeds maximum(${BigInt(MAX_LENGTH_BYTES)})`, {
+      errno: E.EFBIG,
+    });
+  if (node.readOnly) throw new BlockError('Image is read-only', { errno: E.EACCES });
+  const from = Math.min(length, node.totalBytes);
+  const request = begin(node, from, Math.max(length, node.totalBytes) - from);
+  try {
+    markSerialising(node.tracked, request, 1);
+    await waitSerialising(node.tracked, request);
+    if (node.driver.truncate === undefined)
+      throw new BlockError('Image format driver does not support resize', { errno: E.ENOTSUP });
+    await node.driver.truncate(node, guard, length, exact, prealloc, zeroFill);
+    await coRefreshLength(node, guard);
+    node.writeGeneration++;
+  } finally {
+    end(node, request);
+  }
+  await tellParentsResized(node, guard);
+}
+
+/** Everything above a resized node looks at its own length again. */
+async function tellParentsResized(node: BlockNode, guard: GraphReadGuard): Promise<void> {
+  for (const { parent } of node.parents) {
+    if (parent.kind === 'root') {
+      parent.root.resized();
+    } else {
+      await coRefreshLength(parent.node, guard);
+      await tellParentsResized(parent.node, guard);
+    }
+  }
+}
+
+/** Asks the driver for the length and takes it over; a length that is no multiple of 512 is rounded up. */
+export async function coRefreshLength(node: BlockNode, guard: GraphReadGuard): Promise<void> {
+  const below = node.primaryChild;
+  const bytes =
+    node.driver.getLength !== undefined
+      ? await node.driver.getLength(node, guard)
+      : (below?.node.totalBytes ?? 0);
+  if (bytes > MAX_LENGTH_BYTES) throw ioError(E.EFBIG);
+  node.totalBytes = roundUp(bytes, 512);
+}

@@ -1,0 +1,158 @@
+/**
+ * Reads and writes of the file driver, and the state they work on.
+ *
+ * Buffered writes are made inline with pwrite: the kernel cannot do them without blocking and would hand each to a
+ * worker, which costs more than the copy. An inline write that was slow (the kernel throttles dirty pages) sends
+ * writes through the engine for a while, so that the loop never waits for the disk.
+ */
+
+import type { AioEngine } from '../../aio/engine.ts';
+import * as ffi from '../../aio/ffi.ts';
+import {
+  allocateIoMemory,
+  copyFromVector,
+  copyToVector,
+  fillVector,
+  type IoVector,
+  isAlignedVector,
+  sliceVector,
+  vectorOf,
+} from '../../aio/memory.ts';
+import type { BlockNode } from '../../block/node.ts';
+import { E } from '../../errors/errno.ts';
+import { ioError } from '../../errors/error.ts';
+import type { FileLocks } from './file-locks.ts';
+
+/** An inline write that takes longer has met dirty-page throttling. */
+const SLOW_WRITE_MS = 2;
+/** How long writes then go through the engine. */
+const AVOID_INLINE_MS = 100;
+/** A larger copy would hold up the loop for too long. */
+const INLINE_WRITE_MAX_BYTES = 512 * 1024;
+
+export interface FileStats {
+  discardOk: number;
+  discardFailed: number;
+  discardBytesOk: number;
+}
+
+export interface FileState {
+  readonly fd: number;
+  readonly filename: string;
+  readonly engine: AioEngine;
+  readonly isDevice: boolean;
+  readonly direct: boolean;
+  readonly locks: FileLocks | null;
+  readonly inlineWrites: boolean;
+  /** Cleared when the file system refuses; not asked again. */
+  canPunchHole: boolean;
+  canZeroRange: boolean;
+  /** performance.now() until which writes avoid the inline path. */
+  avoidInlineUntilMs: number;
+  /** Alignment of O_DIRECT requests and memory in bytes; 1 for buffered I/O. */
+  readonly alignment: number;
+  readonly stats: FileStats;
+}
+
+export type FileNode = BlockNode<FileState>;
+
+// ---- reads and writes ----------------------------------------------------------------------------------------
+
+export async function preadv(
+  node: FileNode,
+  _guard: unknown,
+  offset: number,
+  bytes: number,
+  vec: IoVector,
+): Promise<void> {
+  const { state } = node;
+  if (state.direct && !isAlignedVector(vec, state.alignment)) {
+    const bounce = vectorOf(allocateIoMemory(bytes), 0, bytes);
+    await readFully(state, offset, bounce);
+    copyToVector(vec, bounce.segments[0]!.mem.buf.subarray(0, bytes));
+    return;
+  }
+  const result = await state.engine.readv(state.fd, vec, offset);
+  if (result === bytes) return;
+  await finishRead(state, offset, vec, result);
+}
+
+/** Goes on after a short read; what lies past the end of the file reads as zeroes. */
+async function finishRead(state: FileState, offset: number, vec: IoVector, first: number): Promise<void> {
+  let result = first;
+  let done = 0;
+  for (;;) {
+    if (result === -E.EINTR || result === -E.EAGAIN) result = 0;
+    else if (result < 0) throw ioError(-result);
+    else if (result === 0) {
+      fillVector(sliceVector(vec, done, vec.bytes - done), 0);
+      return;
+    }
+    done += result;
+    if (done === vec.bytes) return;
+    result = await state.engine.readv(state.fd, sliceVector(vec, done, vec.bytes - done), offset + done);
+  }
+}
+
+async function readFully(state: FileState, offset: number, vec: IoVector): Promise<void> {
+  await finishRead(state, offset, vec, await state.engine.readv(state.fd, vec, offset));
+}
+
+export function pwritev(
+  node: FileNode,
+  _guard: unknown,
+  offset: number,
+  bytes: number,
+  vec: IoVector,
+): Promise<void> {
+  const { state } = node;
+  if (state.inlineWrites && vec.segments.length === 1 && bytes <= INLINE_WRITE_MAX_BYTES) {
+    const startMs = performance.now();
+    if (startMs >= state.avoidInlineUntilMs) {
+      const { mem, start } = vec.segments[0]!;
+      const result = ffi.pwrite(state.fd, mem.addr + start, bytes, offset);
+      const endMs = performance.now();
+      if (endMs - startMs > SLOW_WRITE_MS) state.avoidInlineUntilMs = endMs + AVOID_INLINE_MS;
+      if (result === bytes) return DONE;
+      return finishWrite(state, offset, vec, result);
+    }
+  }
+  return writeThroughEngine(state, offset, bytes, vec);
+}
+
+const DONE = Promise.resolve();
+
+export async function writeThroughEngine(
+  state: FileState,
+  offset: number,
+  bytes: number,
+  vec: IoVector,
+): Promise<void> {
+  let source = vec;
+  if (state.direct && !isAlignedVector(vec, state.alignment)) {
+    const bounce = allocateIoMemory(bytes);
+    copyFromVector(vec, bounce.buf);
+    source = vectorOf(bounce, 0, bytes);
+  }
+  const result = await state.engine.writev(state.fd, source, offset);
+  if (result !== bytes) await finishWrite(state, offset, source, result);
+}
+
+/** Goes on after a short write. */
+async function finishWrite(state: FileState, offset: number, vec: IoVector, first: number): Promise<void> {
+  let result = first;
+  let done = 0;
+  for (;;) {
+    if (result === -E.EINTR || result === -E.EAGAIN) result = 0;
+    else if (result < 0) throw ioError(-result);
+    else if (result === 0) throw ioError(E.ENOSPC);
+    done += result;
+    if (done === vec.bytes) return;
+    result = await state.engine.writev(state.fd, sliceVector(vec, done, vec.bytes - done), offset + done);
+  }
+}
+
+export async function flush(node: FileNode): Promise<void> {
+  const result = await node.state.engine.fdatasync(node.state.fd);
+  if (result < 0) throw ioError(-result);
+}
