@@ -153,9 +153,10 @@ test('no events before negotiation', () => {
   expect(harness.sent[1]).toMatchObject({ event: 'BLOCK_EXPORT_DELETED', data: { id: 'e' } });
 });
 
-test('quit answers, then shuts down, and what follows is not read', () => {
+test('quit answers, then shuts down, and what follows is not read', async () => {
   const harness = open();
   harness.type('{"execute":"quit","id":1}{"execute":"query-version","id":2}');
+  await settle();
   expect(harness.sent).toEqual([{ return: {}, id: 1 }]);
   expect(harness.calls).toEqual(['shutdown', 'pause']);
   harness.type('{"execute":"query-version","id":3}');

@@ -24,7 +24,7 @@ import { ioError } from '../../errors/error.ts';
 import type { FileLocks } from './file-locks.ts';
 
 /** An inline write that takes longer has met dirty-page throttling. */
-const SLOW_WRITE_MS = 2;
+const SLOW_WRITE_MS = 8;
 /** How long writes then go through the engine. */
 const AVOID_INLINE_MS = 100;
 /** A larger copy would hold up the loop for too long. */
