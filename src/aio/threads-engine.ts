@@ -144,12 +144,17 @@ class NodeStream implements ByteStream {
       };
       // A socket destroyed while a write is queued may never call the write's callback.
       const onClose = (): void => finish(this.#failure ?? -E.EPIPE);
+      // Node reports success for a write that its socket's destruction cut short.
+      const onWritten = (error: Error | null | undefined): void => {
+        if (socket.destroyed) onClose();
+        else finish(error ? -errnoOf(error) : total);
+      };
       socket.once('close', onClose);
       socket.cork();
       segments.forEach((segment, index) => {
         total += segment.length;
         const last = index === segments.length - 1;
-        socket.write(viewOf(segment), last ? (error) => finish(error ? -errnoOf(error) : total) : undefined);
+        socket.write(viewOf(segment), last ? onWritten : undefined);
       });
       socket.uncork();
       if (segments.length === 0) finish(0);
