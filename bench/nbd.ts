@@ -12,10 +12,20 @@
  * --size MIB (1024), --dir FOLDER for the file, --json FILE for every single result.
  */
 
-import { spawnSync } from 'node:child_process';
 import { closeSync, fsyncSync, mkdtempSync, openSync, rmSync, writeFileSync, writeSync } from 'node:fs';
 import { cpus, tmpdir } from 'node:os';
 import path from 'node:path';
+import {
+  fileSystemOf,
+  type Load,
+  load,
+  qblockd,
+  ratio,
+  runFio,
+  SERVER_CPU,
+  syncFile,
+  thousands,
+} from './fio.ts';
 import {
   type Argv,
   hasProgram,
@@ -27,22 +37,11 @@ import {
   startUntil,
 } from './measure.ts';
 
-interface Load {
-  readonly name: string;
-  readonly rw: 'randread' | 'randwrite' | 'read' | 'write';
-  readonly blockSize: string;
-  readonly depth: number;
-}
-
 interface Server {
   readonly name: string;
   /** The program that must be there. */
   readonly program: string;
   readonly argv: (file: string, socket: string) => Argv;
-}
-
-function load(rw: Load['rw'], blockSize: string, depth: number): Load {
-  return { name: `${blockSize} ${rw}, depth ${depth}`, rw, blockSize, depth };
 }
 
 const LOADS: readonly Load[] = [
@@ -51,9 +50,6 @@ const LOADS: readonly Load[] = [
   load('read', '256k', 8),
   load('write', '256k', 8),
 ];
-
-const SERVER_CPU = 0;
-const CLIENT_CPU = 1;
 
 /** The arguments qblockd and qemu-storage-daemon share. */
 function daemonArguments(file: string, socket: string, aio: string): string[] {
@@ -64,8 +60,6 @@ function daemonArguments(file: string, socket: string, aio: string): string[] {
     ...['--export', 'nbd,id=disk,node-name=disk,name=,writable=on'],
   ];
 }
-
-const qblockd = path.resolve(import.meta.dirname, '../../daemon/bin/qblockd');
 
 const SERVERS: readonly Server[] = [
   {
@@ -100,37 +94,6 @@ function makeFile(file: string, sizeMib: number): void {
   closeSync(fd);
 }
 
-function syncFile(file: string): void {
-  const fd = openSync(file, 'r');
-  fsyncSync(fd);
-  closeSync(fd);
-}
-
-/** Runs fio against the socket and returns requests a second. */
-function runFio(
-  socket: string,
-  { rw, blockSize, depth }: Load,
-  runtimeSeconds: number,
-  sizeMib: number,
-): number {
-  const argv = pinned(CLIENT_CPU, [
-    ...(['fio', '--name=bench', '--ioengine=nbd', `--uri=nbd+unix:///?socket=${socket}`] as const),
-    ...[`--rw=${rw}`, `--bs=${blockSize}`, `--iodepth=${depth}`, `--size=${sizeMib}m`],
-    ...[`--runtime=${runtimeSeconds}`, '--time_based', '--randseed=1', '--output-format=json'],
-  ]);
-  const [program, ...args] = argv;
-  const result = spawnSync(program, args, { encoding: 'utf8', maxBuffer: 64 << 20 });
-  // fio puts warnings before the JSON text.
-  const start = result.stdout.search(/^\{/m);
-  if (result.status !== 0 || start < 0) throw new Error(`fio failed: ${result.stderr || result.stdout}`);
-  const report = JSON.parse(result.stdout.slice(start)) as {
-    jobs: { read: { iops: number }; write: { iops: number }; error: number }[];
-  };
-  const job = report.jobs[0];
-  if (job === undefined || job.error !== 0) throw new Error(`fio: error ${job?.error}`);
-  return job.read.iops + job.write.iops;
-}
-
 /** A server that listens; all of them run for the whole time, since an idle one takes no CPU time. */
 interface RunningServer {
   readonly name: string;
@@ -147,21 +110,6 @@ async function startServer(
   const socket = path.join(folder, `s${index}`);
   const { stop } = await startUntil(pinned(SERVER_CPU, server.argv(file, socket)), socket);
   return { name: server.name, socket, stop };
-}
-
-/** Where the file lives, for the caption: the type of the file system. */
-function fileSystemOf(folder: string): string {
-  const result = spawnSync('df', ['--output=fstype', folder], { encoding: 'utf8' });
-  return result.stdout?.trim().split('\n').pop() ?? 'unknown';
-}
-
-function ratio(value: number, other: number): string {
-  return Number.isFinite(value / other) ? `${(value / other).toFixed(2)}x` : '-';
-}
-
-function thousands(iops: number): string {
-  if (!Number.isFinite(iops)) return '-';
-  return iops >= 100_000 ? `${Math.round(iops / 1000)}k` : `${(iops / 1000).toFixed(1)}k`;
 }
 
 /** Server name -> load name -> requests a second, one figure a round. */

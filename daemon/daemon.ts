@@ -11,6 +11,8 @@ import type { CommandContext } from '../src/commands/context.ts';
 import { commandTable } from '../src/commands/table.ts';
 import { drivers } from '../src/drivers/table.ts';
 import { ExportTable } from '../src/exports/table.ts';
+import { endAllJobs } from '../src/jobs/end-all.ts';
+import { JobTable } from '../src/jobs/job-common.ts';
 import { ObjectTree } from '../src/objects/tree.ts';
 import { createDispatcher } from '../src/qmp/dispatch.ts';
 import { EventHub } from '../src/qmp/events.ts';
@@ -50,8 +52,13 @@ export class Daemon {
       );
     }
     logger.info({ engine: engine.kind }, 'I/O engine');
-    const layer = new BlockLayer({ engine, events: this.#events, drivers });
     const objects = new ObjectTree();
+    const layer = new BlockLayer({
+      engine,
+      events: this.#events,
+      drivers,
+      secret: (id) => objects.secret(id),
+    });
     const log = (message: string): void => logger.info({}, message);
     this.context = {
       layer,
@@ -62,6 +69,9 @@ export class Daemon {
         requestShutdown: () => void this.shutDown(),
       }),
       exports: new ExportTable(layer, objects, log, (serve) => this.host.whenServing(serve)),
+      jobs: new JobTable(this.#events, (error) =>
+        logger.error({ err: error }, 'a job failed in an unexpected way'),
+      ),
       requestShutdown: () => void this.shutDown(),
     };
     this.host = new SessionHost(createDispatcher(this.context, commandTable), this.#events, (error) =>
@@ -85,14 +95,14 @@ export class Daemon {
     this.#onEnded = action;
   }
 
-  /** Ends everything in order: exports, nodes, monitors, files. Resolves when the process may exit. */
+  /** Ends everything in order: exports, jobs, nodes, monitors, files. Resolves when the process may exit. */
   shutDown(): Promise<void> {
     this.#ending ??= this.#end();
     return this.#ending;
   }
 
   async #end(): Promise<void> {
-    const { exports, layer, chardevs } = this.context;
+    const { exports, jobs, layer, chardevs } = this.context;
     const attempt = async (what: string, action: () => unknown): Promise<void> => {
       try {
         await action();
@@ -101,6 +111,7 @@ export class Daemon {
       }
     };
     await attempt('closing the exports', () => exports.closeAll());
+    await attempt('ending the jobs', () => endAllJobs(jobs));
     await attempt('closing the nodes', () => layer.closeAll());
     await attempt('sending the last events', () => this.#events.flush());
     for (const listener of this.listeners) await attempt('closing a QMP listener', () => listener.close());

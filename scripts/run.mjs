@@ -134,6 +134,8 @@ function summaryOfSkips(lines) {
 
 // ---- the commands ----------------------------------------------------------------------------------------------
 
+const benches = { bench: 'nbd', 'bench-qcow2': 'qcow2', 'bench-start': 'start' };
+
 const [command, ...args] = process.argv.slice(2);
 switch (command) {
   case 'start':
@@ -149,13 +151,11 @@ switch (command) {
     else runTests();
     break;
   case 'bench':
+  case 'bench-qcow2':
   case 'bench-start':
     prepare();
-    become(process.execPath, [
-      path.join(root, `dist/bench/${command === 'bench' ? 'nbd' : 'start'}.js`),
-      ...args,
-    ]);
+    become(process.execPath, [path.join(root, `dist/bench/${benches[command]}.js`), ...args]);
     break;
   default:
-    fail('Usage: node scripts/run.mjs start|test|bench|bench-start [ARGS]');
+    fail('Usage: node scripts/run.mjs start|test|bench|bench-qcow2|bench-start [ARGS]');
 }

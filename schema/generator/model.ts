@@ -96,6 +96,7 @@ const MODULE_ORDER = [
   'crypto',
   'error',
   'block-core',
+  'job',
   'block-export',
   'char',
   'control',

@@ -37,6 +37,22 @@ export function pread(fd: number, addr: number, length: number, offset: number):
   return negErrno(cPread(fd, addr, length, offset));
 }
 
+const cPreadv2 = libc.func('preadv2', 'int64', ['int', 'uintptr_t', 'int', 'int64', 'int']);
+const RWF_NOWAIT = 8;
+/** struct iovec of the one call that is under way: it is over when the function returns. */
+const nowaitIovec = Buffer.allocUnsafeSlow(16);
+const nowaitView = new DataView(nowaitIovec.buffer, nowaitIovec.byteOffset, 16);
+const nowaitIovecAddr = addressOf(nowaitIovec);
+
+/** preadv2(2) with RWF_NOWAIT: bytes read if all it takes is in the page cache (maybe fewer), else -EAGAIN. */
+export function preadNowait(fd: number, addr: number, length: number, offset: number): number {
+  nowaitView.setUint32(0, addr >>> 0, true);
+  nowaitView.setUint32(4, Math.floor(addr / 2 ** 32), true);
+  nowaitView.setUint32(8, length, true);
+  nowaitView.setUint32(12, 0, true);
+  return negErrno(cPreadv2(fd, nowaitIovecAddr, 1, offset, RWF_NOWAIT));
+}
+
 /** pwrite(2) from memory at `addr`. */
 export function pwrite(fd: number, addr: number, length: number, offset: number): number {
   return negErrno(cPwrite(fd, addr, length, offset));
@@ -149,6 +165,34 @@ export function ioctlGetI32(fd: number, request: number): number {
   return result < 0 ? result : ioctlMemory.readInt32LE(0);
 }
 
+const FS_IOC_FSGETXATTR = 0x801c581f;
+const FS_IOC_FSSETXATTR = 0x401c5820;
+const FS_XFLAG_EXTSIZE = 0x800;
+
+/** Asks the file system to allocate extents of at least `bytes` for the file. 0 or -errno. */
+export function setExtentSizeHint(fd: number, bytes: number): number {
+  // struct fsxattr: xflags u32, extsize u32, nextents u32, projid u32, cowextsize u32, pad: 28 bytes.
+  const attributes = Buffer.allocUnsafeSlow(28).fill(0);
+  const got = negErrno(cIoctl(fd, FS_IOC_FSGETXATTR, 'uintptr_t', addressOf(attributes)));
+  if (got < 0) return got;
+  attributes.writeUInt32LE((attributes.readUInt32LE(0) | FS_XFLAG_EXTSIZE) >>> 0, 0);
+  attributes.writeUInt32LE(bytes, 4);
+  return negErrno(cIoctl(fd, FS_IOC_FSSETXATTR, 'uintptr_t', addressOf(attributes)));
+}
+
+const FS_IOC_GETFLAGS = 0x80086601;
+const FS_IOC_SETFLAGS = 0x40086602;
+const FS_NOCOW_FL = 0x00800000;
+
+/** Turns copy-on-write of the (empty) file off. 0 or -errno. */
+export function setNoCow(fd: number): number {
+  const flags = Buffer.allocUnsafeSlow(8).fill(0);
+  const got = negErrno(cIoctl(fd, FS_IOC_GETFLAGS, 'uintptr_t', addressOf(flags)));
+  if (got < 0) return got;
+  flags.writeUInt32LE((flags.readUInt32LE(0) | FS_NOCOW_FL) >>> 0, 0);
+  return negErrno(cIoctl(fd, FS_IOC_SETFLAGS, 'uintptr_t', addressOf(flags)));
+}
+
 const cIoctlRange = libc.func('ioctl', 'int', ['int', 'ulong', 'uintptr_t']);
 
 /** BLKDISCARD or BLKZEROOUT over a byte range, on libuv's thread pool. */
@@ -166,10 +210,24 @@ export function ioctlRangeAsync(
 
 type Callable = ReturnType<typeof libc.func>;
 
+/** koffi refuses more than 256 calls under way at once; the thread pool has a handful of threads anyway. */
+const MAX_ASYNC_CALLS = 64;
+let asyncCalls = 0;
+const waitingCalls: (() => void)[] = [];
+
 // koffi keeps errno per thread and copies it to the caller's before the callback runs.
 function callAsync(fn: Callable, ...args: unknown[]): Promise<number> {
   return new Promise((resolve) => {
-    fn.async(...args, (error: Error | null, result: number) => resolve(error ? -E.EIO : negErrno(result)));
+    const start = (): void => {
+      asyncCalls++;
+      fn.async(...args, (error: Error | null, result: number) => {
+        asyncCalls--;
+        resolve(error ? -E.EIO : negErrno(result));
+        waitingCalls.shift()?.();
+      });
+    };
+    if (asyncCalls < MAX_ASYNC_CALLS) start();
+    else waitingCalls.push(start);
   });
 }
 

@@ -44,6 +44,15 @@ const SQ_ENTRIES = 1024;
 /** Operations in flight; further ones wait in `backlog`. The completion queue has as many entries, so it never overflows. */
 const CQ_ENTRIES = 4096;
 const STEPS_PER_TURN = 16;
+/**
+ * Before the loop goes to sleep it looks for completions for this long, if that has paid lately: a client that sends
+ * its next request when it has seen the reply is back within some tens of microseconds, and waking a sleeping loop
+ * costs more than that.
+ */
+const POLL_MAX_MS = 0.06;
+/** Sleeps that follow a look in vain, doubled with each, before the next one. */
+const POLL_BACKOFF_MIN = 4;
+const POLL_BACKOFF_MAX = 1024;
 
 const SETUP_CQSIZE = 1 << 3;
 const SETUP_COOP_TASKRUN = 1 << 8;
@@ -84,6 +93,12 @@ export class Ring {
   #scheduled = false;
   #stepsThisTurn = 0;
   #closed = false;
+  /** When the loop was last left to sleep with operations in flight; 0 while it is awake. */
+  #asleepSinceMs = 0;
+  /** Short sleeps still to be seen before polling is tried again, and how many that will be after the next miss. */
+  #pollHoldOff = POLL_BACKOFF_MIN;
+  #pollBackoff = POLL_BACKOFF_MIN;
+  #idleCheckQueued = false;
 
   readonly #step = (): void => {
     this.#scheduled = false;
@@ -93,6 +108,18 @@ export class Ring {
     if (this.#pending > 0 || this.#words[this.#cqHead] === Atomics.load(this.#words, this.#cqTail))
       this.#flush();
     this.#reap();
+    if (this.#inFlight > 0 && !this.#idleCheckQueued) {
+      this.#idleCheckQueued = true;
+      // A tick queued from a microtask runs when all continuations of this step's completions have run.
+      queueMicrotask(this.#queueIdleCheck);
+    }
+  };
+  readonly #queueIdleCheck = (): void => process.nextTick(this.#idleCheck);
+  readonly #idleCheck = (): void => {
+    this.#idleCheckQueued = false;
+    if (this.#scheduled || this.#pending > 0 || this.#closed || this.#inFlight === 0) return;
+    if (this.#pollHoldOff > 0) this.#asleepSinceMs = performance.now();
+    else this.#poll();
   };
   readonly #turn = (): void => {
     this.#stepsThisTurn = 0;
@@ -212,8 +239,32 @@ export class Ring {
 
   #wake(): void {
     if (this.#scheduled || this.#closed) return;
+    if (this.#pollHoldOff > 0 && this.#asleepSinceMs > 0) {
+      if (performance.now() - this.#asleepSinceMs < 2 * POLL_MAX_MS) this.#pollHoldOff--;
+      this.#asleepSinceMs = 0;
+    }
     this.#scheduled = true;
     setImmediate(this.#turn);
+  }
+
+  /** Looks for completions for a while. The kernel posts them only when it is entered (cooperative task running). */
+  #poll(): void {
+    const startMs = performance.now();
+    let nowMs = startMs;
+    do {
+      ioUringEnter(this.#fd, 0, 0, ENTER_GETEVENTS);
+      if (this.#words[this.#cqHead] !== Atomics.load(this.#words, this.#cqTail)) {
+        this.#pollBackoff = POLL_BACKOFF_MIN;
+        this.#scheduled = true;
+        if (this.#stepsThisTurn < STEPS_PER_TURN) process.nextTick(this.#step);
+        else setImmediate(this.#turn);
+        return;
+      }
+      nowMs = performance.now();
+    } while (nowMs - startMs < POLL_MAX_MS);
+    this.#pollHoldOff = this.#pollBackoff;
+    this.#pollBackoff = Math.min(this.#pollBackoff * 2, POLL_BACKOFF_MAX);
+    this.#asleepSinceMs = nowMs;
   }
 
   #flush(): void {

@@ -25,6 +25,10 @@ export interface BackendIo {
   /** Reads [offset, offset+bytes) into `vec` (vec.bytes === bytes). */
   preadv(offset: number, bytes: number, vec: IoVector, flags: number): Promise<void>;
   pwritev(offset: number, bytes: number, vec: IoVector, flags: number): Promise<void>;
+  /** Reads if that needs no waiting; false: nothing has been done. Never throws. */
+  tryPreadv(offset: number, bytes: number, vec: IoVector): boolean;
+  /** Writes if that needs no waiting; false: nothing has been done. Never throws. */
+  tryPwritev(offset: number, bytes: number, vec: IoVector): boolean;
   pwriteZeroes(offset: number, bytes: number, flags: number): Promise<void>;
   pdiscard(offset: number, bytes: number): Promise<void>;
   flush(): Promise<void>;

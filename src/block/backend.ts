@@ -10,7 +10,7 @@ import { CoQueue } from '../coroutine/co-queue.ts';
 import { E } from '../errors/errno.ts';
 import { assert, ioError } from '../errors/error.ts';
 import type { BackendDepth, BackendExtent, BackendIo, BackendOwner } from './backend-io.ts';
-import { co } from './callbacks.ts';
+import { co, sync } from './callbacks.ts';
 import { type PreallocMode, Req, Status } from './driver.ts';
 import type { GraphReadGuard } from './graph-lock.ts';
 import type { BlockChild, BlockNode, RootParent } from './node.ts';
@@ -100,6 +100,14 @@ export class BlockBackend implements BackendIo, RootParent {
     }
   }
 
+  tryPreadv(offset: number, bytes: number, vec: IoVector): boolean {
+    return this.#try(sync.tryPreadv, offset, bytes, vec);
+  }
+
+  tryPwritev(offset: number, bytes: number, vec: IoVector): boolean {
+    return this.#try(sync.tryPwritev, offset, bytes, vec);
+  }
+
   pwriteZeroes(offset: number, bytes: number, flags: number): Promise<void> {
     return this.#run(this.#checked(offset, bytes), (node, guard) =>
       co.pwriteZeroes(node, guard, offset, bytes, flags),
@@ -148,6 +156,21 @@ export class BlockBackend implements BackendIo, RootParent {
     while (this.inFlight > 0) await this.#idle.wait();
     await this.#detach(this);
     this.#root = null;
+  }
+
+  #try(operation: typeof sync.tryPreadv, offset: number, bytes: number, vec: IoVector): boolean {
+    const root = this.#root;
+    if (root === null || this.#drainDepth > 0) return false;
+    const { node } = root;
+    if (!(offset >= 0 && bytes >= 0 && offset + bytes <= node.totalBytes)) return false;
+    const { graphLock } = node.layer;
+    const guard = graphLock.tryRead();
+    if (guard === null) return false;
+    try {
+      return operation(node, guard, offset, bytes, vec);
+    } finally {
+      graphLock.readDone(guard);
+    }
   }
 
   #checked(offset: number, bytes: number): BlockNode {

@@ -15,7 +15,9 @@ import { BlockError } from '../errors/error.ts';
 import type { BlockDriver, BlockDriverInfo } from './driver.ts';
 import type { GraphReadGuard } from './graph-lock.ts';
 import * as io from './io.ts';
+import { coFlush, coPdiscard } from './io-flush.ts';
 import * as size from './io-size.ts';
+import * as ioSync from './io-sync.ts';
 import type { BlockNode } from './node.ts';
 
 /** I/O callbacks of the contract: those that take the guard as their second parameter. */
@@ -26,22 +28,28 @@ export type IoCallbackName = {
     ...rest: never[]
   ) => unknown
     ? Parameters<NonNullable<BlockDriver[K]>>[1] extends GraphReadGuard
-      ? K
+      ? ReturnType<NonNullable<BlockDriver[K]>> extends Promise<unknown>
+        ? K
+        : never
       : never
     : never;
 }[keyof BlockDriver];
 
-/** Absent means: ask the `file` child; refuse with ENOTSUP; do nothing; or io.ts decides. */
-type Absent = 'child' | 'unsupported' | 'nothing' | 'io-path';
+/** Absent means: ask the `file` child; refuse with ENOTSUP; or io.ts decides. */
+type Absent = 'child' | 'unsupported' | 'io-path';
 
 export const IO_CALLBACKS = {
   preadv: 'io-path',
   pwritev: 'io-path',
+  pwritevCompressed: 'io-path',
   pwriteZeroes: 'io-path',
   pdiscard: 'io-path',
   flush: 'io-path',
   blockStatus: 'io-path',
   truncate: 'io-path',
+  check: 'unsupported',
+  amend: 'unsupported',
+  changeBackingFile: 'unsupported',
   getLength: 'child',
   getAllocatedFileSize: 'child',
   getInfo: 'child',
@@ -76,7 +84,7 @@ function makeControlForm<K extends ControlCallback>(name: K): CoForm<K> {
   const call = (node: BlockNode, guard: GraphReadGuard, ...args: readonly unknown[]): Promise<unknown> => {
     const callback = node.driver[name] as ((...all: readonly unknown[]) => Promise<unknown>) | undefined;
     if (callback !== undefined) return callback.call(node.driver, node, guard, ...args);
-    const below = node.primaryChild;
+    const below = IO_CALLBACKS[name] === 'child' ? node.primaryChild : null;
     if (below !== null) return call(below.node, guard, ...args);
     if (name in BOTTOM_ANSWER) return Promise.resolve(BOTTOM_ANSWER[name]);
     return Promise.reject(
@@ -90,11 +98,15 @@ function makeControlForm<K extends ControlCallback>(name: K): CoForm<K> {
 export const co = {
   preadv: io.coPreadv,
   pwritev: io.coPwritev,
+  pwritevCompressed: io.coPwritevCompressed,
   pwriteZeroes: io.coPwriteZeroes,
-  pdiscard: io.coPdiscard,
-  flush: io.coFlush,
+  pdiscard: coPdiscard,
+  flush: coFlush,
   blockStatus: size.coBlockStatus,
   truncate: size.coTruncate,
+  check: makeControlForm('check'),
+  amend: makeControlForm('amend'),
+  changeBackingFile: makeControlForm('changeBackingFile'),
   getLength: makeControlForm('getLength'),
   getAllocatedFileSize: makeControlForm('getAllocatedFileSize'),
   getInfo: makeControlForm('getInfo'),
@@ -106,6 +118,9 @@ export const co = {
   IoCallbackName,
   (node: BlockNode, guard: GraphReadGuard, ...args: never[]) => Promise<unknown>
 >;
+
+/** Callbacks that never wait: for callers that hold the lock for the time of the call and go on in the same turn. */
+export const sync = { tryPreadv: ioSync.tryPreadv, tryPwritev: ioSync.tryPwritev } as const;
 
 type Wrapped = {
   readonly [K in IoCallbackName]: (

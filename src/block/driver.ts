@@ -6,10 +6,11 @@
  * directly: callbacks.ts turns this contract into the callable forms.
  */
 
-import type { BlockStatsSpecific } from '../../schema/generated/types.ts';
+import type { BlockStatsSpecific, ImageInfoSpecific } from '../../schema/generated/types.ts';
 import type { AioEngine, EngineKind } from '../aio/engine.ts';
 import type { IoVector } from '../aio/memory.ts';
 import type { GraphReadGuard } from './graph-lock.ts';
+import type { BlockLayer } from './layer.ts';
 import type { BlockChild, BlockNode } from './node.ts';
 
 // ---- permissions ---------------------------------------------------------------------------------------------
@@ -105,10 +106,118 @@ export interface BlockDriverInfo {
   readonly isDirty?: boolean;
 }
 
+/** Counts of a finished image check (QMP reference, ImageCheck). */
+export interface ImageCheckResult {
+  corruptions: number;
+  leaks: number;
+  checkErrors: number;
+  corruptionsFixed: number;
+  leaksFixed: number;
+  /** End of the last cluster in use in bytes. */
+  imageEndOffset: number;
+  totalClusters: number;
+  allocatedClusters: number;
+  fragmentedClusters: number;
+  compressedClusters: number;
+}
+
+export interface ImageCheckRequest {
+  readonly fixLeaks: boolean;
+  readonly fixErrors: boolean;
+  /** Takes one line of the report at a time, in the original's words, without line end. */
+  readonly report: (line: string) => void;
+  /** Takes the lines that the original prints behind the program's name; absent: `report` takes them. */
+  readonly reportError?: (line: string) => void;
+}
+
+/** An internal snapshot of an image. */
+export interface InternalSnapshot {
+  readonly id: string;
+  readonly name: string;
+  readonly vmStateBytes: number;
+  readonly dateSeconds: number;
+  readonly dateNanoseconds: number;
+  readonly vmClockNanoseconds: bigint;
+  /** Instruction count; null when the image does not record it. */
+  readonly icount: bigint | null;
+  readonly diskBytes: number;
+}
+
+/** Operations on internal snapshots. Callers drain the node first; names and ids are looked up by the callee. */
+export interface InternalSnapshots<S = unknown> {
+  list(node: BlockNode<S>): readonly InternalSnapshot[];
+  create(
+    node: BlockNode<S>,
+    guard: GraphReadGuard,
+    snapshot: Omit<InternalSnapshot, 'id' | 'diskBytes'>,
+  ): Promise<void>;
+  /** Makes the active content that of the snapshot (given by id or name). */
+  apply(node: BlockNode<S>, guard: GraphReadGuard, idOrName: string): Promise<void>;
+  /** Both null-able ends as in the original: a snapshot matching every one that is given. */
+  delete(node: BlockNode<S>, guard: GraphReadGuard, id: string | null, name: string | null): Promise<void>;
+  /** Shows the snapshot's content from now on; the node must be read-only. */
+  load(node: BlockNode<S>, guard: GraphReadGuard, id: string | null, name: string | null): Promise<void>;
+}
+
+/** Space an image needs (QMP reference, BlockMeasureInfo); bytes. */
+export interface ImageMeasure {
+  readonly required: number;
+  readonly fullyAllocated: number;
+  readonly bitmaps?: number;
+}
+
+/** An option of an image being created, as the tools' -o takes it. */
+export interface CreateOption {
+  readonly name: string;
+  readonly type: 'size' | 'bool' | 'string' | 'number';
+  readonly help: string;
+  /** Shown by the tools' option help; the text after "(default: ". */
+  readonly default?: string;
+}
+
+export type CreateOptionValues = Readonly<Record<string, string>>;
+
+/** How images of a format (or files of a protocol) are made. */
+export interface ImageCreation {
+  /**
+   * blockdev-create: writes the image into nodes that exist already. `options` is validated against the schema.
+   * Absent: the tools alone make such images.
+   */
+  create?(layer: BlockLayer, options: DriverOptions, progress: CreateProgress): Promise<void>;
+  /** Options the tools offer with -o, in the order of their help. */
+  readonly options: readonly CreateOption[];
+  /** Options that `amend` takes, in the same way. */
+  readonly amendOptions?: readonly CreateOption[];
+  /** The tools' way: makes the file(s) under `filename`, then the image in it. Values are those of `options`. */
+  createFile(
+    layer: BlockLayer,
+    filename: string,
+    values: CreateOptionValues,
+    progress: CreateProgress,
+  ): Promise<void>;
+}
+
+/** Dirty bitmaps that an image keeps. What is recorded meanwhile is in the node's bitmaps (dirty-bitmap.ts). */
+export interface PersistentBitmaps<S = unknown> {
+  /** Throws when a new bitmap cannot be kept in this image. `granularity` in bytes. */
+  checkNew(node: BlockNode<S>, name: string, granularity: number): void;
+  /** Takes a bitmap out of the image; does nothing when it is not in there. */
+  remove(node: BlockNode<S>, guard: GraphReadGuard, name: string): Promise<void>;
+}
+
+export interface CreateProgress {
+  /** Work done and work there is, in any unit. */
+  update(done: number, total: number): void;
+  /** Awaited between the checks that need no I/O and the rest: what asked for the work may go on from here. */
+  checked?(): Promise<void>;
+}
+
 export type PreallocMode = 'off' | 'metadata' | 'falloc' | 'full';
 
 /** Options after validation: plain data by the schema's member names; nested children are still inside. */
 export type DriverOptions = Readonly<Record<string, unknown>>;
+
+export type OpenPurpose = 'io' | 'check' | 'info';
 
 /** What an opening driver is given. The node exists but is not in the graph's name table yet. */
 export interface OpenContext<Options = DriverOptions> {
@@ -116,20 +225,57 @@ export interface OpenContext<Options = DriverOptions> {
   readonly readOnly: boolean;
   /** read-only may be chosen when read-write fails (auto-read-only). */
   readonly autoReadOnly: boolean;
+  /** What for: guest I/O; a check, which takes corrupt images as they are; information, which needs no keys. */
+  readonly purpose: OpenPurpose;
   readonly engine: AioEngine;
   /** The engine for the `aio` option of a protocol driver; throws when the host cannot provide it. */
   engineOf(kind: EngineKind): AioEngine;
   /** Opens or finds the child named by option `name` and attaches it; null when the option is absent or null. */
   openChild(name: string, roles: number, required: boolean): Promise<BlockChild | null>;
+  /**
+   * The backing child: the user's `backing` option, or what the image itself names. Null when the user said
+   * `backing: null` or the image names nothing. `imageDefault` is what the header says, or null.
+   */
+  openBacking(imageDefault: BackingName | null): Promise<BlockChild | null>;
+  /** A child whose options the image names itself (an external data file), unless the user gave `name`. */
+  openNamedChild(name: string, roles: number, filename: string): Promise<BlockChild>;
+}
+
+/** What an image says of its backing file. */
+export interface BackingName {
+  /** As stored: relative to the image, absolute, or a pseudo-protocol name such as json:{...}. */
+  readonly filename: string;
+  /** Null: to be found out by probing. */
+  readonly format: string | null;
+}
+
+/** The content an image is to be measured for. */
+export interface MeasureSource {
+  readonly bytes: number;
+  /** Extents of the source in order; a source without content has none. */
+  extents(): AsyncIterable<{ readonly bytes: number; readonly zero: boolean; readonly allocated: boolean }>;
 }
 
 export interface BlockDriver<S = unknown> {
   readonly name: string;
+  /** Bytes behind the end come into being as zeroes when something is written further on. */
+  readonly growsWithZeroes?: boolean;
+  /** A truncate waits for all requests and holds back new ones: it rebuilds what they rely on. */
+  readonly exclusiveTruncate?: boolean;
+  /** Runs when the node is open and has its permissions: what an opening has to write. */
+  afterOpen?(node: BlockNode<S>): Promise<void>;
   /** A protocol driver is a bottom of the graph: it has no `file` child. */
   readonly kind: 'protocol' | 'format' | 'filter';
   /** Write flags the driver honours itself; others are emulated by the I/O path. */
   readonly supportedWriteFlags: number;
   readonly supportedZeroFlags: number;
+  /** Has a `backing` child: what this layer does not hold is read from there. */
+  readonly supportsBacking?: boolean;
+  /** 0..100: how sure this format is that an image starting with `start` (2 KiB or the whole image) is its own. */
+  probe?(start: Buffer): number;
+  readonly creation?: ImageCreation;
+  readonly snapshots?: InternalSnapshots<S>;
+  readonly bitmaps?: PersistentBitmaps<S>;
   /** Options that change what the content is, for generated file names. */
   readonly strongOptions?: readonly string[];
 
@@ -143,6 +289,12 @@ export interface BlockDriver<S = unknown> {
   setPermissions?(node: BlockNode<S>, wanted: PermissionPair): void;
   abortPermissions?(node: BlockNode<S>): void;
   refreshLimits?(node: BlockNode<S>, limits: BlockLimits): void;
+  /** Format-specific part of query-named-block-nodes and `info`. */
+  specificInfo?(node: BlockNode<S>): ImageInfoSpecific | undefined;
+  /** What the image itself says of its backing file; null when nothing. */
+  backingName?(node: BlockNode<S>): BackingName | null;
+  /** Space needed for an image with the given creation options over `source` (or an empty one of its length). */
+  measure?(values: CreateOptionValues, source: MeasureSource): Promise<ImageMeasure>;
   /** Counters for query-blockstats' driver-specific member. */
   statistics?(node: BlockNode<S>): BlockStatsSpecific;
   /** The plain filename, when the node's options are expressible as one. */
@@ -157,6 +309,25 @@ export interface BlockDriver<S = unknown> {
     vec: IoVector,
     flags: number,
   ): Promise<void>;
+  /**
+   * Reads at once what can be read without waiting; false: nothing has been done, preadv is the way. Never throws
+   * for want of data or space. Whoever calls it has nothing to clean up, so nothing is tracked.
+   */
+  tryPreadv?(
+    node: BlockNode<S>,
+    guard: GraphReadGuard,
+    offset: number,
+    bytes: number,
+    vec: IoVector,
+  ): boolean;
+  /** Writes at once what can be written without waiting; as tryPreadv. */
+  tryPwritev?(
+    node: BlockNode<S>,
+    guard: GraphReadGuard,
+    offset: number,
+    bytes: number,
+    vec: IoVector,
+  ): boolean;
   pwritev?(
     node: BlockNode<S>,
     guard: GraphReadGuard,
@@ -164,6 +335,14 @@ export interface BlockDriver<S = unknown> {
     bytes: number,
     vec: IoVector,
     flags: number,
+  ): Promise<void>;
+  /** Writes whole clusters compressed (the last may be cut by the end of the image). bytes 0: the image is complete. */
+  pwritevCompressed?(
+    node: BlockNode<S>,
+    guard: GraphReadGuard,
+    offset: number,
+    bytes: number,
+    vec: IoVector,
   ): Promise<void>;
   pwriteZeroes?(
     node: BlockNode<S>,
@@ -182,6 +361,18 @@ export interface BlockDriver<S = unknown> {
     offset: number,
     bytes: number,
   ): Promise<BlockStatus>;
+  /** Looks for errors in the metadata, and repairs them when asked. The node is drained. */
+  check?(node: BlockNode<S>, guard: GraphReadGuard, request: ImageCheckRequest): Promise<ImageCheckResult>;
+  /** Changes format options of an existing image; values as of `creation.options`. The node is drained. */
+  amend?(
+    node: BlockNode<S>,
+    guard: GraphReadGuard,
+    values: CreateOptionValues,
+    force: boolean,
+    progress: CreateProgress,
+  ): Promise<void>;
+  /** Changes what the image says of its backing file; the graph stays as it is. */
+  changeBackingFile?(node: BlockNode<S>, guard: GraphReadGuard, backing: BackingName | null): Promise<void>;
   getLength?(node: BlockNode<S>, guard: GraphReadGuard): Promise<number>;
   getAllocatedFileSize?(node: BlockNode<S>, guard: GraphReadGuard): Promise<number>;
   getInfo?(node: BlockNode<S>, guard: GraphReadGuard): Promise<BlockDriverInfo>;

@@ -2,6 +2,7 @@
 
 import { E } from '../errors/errno.ts';
 import { ioError } from '../errors/error.ts';
+import { recordWrite, resizeBitmaps } from './dirty-bitmap.ts';
 import type { BlockNode } from './node.ts';
 import { beginTracked, endTracked, type TrackedRequest } from './tracked.ts';
 
@@ -20,10 +21,31 @@ export function checkRange(offset: number, bytes: number): void {
   if (!(offset >= 0 && bytes >= 0 && offset + bytes <= Number.MAX_SAFE_INTEGER)) throw ioError(E.EIO);
 }
 
+export function checkWritable(node: BlockNode): void {
+  if (node.readOnly) throw ioError(E.EPERM);
+}
+
 export function roundDown(value: number, align: number): number {
   return align === 1 ? value : value - (value % align);
 }
 
 export function roundUp(value: number, align: number): number {
   return align === 1 ? value : roundDown(value + align - 1, align);
+}
+
+/** Bookkeeping after a write has changed [offset, offset+bytes). */
+export function wrote(node: BlockNode, offset: number, bytes: number): void {
+  node.writeGeneration++;
+  const limit = offset + bytes;
+  if (limit > node.writeHighestOffset) node.writeHighestOffset = limit;
+  if (limit > node.totalBytes) {
+    node.totalBytes = roundUp(limit, 512);
+    resizeBitmaps(node);
+  }
+  if (node.dirtyBitmaps.all.size > 0) recordWrite(node.dirtyBitmaps, offset, bytes);
+}
+
+/** A failed write may have changed part of its range: it counts as written to. */
+export function wroteInPart(node: BlockNode, offset: number, bytes: number): void {
+  recordWrite(node.dirtyBitmaps, offset, bytes);
 }

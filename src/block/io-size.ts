@@ -6,6 +6,7 @@
 
 import { E } from '../errors/errno.ts';
 import { BlockError, ioError } from '../errors/error.ts';
+import { resizeBitmaps } from './dirty-bitmap.ts';
 import { type BlockStatus, type PreallocMode, Status } from './driver.ts';
 import type { GraphReadGuard } from './graph-lock.ts';
 import { begin, end, roundDown, roundUp } from './io-common.ts';
@@ -86,17 +87,22 @@ export async function coTruncate(
   if (length < 0) throw new BlockError('Image size cannot be negative', { errno: E.EINVAL });
   if (length > MAX_LENGTH_BYTES)
     throw new BlockError(`offset(${BigInt(length)}) exceeds maximum(${BigInt(MAX_LENGTH_BYTES)})`, {
-      errno: E.EFBIG,
+      errno: E.EIO,
     });
   if (node.readOnly) throw new BlockError('Image is read-only', { errno: E.EACCES });
-  const from = Math.min(length, node.totalBytes);
-  const request = begin(node, from, Math.max(length, node.totalBytes) - from);
+  const everything = node.driver.exclusiveTruncate === true;
+  const from = everything ? 0 : Math.min(length, node.totalBytes);
+  const to = everything ? Number.POSITIVE_INFINITY : Math.max(length, node.totalBytes);
+  const request = begin(node, from, to - from);
   try {
     markSerialising(node.tracked, request, 1);
     await waitSerialising(node.tracked, request);
     if (node.driver.truncate === undefined)
       throw new BlockError('Image format driver does not support resize', { errno: E.ENOTSUP });
-    await node.driver.truncate(node, guard, length, exact, prealloc, zeroFill);
+    // A longer backing image would show in what is added.
+    const backing = node.child('backing')?.node;
+    const covered = length > node.totalBytes && backing !== undefined && backing.totalBytes > node.totalBytes;
+    await node.driver.truncate(node, guard, length, exact, prealloc, zeroFill || covered);
     await coRefreshLength(node, guard);
     node.writeGeneration++;
   } finally {
@@ -126,4 +132,5 @@ export async function coRefreshLength(node: BlockNode, guard: GraphReadGuard): P
       : (below?.node.totalBytes ?? 0);
   if (bytes > MAX_LENGTH_BYTES) throw ioError(E.EFBIG);
   node.totalBytes = roundUp(bytes, 512);
+  resizeBitmaps(node);
 }

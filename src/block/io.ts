@@ -1,5 +1,5 @@
 /**
- * The I/O path: what happens around a driver's data callbacks.
+ * The I/O path: what happens around a driver's data callbacks. Discards and flushes are io-flush.ts.
  *
  * Per request: bounds, tracking, waiting for serialising requests, alignment (read-modify-write), splitting to the
  * driver's limits, zero detection, FUA emulation, write bookkeeping. All functions run under the graph read lock and
@@ -18,7 +18,17 @@ import { E } from '../errors/errno.ts';
 import { BlockError, ioError } from '../errors/error.ts';
 import { Req } from './driver.ts';
 import type { GraphReadGuard } from './graph-lock.ts';
-import { begin, checkRange, end, roundDown, roundUp } from './io-common.ts';
+import {
+  begin,
+  checkRange,
+  checkWritable,
+  end,
+  roundDown,
+  roundUp,
+  wrote,
+  wroteInPart,
+} from './io-common.ts';
+import { coFlush } from './io-flush.ts';
 import type { BlockNode } from './node.ts';
 import { markSerialising, waitSerialising } from './tracked.ts';
 
@@ -100,18 +110,6 @@ async function splitRequest(
 
 // ---- writes --------------------------------------------------------------------------------------------------
 
-function checkWritable(node: BlockNode): void {
-  if (node.readOnly) throw ioError(E.EPERM);
-}
-
-/** Bookkeeping after a write has changed [offset, offset+bytes). */
-function wrote(node: BlockNode, offset: number, bytes: number): void {
-  node.writeGeneration++;
-  const limit = offset + bytes;
-  if (limit > node.writeHighestOffset) node.writeHighestOffset = limit;
-  if (limit > node.totalBytes) node.totalBytes = roundUp(limit, 512);
-}
-
 /** Writes `vec` to [offset, offset+bytes). Req.fua: the data is on stable storage afterwards. */
 export async function coPwritev(
   node: BlockNode,
@@ -132,6 +130,9 @@ export async function coPwritev(
     if (node.tracked.serialising > 0) await waitSerialising(node.tracked, request);
     if (aligned) await alignedWrite(node, guard, offset, bytes, vec, flags);
     else await paddedWrite(node, guard, offset, bytes, vec, flags);
+  } catch (error) {
+    wroteInPart(node, offset, bytes);
+    throw error;
   } finally {
     end(node, request);
   }
@@ -199,6 +200,30 @@ async function alignedWrite(
   if ((flags & ~driver.supportedWriteFlags & Req.fua) !== 0) await coFlush(node, guard);
 }
 
+/** Writes compressed clusters; ENOTSUP where the format cannot. bytes 0 tells the driver that the image is complete. */
+export async function coPwritevCompressed(
+  node: BlockNode,
+  guard: GraphReadGuard,
+  offset: number,
+  bytes: number,
+  vec: IoVector,
+): Promise<void> {
+  checkWritable(node);
+  checkRange(offset, bytes);
+  if (node.driver.pwritevCompressed === undefined) throw ioError(E.ENOTSUP);
+  const request = begin(node, offset, bytes);
+  try {
+    if (node.tracked.serialising > 0) await waitSerialising(node.tracked, request);
+    await node.driver.pwritevCompressed(node, guard, offset, bytes, vec);
+    wrote(node, offset, bytes);
+  } catch (error) {
+    wroteInPart(node, offset, bytes);
+    throw error;
+  } finally {
+    end(node, request);
+  }
+}
+
 /** Makes [offset, offset+bytes) read as zeroes. Req.mayUnmap, Req.noFallback, Req.fua. */
 export async function coPwriteZeroes(
   node: BlockNode,
@@ -235,6 +260,9 @@ export async function coPwriteZeroes(
         sliceVector(zeroes, 0, offset + bytes - to),
         flags,
       );
+  } catch (error) {
+    wroteInPart(node, offset, bytes);
+    throw error;
   } finally {
     end(node, request);
   }
@@ -252,8 +280,14 @@ async function alignedZeroes(
   const passed = mayUnmap & (driver.supportedZeroFlags | ~(Req.fua | Req.mayUnmap | Req.noFallback));
   let needFlush = (flags & ~driver.supportedZeroFlags & Req.fua) !== 0;
   const max = limits.maxPwriteZeroes || bytes;
+  const align = limits.pwriteZeroesAlignment || 1;
   for (let at = 0; at < bytes; ) {
-    const length = Math.min(bytes - at, max);
+    let length = Math.min(bytes - at, max);
+    // Unaligned ends go as requests of their own, so that the middle is what the driver does best.
+    const head = (offset + at) % align;
+    if (head !== 0) length = Math.min(length, align - head);
+    else if (length > align && (length === max || offset + at + length < node.totalBytes))
+      length = roundDown(length, align);
     const written =
       driver.pwriteZeroes !== undefined && (await tryZeroes(node, guard, offset + at, length, passed));
     if (!written) {
@@ -308,72 +342,5 @@ async function writeZeroBuffer(
     const length = Math.min(zeroes.bytes, bytes - at);
     await node.driver.pwritev(node, guard, offset + at, length, sliceVector(zeroes, 0, length), flags);
     at += length;
-  }
-}
-
-// ---- discard, flush ------------------------------------------------------------------------------------------
-
-/** Tells the node that the content of the range is of no interest. A hint: what cannot be done is skipped. */
-export async function coPdiscard(
-  node: BlockNode,
-  guard: GraphReadGuard,
-  offset: number,
-  bytes: number,
-): Promise<void> {
-  checkWritable(node);
-  checkRange(offset, bytes);
-  const { driver, limits } = node;
-  if (!node.settings.discardUnmap || driver.pdiscard === undefined || bytes === 0) return;
-  const request = begin(node, offset, bytes);
-  try {
-    if (node.tracked.serialising > 0) await waitSerialising(node.tracked, request);
-    const align = Math.max(limits.pdiscardAlignment, limits.requestAlignment);
-    const from = roundUp(offset, align);
-    // The last block of a node whose length is no multiple of the alignment may be discarded as a whole.
-    const to =
-      offset + bytes >= node.totalBytes
-        ? Math.min(offset + bytes, node.totalBytes)
-        : roundDown(offset + bytes, align);
-    const max = limits.maxPdiscard || to - from;
-    for (let at = from; at < to; ) {
-      const length = Math.min(to - at, max);
-      try {
-        await driver.pdiscard(node, guard, at, length);
-      } catch (error) {
-        if (!(error instanceof BlockError && error.errno === E.ENOTSUP)) throw error;
-      }
-      at += length;
-    }
-    node.writeGeneration++;
-  } finally {
-    end(node, request);
-  }
-}
-
-/**
- * Everything that completed before this call is on stable storage afterwards. Concurrent flushes of a node share
- * work: one runs, the others wait and run only if something was written meanwhile.
- */
-export async function coFlush(node: BlockNode, guard: GraphReadGuard): Promise<void> {
-  if (node.readOnly) return;
-  node.inFlight++;
-  const generation = node.writeGeneration;
-  try {
-    while (node.flushing) await node.flushQueue.wait();
-    if (node.flushedGeneration >= generation && node.children.length === 0) return;
-    node.flushing = true;
-    try {
-      // What is being written by the time the driver's flush runs may or may not be covered; claim only what was
-      // complete on entry.
-      if (!node.settings.cache.noFlush || node.children.length > 0) await node.driver.flush?.(node, guard);
-      for (const edge of node.children) await coFlush(edge.node, guard);
-      if (generation > node.flushedGeneration) node.flushedGeneration = generation;
-    } finally {
-      node.flushing = false;
-      node.flushQueue.wakeAll();
-    }
-  } finally {
-    node.inFlight--;
-    if (node.inFlight === 0) node.idle.wakeAll();
   }
 }

@@ -23,22 +23,27 @@ export interface BlockLayerParts {
   readonly events: EventSink;
   /** Every driver that can be opened, by name. */
   readonly drivers: Readonly<Record<string, BlockDriver>>;
+  /** The bytes of the secret object `id`; throws when there is none. Default: there are no secrets. */
+  readonly secret?: (id: string) => Buffer;
 }
 
 export class BlockLayer {
   readonly engine: AioEngine;
   readonly events: EventSink;
   readonly drivers: Readonly<Record<string, BlockDriver>>;
+  /** The bytes of the secret object `id`; throws when there is none. */
+  readonly secret: (id: string) => Buffer;
   readonly graphLock = new GraphLock();
   /** All nodes in the order in which they got their names. Changed on the monitor side only. */
   readonly #nodes = new Map<string, BlockNode>();
   readonly #otherEngines = new Map<EngineKind, AioEngine>();
   #generatedNames = 0;
 
-  constructor({ engine, events, drivers }: BlockLayerParts) {
+  constructor({ engine, events, drivers, secret = noSecret }: BlockLayerParts) {
     this.engine = engine;
     this.events = events;
     this.drivers = drivers;
+    this.secret = secret;
   }
 
   /** Oldest first. */
@@ -140,19 +145,21 @@ export class BlockLayer {
     assert(!this.#isUsed(node), `node '${node.name}' closed while in use`);
     this.unregister(node);
     let failure: { readonly error: unknown } | undefined;
-    await drained(node, async () => {
+    // Closing goes on after errors, but whoever asked for it must hear that data may not have reached the disk.
+    const attempt = async (action: () => Promise<void> | undefined): Promise<void> => {
       try {
-        await wrapped.flush(node);
+        await action();
       } catch (error) {
-        // Closing goes on, but whoever asked for it must hear that data may not have reached the disk.
-        failure = { error };
-      } finally {
-        await node.driver.close?.(node);
+        failure ??= { error };
       }
+    };
+    await drained(node, async () => {
+      await attempt(() => wrapped.flush(node));
+      await attempt(() => node.driver.close?.(node));
     });
     for (const edge of [...node.children].reverse()) {
       await this.detachChild(edge);
-      await this.#closeIfUnused(edge.node);
+      await attempt(() => this.#closeIfUnused(edge.node));
     }
     if (failure !== undefined) throw failure.error;
   }
@@ -184,6 +191,10 @@ export class BlockLayer {
     this.#otherEngines.clear();
     if (failure !== undefined) throw failure;
   }
+}
+
+function noSecret(id: string): Buffer {
+  throw new BlockError(`No secret with id '${id}'`);
 }
 
 function removeEdge(edge: BlockChild): void {

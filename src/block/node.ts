@@ -9,6 +9,7 @@
  */
 
 import { CoQueue } from '../coroutine/co-queue.ts';
+import { createBitmapTable, type DirtyBitmapTable } from './dirty-bitmap.ts';
 import type { BlockDriver, BlockLimits, DriverOptions } from './driver.ts';
 import type { BlockLayer } from './layer.ts';
 import type { TrackedList } from './tracked.ts';
@@ -101,6 +102,8 @@ export class BlockNode<S = unknown> {
   flushedGeneration = 0;
   flushing = false;
   readonly flushQueue = new CoQueue();
+  /** Changed on the monitor side; the I/O path sets their bits. */
+  readonly dirtyBitmaps: DirtyBitmapTable = createBitmapTable();
   /** End of the farthest write in bytes, for query-blockstats. */
   writeHighestOffset = 0;
 

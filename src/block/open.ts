@@ -7,7 +7,15 @@
  */
 
 import { BlockError, errnoError, errnoOf } from '../errors/error.ts';
-import { type DriverOptions, type OpenContext, Perm } from './driver.ts';
+import {
+  type BackingName,
+  type DriverOptions,
+  type OpenContext,
+  type OpenPurpose,
+  Perm,
+  Role,
+} from './driver.ts';
+import { absoluteBackingName, probeFormat, protocolOptions } from './image-name.ts';
 import { coRefreshLength } from './io-size.ts';
 import type { BlockLayer } from './layer.ts';
 import { type BlockChild, BlockNode, type NodeSettings } from './node.ts';
@@ -45,6 +53,7 @@ async function openNode(
   options: DriverOptions,
   inherited: Inherited | null,
   depth: number,
+  purpose: OpenPurpose = 'io',
 ): Promise<BlockNode> {
   if (depth > MAX_DEPTH) throw new BlockError('Block device nesting is too deep');
   const driver = layer.drivers[String(options.driver)];
@@ -57,10 +66,14 @@ async function openNode(
       options,
       readOnly: settings.readOnly,
       autoReadOnly: settings.autoReadOnly,
+      purpose,
       engine: layer.engine,
       engineOf: (kind) => layer.engineOf(kind),
       openChild: (name, roles, required) =>
-        openChild(layer, node, options[name], name, roles, required, depth),
+        openChild(layer, node, { reference: options[name], name, roles, required, depth }),
+      openBacking: (imageDefault) => openBacking(layer, node, options.backing, imageDefault, depth),
+      openNamedChild: (name, roles, filename) =>
+        openNamedChild(layer, node, { name, roles, filename, depth }),
     };
     node.state = await driver.open(node, context);
     opened = true;
@@ -79,6 +92,7 @@ async function openNode(
     driver.refreshLimits?.(node, node.limits);
     // What a node takes on its children may depend on the options its driver has read by now.
     await layer.graphLock.withWrite(() => refreshPermissions([node]));
+    await driver.afterOpen?.(node);
     checkNameFree(layer, settings.name);
     layer.register(node);
   } catch (error) {
@@ -96,14 +110,20 @@ async function undoOpen(layer: BlockLayer, node: BlockNode, opened: boolean): Pr
   }
 }
 
+interface ChildRequest {
+  readonly reference: unknown;
+  readonly name: string;
+  readonly roles: number;
+  readonly required: boolean;
+  readonly depth: number;
+  /** What an inline definition inherits; default: the parent's settings. */
+  readonly inherited?: Inherited;
+}
+
 async function openChild(
   layer: BlockLayer,
   parent: BlockNode,
-  reference: unknown,
-  name: string,
-  roles: number,
-  required: boolean,
-  depth: number,
+  { reference, name, roles, required, depth, inherited = parent.settings }: ChildRequest,
 ): Promise<BlockChild | null> {
   if (reference === undefined || reference === null) {
     if (required) throw new BlockError(`A block device must be specified for "${name}"`);
@@ -116,7 +136,7 @@ async function openChild(
       throw new BlockError(`Cannot find device='${reference}' nor node-name='${reference}'`);
     node = found;
   } else {
-    node = await openNode(layer, reference as DriverOptions, parent.settings, depth + 1);
+    node = await openNode(layer, reference as DriverOptions, inherited, depth + 1);
   }
   try {
     // A parent without users takes nothing; what it takes later follows from theirs.
@@ -127,6 +147,110 @@ async function openChild(
   } catch (error) {
     if (!node.monitorOwned && node.parents.length === 0) await layer.closeNode(node);
     throw error;
+  }
+}
+
+/** A backing image is read only, whatever its overlay is; the rest it inherits. */
+async function openBacking(
+  layer: BlockLayer,
+  parent: BlockNode,
+  given: unknown,
+  image: BackingName | null,
+  depth: number,
+): Promise<BlockChild | null> {
+  if (given === null || (given === undefined && image === null)) return null;
+  const { forceShare, cache } = parent.settings;
+  const inherited: Inherited = { readOnly: true, autoReadOnly: false, forceShare, cache };
+  try {
+    let reference = given;
+    if (reference === undefined) {
+      const name = absoluteBackingName(parent, image!.filename);
+      reference = await imageOptions(layer, name, image!.format, inherited);
+    }
+    return await openChild(layer, parent, {
+      reference,
+      name: 'backing',
+      roles: Role.cow,
+      required: false,
+      depth,
+      inherited,
+    });
+  } catch (error) {
+    throw prefixed('Could not open backing file: ', error);
+  }
+}
+
+async function openNamedChild(
+  layer: BlockLayer,
+  parent: BlockNode,
+  request: {
+    readonly name: string;
+    readonly roles: number;
+    readonly filename: string;
+    readonly depth: number;
+  },
+): Promise<BlockChild> {
+  const reference = protocolOptions(layer, absoluteBackingName(parent, request.filename));
+  const child = await openChild(layer, parent, { ...request, reference, required: true });
+  return child!;
+}
+
+/** The error with more context in front; errno and hint stay. */
+function prefixed(prefix: string, error: unknown): unknown {
+  if (!(error instanceof BlockError)) return error;
+  const { errorClass, errno, hint } = error;
+  const details = { errorClass, errno, cause: error, ...(hint === undefined ? {} : { hint }) };
+  return new BlockError(prefix + error.message, details);
+}
+
+/** Opens the image `name` as the tools do: a pseudo-protocol name or a path, the format given or probed. */
+export async function openImage(
+  layer: BlockLayer,
+  name: string,
+  format: string | null,
+  settings: DriverOptions,
+  purpose: OpenPurpose = 'io',
+): Promise<BlockNode> {
+  const options = await imageOptions(layer, name, format, {
+    readOnly: settings['read-only'] === true,
+    autoReadOnly: false,
+    forceShare: settings['force-share'] === true,
+    cache: { direct: false, noFlush: false },
+  });
+  return openNode(layer, { ...settings, ...options }, null, 0, purpose);
+}
+
+/** Opens a node from complete options; the caller owns it (a backend must be put on it, or it closed). */
+export function openFromOptions(
+  layer: BlockLayer,
+  options: DriverOptions,
+  purpose: OpenPurpose = 'io',
+): Promise<BlockNode> {
+  return openNode(layer, options, null, 0, purpose);
+}
+
+/** Options of the node that the image name stands for: the format given, named in json:, or probed. */
+async function imageOptions(
+  layer: BlockLayer,
+  name: string,
+  format: string | null,
+  inherited: Inherited,
+): Promise<DriverOptions> {
+  const own = protocolOptions(layer, name);
+  const isProtocol = layer.drivers[String(own.driver)]?.kind === 'protocol';
+  if (own.driver !== undefined && !isProtocol) return own;
+  const { driver, ...rest } = own;
+  const file = driver === undefined ? own : { driver, ...rest };
+  if (format !== null) {
+    const known = layer.drivers[format];
+    if (known === undefined) throw new BlockError(`Unknown driver '${format}'`);
+    return known.kind === 'protocol' ? { ...file, driver: format } : { driver: format, file };
+  }
+  const node = await openNode(layer, file, { ...inherited, readOnly: true }, 0);
+  try {
+    return { driver: await probeFormat(node), file };
+  } finally {
+    await layer.closeNode(node);
   }
 }
 

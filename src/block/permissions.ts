@@ -7,7 +7,7 @@
  */
 
 import { BlockError } from '../errors/error.ts';
-import { Perm, type PermissionPair } from './driver.ts';
+import { Perm, type PermissionPair, Role } from './driver.ts';
 import type { BlockChild, BlockNode } from './node.ts';
 
 const NAMES: readonly (readonly [number, string])[] = [
@@ -123,4 +123,33 @@ export function refreshPermissions(nodes: readonly BlockNode[]): void {
     throw error;
   }
   for (const node of order) node.driver.setPermissions?.(node, cumulativePermissions(node));
+}
+
+/**
+ * What a format takes on a child of the given role (roles as in driver.ts). Metadata must be consistent and nobody
+ * else's to change; a format that may be written to takes write and resize at all times, because it may have to
+ * update metadata without any user writing. A backing image is only read.
+ */
+export function formatChildPermissions(
+  node: BlockNode,
+  roles: number,
+  wanted: PermissionPair,
+): PermissionPair {
+  if ((roles & Role.cow) !== 0) {
+    const mayChange = (wanted.shared & Perm.write) !== 0 ? Perm.write | Perm.resize : 0;
+    return {
+      perm: wanted.perm & Perm.consistentRead,
+      shared: mayChange | Perm.consistentRead | Perm.writeUnchanged,
+    };
+  }
+  let { perm, shared } = wanted;
+  if (!node.readOnly) perm |= Perm.write | Perm.resize;
+  if ((roles & Role.metadata) !== 0) {
+    perm |= Perm.consistentRead;
+    shared &= ~(Perm.write | Perm.resize);
+  } else {
+    if ((perm & Perm.writeUnchanged) !== 0) perm |= Perm.write;
+    if ((shared & Perm.write) === 0) shared &= ~Perm.resize;
+  }
+  return { perm, shared };
 }

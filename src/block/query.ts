@@ -7,6 +7,7 @@ import type {
   ImageInfo,
 } from '../../schema/generated/types.ts';
 import { infoOrNull, wrapped } from './callbacks.ts';
+import { dirtyBitmapInfos } from './dirty-bitmap.ts';
 import { nodeFilename } from './filename.ts';
 import type { BlockLayer } from './layer.ts';
 import type { BlockNode } from './node.ts';
@@ -46,6 +47,7 @@ export async function blockDeviceInfo(node: BlockNode): Promise<BlockDeviceInfo>
     image: await imageInfo(node),
     cache: { writeback: true, direct: settings.cache.direct, 'no-flush': settings.cache.noFlush },
     write_threshold: 0,
+    ...(node.dirtyBitmaps.all.size > 0 && { 'dirty-bitmaps': dirtyBitmapInfos(node) }),
   };
 }
 

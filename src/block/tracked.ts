@@ -8,6 +8,8 @@
 import { CoQueue } from '../coroutine/co-queue.ts';
 
 export interface TrackedRequest {
+  /** Counts up within the list: a larger id began later. */
+  readonly id: number;
   readonly offset: number;
   readonly bytes: number;
   /** Range other requests must keep out of; wider than the request after markSerialising. */
@@ -23,17 +25,23 @@ export interface TrackedRequest {
 }
 
 export interface TrackedList {
+  /** Newest. */
   first: TrackedRequest | null;
+  /** Oldest. */
+  last: TrackedRequest | null;
   serialising: number;
+  /** Id of the newest request there ever was; 0 before the first. */
+  lastId: number;
 }
 
 export function createTrackedList(): TrackedList {
-  return { first: null, serialising: 0 };
+  return { first: null, last: null, serialising: 0, lastId: 0 };
 }
 
 /** Adds a request over [offset, offset+bytes). */
 export function beginTracked(list: TrackedList, offset: number, bytes: number): TrackedRequest {
   const request: TrackedRequest = {
+    id: ++list.lastId,
     offset,
     bytes,
     overlapOffset: offset,
@@ -45,6 +53,7 @@ export function beginTracked(list: TrackedList, offset: number, bytes: number): 
     waiters: null,
   };
   if (list.first !== null) list.first.previous = request;
+  else list.last = request;
   list.first = request;
   return request;
 }
@@ -54,6 +63,7 @@ export function endTracked(list: TrackedList, request: TrackedRequest): void {
   if (request.previous !== null) request.previous.next = request.next;
   else list.first = request.next;
   if (request.next !== null) request.next.previous = request.previous;
+  else list.last = request.previous;
   if (request.serialising) list.serialising--;
   request.waiters?.wakeAll();
 }

@@ -5,6 +5,7 @@
 import type { BlockLayer } from '../block/layer.ts';
 import type { ChardevTable } from '../chardev/table.ts';
 import type { ExportTable } from '../exports/table.ts';
+import type { JobTable } from '../jobs/job-common.ts';
 import type { ObjectTree } from '../objects/tree.ts';
 
 export interface CommandContext {
@@ -12,6 +13,7 @@ export interface CommandContext {
   readonly objects: ObjectTree;
   readonly chardevs: ChardevTable;
   readonly exports: ExportTable;
+  readonly jobs: JobTable;
   /** Ends the daemon gracefully, after the reply to the command that asked has been sent. */
   readonly requestShutdown: () => void;
 }

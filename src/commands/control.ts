@@ -1,5 +1,7 @@
 /** Commands of schema/control.json: negotiation, version, list of commands, end of the daemon. */
 
+import { endAllJobs } from '../jobs/end-all.ts';
+import type { JobTable } from '../jobs/job-common.ts';
 import type { Handlers } from '../qmp/dispatch.ts';
 import { COMMAND_NAMES } from '../qmp/validate.ts';
 import { VERSION_INFO } from '../qmp/version.ts';
@@ -7,6 +9,7 @@ import { VERSION_INFO } from '../qmp/version.ts';
 /** The part of the command context that is needed here. */
 export interface ControlContext {
   readonly exports: { closeAll(): Promise<void> };
+  readonly jobs: JobTable;
   readonly requestShutdown: () => void;
 }
 
@@ -22,8 +25,9 @@ export const controlCommands = {
   'query-commands': () => COMMAND_NAMES.map((name) => ({ name })).reverse(),
 
   quit: async (context, _args, session) => {
-    // Clients of the exports are gone, and the monitors know it, when quit is answered.
+    // Clients of the exports and the jobs are gone, and the monitors know it, when quit is answered.
     await context.exports.closeAll();
+    await endAllJobs(context.jobs);
     session.finish(() => context.requestShutdown());
     return {};
   },

@@ -1,19 +1,25 @@
 /** All commands. A command of the schema that has no handler, or one too many, does not compile. */
 
 import type { Handlers } from '../qmp/dispatch.ts';
+import { bitmapCommands } from './bitmap.ts';
 import { blockCoreCommands } from './block-core.ts';
+import { blockCreateCommands } from './block-create.ts';
 import { blockExportCommands } from './block-export.ts';
 import { charCommands } from './char.ts';
 import type { CommandContext } from './context.ts';
 import { controlCommands } from './control.ts';
 import { introspectCommands } from './introspect.ts';
+import { jobCommands } from './job.ts';
 import { qomCommands } from './qom.ts';
 
 export const commandTable: Handlers<CommandContext> = {
+  ...bitmapCommands,
   ...blockCoreCommands,
+  ...blockCreateCommands,
   ...blockExportCommands,
   ...charCommands,
   ...controlCommands,
   ...introspectCommands,
+  ...jobCommands,
   ...qomCommands,
 };

@@ -2,6 +2,7 @@
 
 import type { BlockdevDriver } from '../../schema/generated/types.ts';
 import type { BlockDriver } from '../block/driver.ts';
+import { qcow2 } from './formats/qcow2/driver.ts';
 import { raw } from './formats/raw.ts';
 import { file, hostDevice } from './protocols/file.ts';
 import { nullAio, nullCo } from './protocols/null.ts';
@@ -11,5 +12,6 @@ export const drivers: Readonly<Record<BlockdevDriver, BlockDriver>> = {
   host_device: hostDevice,
   'null-aio': nullAio,
   'null-co': nullCo,
+  qcow2,
   raw,
 };

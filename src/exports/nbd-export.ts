@@ -7,6 +7,7 @@
 
 import type { BlockBackend } from '../block/backend.ts';
 import type { BackendOwner } from '../block/backend-io.ts';
+import type { DirtyBitmap } from '../block/dirty-bitmap.ts';
 import { BlockError } from '../errors/error.ts';
 import { DataMap } from '../nbd/data-map.ts';
 import type { ExportClient, NbdExport } from '../nbd/export.ts';
@@ -19,6 +20,7 @@ export interface NbdExportSettings {
   readonly writable: boolean;
   readonly writethrough: boolean;
   readonly allocationDepth: boolean;
+  readonly bitmaps: readonly DirtyBitmap[];
   readonly multiConn: boolean;
 }
 
@@ -68,6 +70,8 @@ export class NbdBlockExport implements NbdExport {
   readonly writable: boolean;
   readonly writethrough: boolean;
   readonly allocationDepth: boolean;
+  /** Busy for as long as the export lives. */
+  readonly bitmaps: readonly DirtyBitmap[];
   readonly multiConn: boolean;
   readonly backend: BlockBackend;
   readonly dataMap: DataMap;
@@ -86,11 +90,13 @@ export class NbdBlockExport implements NbdExport {
     this.writable = settings.writable;
     this.writethrough = settings.writethrough;
     this.allocationDepth = settings.allocationDepth;
+    this.bitmaps = settings.bitmaps;
     this.multiConn = settings.multiConn;
     this.sizeBytes = sizeBytes;
     this.backend = backend;
     this.nodeName = backend.nodeName;
     this.dataMap = new DataMap(sizeBytes);
+    for (const bitmap of this.bitmaps) bitmap.busy = true;
     this.paused = owner.watch((paused) => {
       this.paused = paused;
       if (!paused) for (const client of this.#clients) client.resume();
@@ -127,6 +133,7 @@ export class NbdBlockExport implements NbdExport {
       for (const client of this.#clients) client.disconnect();
       await idle;
     }
+    for (const bitmap of this.bitmaps) bitmap.busy = false;
     await this.backend.close();
   }
 }

@@ -6,7 +6,6 @@
  */
 
 import type {
-  BlockDirtyBitmapOrStr,
   BlockExportInfo,
   BlockExportOptions,
   BlockExportRemoveMode,
@@ -22,6 +21,7 @@ import { DEFAULT_HANDSHAKE_MAX_SECONDS, DEFAULT_MAX_CONNECTIONS } from '../nbd/l
 import { NbdServer } from '../nbd/server.ts';
 import type { TlsSettings } from '../nbd/tls.ts';
 import { isIdentifier, type ObjectTree } from '../objects/tree.ts';
+import { bitmapToExport } from './bitmaps.ts';
 import { checkExportTexts, ExportOwner, NbdBlockExport } from './nbd-export.ts';
 
 /** Where an NBD server was asked for: only the command line may name inherited descriptors. */
@@ -248,7 +248,9 @@ export class ExportTable {
     checkExportTexts(name, description);
     if (server.findExport(name) !== null)
       throw new BlockError(`NBD server already has export named '${name}'`);
-    for (const bitmap of options.bitmaps ?? []) this.#refuseBitmap(bitmap);
+    const bitmaps = (options.bitmaps ?? []).map((bitmap) =>
+      bitmapToExport(this.#layer, node, writable, bitmap),
+    );
     const settings = {
       id: options.id,
       name,
@@ -256,18 +258,12 @@ export class ExportTable {
       writable,
       writethrough: options.writethrough ?? false,
       allocationDepth: options['allocation-depth'] ?? false,
+      bitmaps,
       multiConn: server.maxConnections !== 1,
     };
     const exp = new NbdBlockExport(settings, backend, owner, sizeBytes);
     server.addExport(exp);
     return exp;
-  }
-
-  /** No node has bitmaps yet. */
-  #refuseBitmap(bitmap: BlockDirtyBitmapOrStr): never {
-    if (typeof bitmap === 'string') throw new BlockError(`Bitmap '${bitmap}' is not found`);
-    if (this.#layer.findNode(bitmap.node) === null) throw new BlockError(`Node '${bitmap.node}' not found`);
-    throw new BlockError(`Dirty bitmap '${bitmap.name}' not found`);
   }
 
   async #shutDown(exp: NbdBlockExport, server: NbdServer | null): Promise<void> {

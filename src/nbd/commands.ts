@@ -6,6 +6,7 @@
  */
 
 import { allocateIoMemory, type IoMemory } from '../aio/memory.ts';
+import { type DirtyBitmap, nextDirty } from '../block/dirty-bitmap.ts';
 import { Req } from '../block/driver.ts';
 import type { BufferPool, RequestBuffer } from './buffers.ts';
 import { HEADROOM_BYTES, setPayload } from './buffers.ts';
@@ -13,7 +14,7 @@ import { ContextId, type MetaContext } from './contexts.ts';
 import { requestError, requestErrorWithReason } from './errors.ts';
 import type { NbdExport } from './export.ts';
 import { MAX_EXTENTS } from './limits.ts';
-import { BaseAllocation, CommandFlag, Layouts } from './protocol.ts';
+import { BaseAllocation, BITMAP_DIRTY, CommandFlag, Layouts } from './protocol.ts';
 import type { NbdRequest } from './request.ts';
 
 /** How far ahead to ask where the holes are: the answer serves later reads too. */
@@ -146,18 +147,19 @@ interface Extent {
 /** Extents of one context, equal neighbours joined; with `one`, just the first. */
 async function collectExtents(
   exp: NbdExport,
-  contextId: number,
+  context: MetaContext,
   offset: number,
   length: number,
   one: boolean,
 ): Promise<Extent[]> {
+  if (context.bitmap !== null) return bitmapExtents(context.bitmap, offset, length, one);
   const { backend } = exp;
   const extents: Extent[] = [];
   for (let at = offset; at < offset + length; ) {
     const left = offset + length - at;
     let bytes: number;
     let flags: number;
-    if (contextId === ContextId.depth) {
+    if (context.id === ContextId.depth) {
       const depth = await backend.allocationDepth(at, left);
       bytes = depth.bytes;
       flags = depth.depth;
@@ -177,6 +179,21 @@ async function collectExtents(
   return extents;
 }
 
+/** Extents of a bitmap, alternately clean and dirty. */
+function bitmapExtents(bitmap: DirtyBitmap, offset: number, length: number, one: boolean): Extent[] {
+  const end = offset + length;
+  const most = one ? 1 : MAX_EXTENTS;
+  const extents: Extent[] = [];
+  for (let at = offset; at < end && extents.length < most; ) {
+    const dirty = nextDirty(bitmap, at, end);
+    const clean = (dirty?.offset ?? end) - at;
+    if (clean > 0) extents.push({ bytes: clean, flags: 0 });
+    if (dirty !== null && extents.length < most) extents.push({ bytes: dirty.bytes, flags: BITMAP_DIRTY });
+    at += clean + (dirty?.bytes ?? 0);
+  }
+  return extents;
+}
+
 /** Payload of the reply chunk of one context. */
 export async function blockStatusPayload(
   exp: NbdExport,
@@ -188,7 +205,7 @@ export async function blockStatusPayload(
   const one = (request.flags & CommandFlag.reqOne) !== 0;
   let extents: Extent[];
   try {
-    extents = await collectExtents(exp, context.id, request.offset, length, one);
+    extents = await collectExtents(exp, context, request.offset, length, one);
   } catch (error) {
     throw requestError("can't get block status", error);
   }

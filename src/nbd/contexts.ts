@@ -2,29 +2,38 @@
  * Metadata contexts: which there are, what a query of a client names, and what a client has selected.
  */
 
+import type { DirtyBitmap } from '../block/dirty-bitmap.ts';
 import type { NbdExport } from './export.ts';
 import type { OptionPayload } from './handshake-io.ts';
 import { STRING_MAX_BYTES } from './protocol.ts';
 
-/** Ids on the wire; a context keeps its id for all exports. */
-export const ContextId = { allocation: 0, depth: 1 } as const;
+/** Ids on the wire; a context keeps its id for all exports, bitmaps count up from the last one in their order. */
+export const ContextId = { allocation: 0, depth: 1, firstBitmap: 2 } as const;
 
 export interface MetaContext {
   readonly id: number;
   readonly name: string;
+  /** The bitmap it shows; null for the others. */
+  readonly bitmap: DirtyBitmap | null;
 }
 
-const ALLOCATION: MetaContext = { id: ContextId.allocation, name: 'base:allocation' };
-const DEPTH: MetaContext = { id: ContextId.depth, name: 'qemu:allocation-depth' };
+const ALLOCATION: MetaContext = { id: ContextId.allocation, name: 'base:allocation', bitmap: null };
+const BITMAP_PREFIX = 'qemu:dirty-bitmap:';
+const DEPTH: MetaContext = { id: ContextId.depth, name: 'qemu:allocation-depth', bitmap: null };
 
 /** The contexts of an export, in the order in which they are listed and answered. */
 export function contextsOf(exp: NbdExport): readonly MetaContext[] {
-  return exp.allocationDepth ? [ALLOCATION, DEPTH] : [ALLOCATION];
+  const bitmaps = exp.bitmaps.map((bitmap, index) => ({
+    id: ContextId.firstBitmap + index,
+    name: `${BITMAP_PREFIX}${bitmap.name}`,
+    bitmap,
+  }));
+  return [ALLOCATION, ...(exp.allocationDepth ? [DEPTH] : []), ...bitmaps];
 }
 
 /**
  * Reads the queries of LIST_META_CONTEXT (`listing`) or SET_META_CONTEXT and returns the contexts they name. A list
- * query may also be a namespace ("base:"), and no query at all lists everything. Queries that name nothing, too
+ * query may also be a namespace ("base:") or all bitmaps ("qemu:dirty-bitmap:"), and no query lists everything. Queries that name nothing, too
  * long ones included, are passed over, as the protocol asks.
  */
 export async function readQueries(
@@ -46,6 +55,7 @@ export async function readQueries(
     for (const context of all) {
       if (query === context.name) named.add(context);
       if (listing && query === context.name.slice(0, context.name.indexOf(':') + 1)) named.add(context);
+      if (listing && query === BITMAP_PREFIX && context.bitmap !== null) named.add(context);
     }
   }
   return all.filter((context) => named.has(context));

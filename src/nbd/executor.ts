@@ -5,6 +5,7 @@
  * record. Everything else runs in one async function per request; the commands themselves are in commands.ts.
  */
 
+import { isZeroVector } from '../aio/memory.ts';
 import { Req } from '../block/driver.ts';
 import { type BufferPool, HEADROOM_BYTES, type RequestBuffer, setPayload } from './buffers.ts';
 import {
@@ -22,6 +23,9 @@ import type { NbdExport } from './export.ts';
 import { Chunk, Command, CommandFlag, NbdError } from './protocol.ts';
 import type { ReplyQueue } from './reply-queue.ts';
 import type { NbdRequest } from './request.ts';
+
+/** Holes of files begin and end with blocks of this size: a read inside one is all data or all hole. */
+const BLOCK_BYTES = 4096;
 
 /** A pooled request with its two ends: what the backend's promise calls. */
 export interface Slot extends NbdRequest {
@@ -60,19 +64,27 @@ export class Executor {
   /** Starts a READ. */
   startRead(slot: Slot): void {
     const { offset, length, flags } = slot;
-    const plain =
-      !this.#structured ||
-      (flags & CommandFlag.df) !== 0 ||
-      this.#exp.dataMap.covers(offset, offset + length);
-    if (!plain || length === 0 || (flags & CommandFlag.fua) !== 0) {
+    const mayHaveHoles =
+      this.#structured &&
+      (flags & CommandFlag.df) === 0 &&
+      !this.#exp.dataMap.covers(offset, offset + length);
+    if (length === 0 || (flags & CommandFlag.fua) !== 0 || (mayHaveHoles && (offset % BLOCK_BYTES) + length > BLOCK_BYTES)) {
       this.startCommand(slot);
       return;
     }
     const buffer = this.#pool.take(length);
     slot.buffer = buffer;
     setPayload(buffer, length);
+    const { backend } = this.#exp;
     try {
-      this.#exp.backend.preadv(offset, length, buffer.vector, 0).then(slot.done, slot.failed);
+      const read = backend.tryPreadv(offset, length, buffer.vector);
+      // Data of one block that is not all zero has no holes: no need to ask where they are.
+      if (mayHaveHoles && (!read || isZeroVector(buffer.vector))) {
+        this.#pool.give(buffer);
+        slot.buffer = null;
+        this.startCommand(slot);
+      } else if (read) this.#finish(slot);
+      else backend.preadv(offset, length, buffer.vector, 0).then(slot.done, slot.failed);
     } catch (error) {
       this.#fail(slot, error);
     }
@@ -83,8 +95,10 @@ export class Executor {
     const { length } = slot;
     const flags = this.#exp.writethrough || (slot.flags & CommandFlag.fua) !== 0 ? Req.fua : 0;
     const { vector } = slot.buffer as RequestBuffer;
+    const { backend } = this.#exp;
     try {
-      this.#exp.backend.pwritev(slot.offset, length, vector, flags).then(slot.done, slot.failed);
+      if (flags === 0 && backend.tryPwritev(slot.offset, length, vector)) this.#finish(slot);
+      else backend.pwritev(slot.offset, length, vector, flags).then(slot.done, slot.failed);
     } catch (error) {
       this.#fail(slot, error);
     }

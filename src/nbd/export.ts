@@ -5,6 +5,7 @@
  */
 
 import type { BackendIo } from '../block/backend-io.ts';
+import type { DirtyBitmap } from '../block/dirty-bitmap.ts';
 import type { DataMap } from './data-map.ts';
 import { ExportFlag } from './protocol.ts';
 
@@ -28,6 +29,8 @@ export interface NbdExport {
   readonly writethrough: boolean;
   /** Whether clients may select qemu:allocation-depth. */
   readonly allocationDepth: boolean;
+  /** Bitmaps that clients may select as qemu:dirty-bitmap:NAME; each has a name. */
+  readonly bitmaps: readonly DirtyBitmap[];
   /** The promise of CAN_MULTI_CONN: all connections share one backend and so one cache. */
   readonly multiConn: boolean;
   readonly backend: BackendIo;

@@ -131,6 +131,9 @@ export const NbdError = {
 /** Bits of an extent in the context base:allocation. */
 export const BaseAllocation = { hole: 1, zero: 2 } as const;
 
+/** Value of an extent in a context qemu:dirty-bitmap:NAME; clean ones are 0. */
+export const BITMAP_DIRTY = 1;
+
 /** Values of an extent in the context qemu:allocation-depth. */
 export const AllocationDepth = { unallocated: 0, local: 1, backing: 2 } as const;
 

@@ -95,6 +95,24 @@ function memoryDriver(disk: MemoryDisk): BlockDriver {
     lockMedium: () => plain('lockMedium'),
     debugEvent: () => plain('debugEvent'),
     truncate: () => plain('truncate'),
+    pwritevCompressed: () => plain('pwritevCompressed'),
+    async check() {
+      await plain('check');
+      return {
+        corruptions: 0,
+        leaks: 0,
+        checkErrors: 0,
+        corruptionsFixed: 0,
+        leaksFixed: 0,
+        imageEndOffset: 0,
+        totalClusters: 0,
+        allocatedClusters: 0,
+        fragmentedClusters: 0,
+        compressedClusters: 0,
+      };
+    },
+    amend: () => plain('amend'),
+    changeBackingFile: () => plain('changeBackingFile'),
   };
 }
 

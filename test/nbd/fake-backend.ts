@@ -59,6 +59,14 @@ export class FakeBackend implements BackendIo {
     for (let i = first; i < last; i++) this.#holes[i] = hole;
   }
 
+  tryPreadv(): boolean {
+    return false;
+  }
+
+  tryPwritev(): boolean {
+    return false;
+  }
+
   async preadv(offset: number, bytes: number, vec: IoVector, flags: number): Promise<void> {
     await this.#enter('preadv', `preadv ${offset}+${bytes} ${flags}`);
     copyToVector(vec, this.bytes.subarray(offset, offset + bytes));

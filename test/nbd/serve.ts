@@ -30,6 +30,7 @@ export function makeExport(
     writable: true,
     writethrough: false,
     allocationDepth: false,
+    bitmaps: [],
     multiConn: true,
     backend,
     paused: false,

@@ -68,7 +68,12 @@ const commands = {
       'query-block',
       'query-blockstats',
       'block_resize',
+      'blockdev-create',
+      'x-blockdev-amend',
     ],
+  ],
+  job: [
+    ...['job-pause', 'job-resume', 'job-cancel', 'job-complete', 'job-dismiss', 'job-finalize', 'query-jobs'],
   ],
   'block-export': [
     ...['nbd-server-start', 'nbd-server-add', 'nbd-server-remove', 'nbd-server-stop'],

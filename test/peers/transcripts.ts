@@ -7,6 +7,7 @@ import { chardevTranscripts } from './transcripts/chardevs.ts';
 import { controlTranscripts } from './transcripts/control.ts';
 import { exportTranscripts } from './transcripts/exports.ts';
 import { hostDeviceTranscript, loopDeviceTranscript } from './transcripts/host-device.ts';
+import { jobTranscripts } from './transcripts/jobs.ts';
 import { objectTranscripts } from './transcripts/objects.ts';
 import { permissionTranscripts } from './transcripts/permissions.ts';
 import { queryTranscripts } from './transcripts/queries.ts';
@@ -20,6 +21,7 @@ export const allTranscripts: readonly Transcript[] = [
   ...permissionTranscripts,
   ...queryTranscripts,
   ...exportTranscripts,
+  ...jobTranscripts,
   ...objectTranscripts,
   ...chardevTranscripts,
 ];

@@ -6,6 +6,7 @@ import { createServer, type Server, type Socket } from 'node:net';
 import { type ControlContext, controlCommands } from '../../src/commands/control.ts';
 import { introspectCommands } from '../../src/commands/introspect.ts';
 import { BlockError } from '../../src/errors/error.ts';
+import { JobTable } from '../../src/jobs/job-common.ts';
 import { createDispatcher, type Dispatcher, type Handlers } from '../../src/qmp/dispatch.ts';
 import { EventHub } from '../../src/qmp/events.ts';
 import { QmpSession } from '../../src/qmp/session.ts';
@@ -27,7 +28,8 @@ export function testDispatcher(
     ...introspectCommands,
     ...overrides,
   } as unknown as Handlers<TestContext>;
-  return createDispatcher({ requestShutdown, exports: { closeAll: async () => undefined } }, handlers);
+  const jobs = new JobTable({ emit: () => undefined });
+  return createDispatcher({ requestShutdown, exports: { closeAll: async () => undefined }, jobs }, handlers);
 }
 
 export interface QmpTestServer {

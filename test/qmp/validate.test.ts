@@ -42,6 +42,8 @@ function rightValue(typeName: string, depth: number): fc.Arbitrary<unknown> {
       return fc.string({ maxLength: 4 });
     case 'bool':
       return fc.boolean();
+    case 'null':
+      return fc.constant(null);
     case 'any':
       return junk;
     case 'int64':
@@ -74,7 +76,8 @@ function rightValue(typeName: string, depth: number): fc.Arbitrary<unknown> {
 function namedValue(type: VisitorType, depth: number): fc.Arbitrary<unknown> {
   if (type.kind === 'enum') return fc.constantFrom(...type.values);
   if (type.kind === 'alternate') {
-    const choices = Object.values(type.choices).filter((name) => depth > 0 || !VISITOR_TYPES[name]);
+    const isDeep = (name: string): boolean => !['enum', undefined].includes(VISITOR_TYPES[name]?.kind);
+    const choices = Object.values(type.choices).filter((name) => depth > 0 || !isDeep(name));
     return fc.oneof(...choices.map((name) => arbitrary(name, depth - 1)));
   }
   const { tag, branches, members } = type;

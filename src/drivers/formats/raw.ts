@@ -6,11 +6,12 @@
  * Source of the facts: QEMU documentation, "raw" block driver; QMP reference, BlockdevOptionsRaw.
  */
 
-import { co } from '../../block/callbacks.ts';
+import { co, sync } from '../../block/callbacks.ts';
 import { type BlockDriver, type OpenContext, Perm, Req, Role, Status } from '../../block/driver.ts';
 import type { BlockNode } from '../../block/node.ts';
 import { E } from '../../errors/errno.ts';
 import { BlockError, ioError } from '../../errors/error.ts';
+import { createProtocolFile } from '../protocols/protocol-create.ts';
 
 interface RawState {
   readonly offset: number;
@@ -59,12 +60,25 @@ export const raw: BlockDriver<RawState> = {
   supportedWriteFlags: Req.fua | Req.writeUnchanged,
   supportedZeroFlags: Req.fua | Req.mayUnmap | Req.noFallback | Req.writeUnchanged,
   strongOptions: ['offset', 'size'],
+  // A raw image is made by making its file; over QMP there is nothing to be done to a node.
+  creation: {
+    options: [{ name: 'size', type: 'size', help: 'Virtual disk size' }],
+    createFile: createProtocolFile,
+  },
   open,
   childPermissions(node, _roles, wanted) {
     // Before `state` is there the node is being opened and has no users.
     const window = node.state as RawState | undefined;
     const fixed = window !== undefined && (window.offset !== 0 || window.size !== null);
     return fixed ? { perm: wanted.perm, shared: wanted.shared & ~Perm.resize } : wanted;
+  },
+  tryPreadv({ state, children }, guard, offset, bytes, vec) {
+    if (state.size !== null && offset + bytes > state.size) return false;
+    return sync.tryPreadv(children[0]!.node, guard, offset + state.offset, bytes, vec);
+  },
+  tryPwritev({ state, children }, guard, offset, bytes, vec) {
+    if (state.size !== null && offset + bytes > state.size) return false;
+    return sync.tryPwritev(children[0]!.node, guard, offset + state.offset, bytes, vec);
   },
   preadv(node, guard, offset, bytes, vec, flags) {
     checkWindow(node.state, offset, bytes, E.EINVAL);

@@ -27,8 +27,10 @@ import type { FileLocks } from './file-locks.ts';
 const SLOW_WRITE_MS = 8;
 /** How long writes then go through the engine. */
 const AVOID_INLINE_MS = 100;
+/** A read of what is not in the page cache makes this many reads go through the engine at once. */
+const READS_AFTER_MISS = 16;
 /** A larger copy would hold up the loop for too long. */
-const INLINE_WRITE_MAX_BYTES = 512 * 1024;
+const INLINE_MAX_BYTES = 512 * 1024;
 
 export interface FileStats {
   discardOk: number;
@@ -44,6 +46,10 @@ export interface FileState {
   readonly direct: boolean;
   readonly locks: FileLocks | null;
   readonly inlineWrites: boolean;
+  /** Reads may be tried without waiting; cleared when the file system cannot. */
+  inlineReads: boolean;
+  /** Reads that are not tried inline: the last one that was found the page cache empty. */
+  skipInlineReads: number;
   /** Cleared when the file system refuses; not asked again. */
   canPunchHole: boolean;
   canZeroRange: boolean;
@@ -72,6 +78,7 @@ export async function preadv(
     copyToVector(vec, bounce.segments[0]!.mem.buf.subarray(0, bytes));
     return;
   }
+  if (tryPreadv(node, _guard, offset, bytes, vec)) return;
   const result = await state.engine.readv(state.fd, vec, offset);
   if (result === bytes) return;
   await finishRead(state, offset, vec, result);
@@ -98,6 +105,46 @@ async function readFully(state: FileState, offset: number, vec: IoVector): Promi
   await finishRead(state, offset, vec, await state.engine.readv(state.fd, vec, offset));
 }
 
+/** Reads from the page cache within this turn, if everything is there. */
+export function tryPreadv(
+  { state }: FileNode,
+  _guard: unknown,
+  offset: number,
+  bytes: number,
+  vec: IoVector,
+): boolean {
+  if (!state.inlineReads || vec.segments.length !== 1 || bytes > INLINE_MAX_BYTES) return false;
+  if (state.skipInlineReads > 0) {
+    state.skipInlineReads--;
+    return false;
+  }
+  const { mem, start } = vec.segments[0]!;
+  const result = ffi.preadNowait(state.fd, mem.addr + start, bytes, offset);
+  if (result === bytes) return true;
+  if (result === -E.ENOTSUP || result === -E.EINVAL || result === -E.ENOSYS) state.inlineReads = false;
+  else state.skipInlineReads = READS_AFTER_MISS;
+  return false;
+}
+
+/** Writes to the page cache within this turn, unless the kernel has been holding up writers. */
+export function tryPwritev(
+  { state }: FileNode,
+  _guard: unknown,
+  offset: number,
+  bytes: number,
+  vec: IoVector,
+): boolean {
+  if (!state.inlineWrites || vec.segments.length !== 1 || bytes > INLINE_MAX_BYTES) return false;
+  const startMs = performance.now();
+  if (startMs < state.avoidInlineUntilMs) return false;
+  const { mem, start } = vec.segments[0]!;
+  const result = ffi.pwrite(state.fd, mem.addr + start, bytes, offset);
+  const endMs = performance.now();
+  if (endMs - startMs > SLOW_WRITE_MS) state.avoidInlineUntilMs = endMs + AVOID_INLINE_MS;
+  // A short or failed write is made again in full by the long way, which reports what is wrong.
+  return result === bytes;
+}
+
 export function pwritev(
   node: FileNode,
   _guard: unknown,
@@ -106,17 +153,7 @@ export function pwritev(
   vec: IoVector,
 ): Promise<void> {
   const { state } = node;
-  if (state.inlineWrites && vec.segments.length === 1 && bytes <= INLINE_WRITE_MAX_BYTES) {
-    const startMs = performance.now();
-    if (startMs >= state.avoidInlineUntilMs) {
-      const { mem, start } = vec.segments[0]!;
-      const result = ffi.pwrite(state.fd, mem.addr + start, bytes, offset);
-      const endMs = performance.now();
-      if (endMs - startMs > SLOW_WRITE_MS) state.avoidInlineUntilMs = endMs + AVOID_INLINE_MS;
-      if (result === bytes) return DONE;
-      return finishWrite(state, offset, vec, result);
-    }
-  }
+  if (tryPwritev(node, _guard, offset, bytes, vec)) return DONE;
   return writeThroughEngine(state, offset, bytes, vec);
 }
 

@@ -8,6 +8,8 @@ import { E } from '../../errors/errno.ts';
 import { BlockError, errnoError, errnoOf, ioError } from '../../errors/error.ts';
 import { type FileNode, type FileState, writeThroughEngine } from './file-io.ts';
 
+const SECTOR_BYTES = 512;
+const FIRST_BLOCK_BYTES = 4096;
 const FULL_PREALLOC_CHUNK_BYTES = 1024 * 1024;
 
 export async function getLength(node: FileNode): Promise<number> {
@@ -38,15 +40,21 @@ export async function truncate(
     if (length > current) throw new BlockError('Cannot grow device files', { errno: E.EINVAL });
     return;
   }
+  await resizeFile(state, length, prealloc);
+}
+
+/** Sets the length of a regular file and allocates its new space as `prealloc` says. */
+export async function resizeFile(state: FileState, length: number, prealloc: PreallocMode): Promise<void> {
   const current = fstatSync(state.fd).size;
   if (prealloc === 'off') {
     setLength(state, length);
+    if (current === 0 && length > 0) await allocateFirstBlock(state, length);
     return;
   }
+  if (prealloc !== 'falloc' && prealloc !== 'full')
+    throw new BlockError(`Unsupported preallocation mode: ${prealloc}`, { errno: E.ENOTSUP });
   if (length < current)
     throw new BlockError("Preallocation can't be used for shrinking files", { errno: E.ENOTSUP });
-  if (prealloc !== 'falloc' && prealloc !== 'full')
-    throw new BlockError(`Unsupported preallocation mode '${prealloc}'`, { errno: E.ENOTSUP });
   try {
     await preallocate(state, current, length, prealloc);
   } catch (error) {
@@ -55,7 +63,20 @@ export async function truncate(
   }
 }
 
+/**
+ * Writes zeroes to the start of a file that was empty: the original does so, which shows in the space a new file takes,
+ * and in the least length a file of some bytes gets (a sector). Only advice; errors do not count.
+ */
+async function allocateFirstBlock(state: FileState, length: number): Promise<void> {
+  const bytes = length < FIRST_BLOCK_BYTES ? SECTOR_BYTES : FIRST_BLOCK_BYTES;
+  const zeroes = allocateIoMemory(bytes);
+  zeroes.buf.fill(0);
+  await writeThroughEngine(state, 0, bytes, vectorOf(zeroes)).catch(() => undefined);
+}
+
 function setLength(state: FileState, length: number): void {
+  // What QMP's unsigned sizes wrap to is negative to the system.
+  if (length < 0 || length >= 2 ** 63) throw errnoError('Could not resize file', E.EINVAL);
   if (!Number.isSafeInteger(length)) throw errnoError('Could not resize file', E.EFBIG);
   try {
     ftruncateSync(state.fd, length);
@@ -72,8 +93,9 @@ async function preallocate(
 ): Promise<void> {
   if (to === from) return;
   if (mode === 'falloc') {
+    if (!Number.isSafeInteger(to)) throw errnoError('Could not preallocate new data', E.EFBIG);
     const result = await state.engine.fallocate(state.fd, 0, from, to - from);
-    if (result < 0) throw errnoError('Could not preallocate data for the new file', -result);
+    if (result < 0) throw errnoError('Could not preallocate new data', -result);
     return;
   }
   setLength(state, to);
@@ -81,7 +103,11 @@ async function preallocate(
   zeroes.buf.fill(0);
   for (let at = from; at < to; ) {
     const bytes = Math.min(FULL_PREALLOC_CHUNK_BYTES, to - at);
-    await writeThroughEngine(state, at, bytes, vectorOf(zeroes, 0, bytes));
+    try {
+      await writeThroughEngine(state, at, bytes, vectorOf(zeroes, 0, bytes));
+    } catch (error) {
+      throw errnoError('Could not write zeros for preallocation', errnoOf(error));
+    }
     at += bytes;
   }
   const synced = await state.engine.fdatasync(state.fd);

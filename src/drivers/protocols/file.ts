@@ -4,7 +4,7 @@
  * No format of their own. Options (QMP reference, BlockdevOptionsFile): filename, locking=auto|on|off,
  * aio=threads|native|io_uring, drop-cache, cache.direct (O_DIRECT), cache.no-flush; aio-max-batch and
  * x-check-cache-dropped are accepted and have nothing to act on.
- * Reads and writes are in file-io.ts, resizing in file-resize.ts.
+ * Reads and writes are in file-io.ts, resizing in file-resize.ts, making new files in file-create.ts.
  * Holes: block status asks SEEK_DATA/SEEK_HOLE; discards and unmapping zero writes punch holes.
  */
 
@@ -22,9 +22,11 @@ import {
 } from '../../block/driver.ts';
 import { E } from '../../errors/errno.ts';
 import { BlockError, errnoError, errnoOf, ioError } from '../../errors/error.ts';
-import { type FileNode, type FileState, flush, preadv, pwritev } from './file-io.ts';
+import { fileCreation } from './file-create.ts';
+import { type FileNode, type FileState, flush, preadv, pwritev, tryPreadv, tryPwritev } from './file-io.ts';
 import { FileLocks, probeOfdLocks } from './file-locks.ts';
 import { getLength, truncate } from './file-resize.ts';
+import { existingCreation } from './protocol-create.ts';
 
 interface FileOptions {
   readonly filename: string;
@@ -66,6 +68,8 @@ function makeOpen(driverName: string, accepts: (stat: Stats) => boolean, require
         direct,
         locks: openLocks(fd, filename, options.locking ?? 'auto'),
         inlineWrites: !direct && options.aio !== 'threads',
+        inlineReads: !direct && options.aio !== 'threads',
+        skipInlineReads: 0,
         canPunchHole: true,
         canZeroRange: true,
         avoidInlineUntilMs: 0,
@@ -223,9 +227,11 @@ function fileDriver(
   return {
     name,
     kind: 'protocol',
+    growsWithZeroes: name === 'file',
     supportedWriteFlags: 0,
     supportedZeroFlags: Req.mayUnmap | Req.noFallback,
     strongOptions: ['filename'],
+    creation: name === 'file' ? fileCreation : existingCreation(name),
     open: makeOpen(name, accepts, requirement),
     close,
     checkPermissions: (node, wanted) => node.state?.locks?.acquire(wanted),
@@ -242,6 +248,8 @@ function fileDriver(
       'discard-nb-failed': stats.discardFailed,
       'discard-bytes-ok': stats.discardBytesOk,
     }),
+    tryPreadv,
+    tryPwritev,
     preadv,
     pwritev,
     pwriteZeroes,

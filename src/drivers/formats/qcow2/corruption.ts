@@ -1,0 +1,88 @@
+/**
+ * Corrupt images: how synchronous code reports damage, and what is then done about it.
+ *
+ * Damage found while running is thrown as ImageCorruption. The driver's callbacks turn it into an event for the
+ * monitor; when it is fatal, the image is marked corrupt on the disk and takes no more I/O.
+ */
+
+import type { GraphReadGuard } from '../../../block/graph-lock.ts';
+import { E } from '../../../errors/errno.ts';
+import { ioError } from '../../../errors/error.ts';
+import { Incompat } from './layout.ts';
+import { writeHeader } from './metadata-io.ts';
+import type { Qcow2Node } from './state.ts';
+
+export class ImageCorruption extends Error {
+  readonly fatal: boolean;
+  /** The access that was prevented, in bytes; null when there was none. */
+  readonly offset: number | null;
+  readonly size: number | null;
+
+  constructor(message: string, fatal: boolean, offset: number | null = null, size: number | null = null) {
+    super(message);
+    this.name = 'ImageCorruption';
+    this.fatal = fatal;
+    this.offset = offset;
+    this.size = size;
+  }
+}
+
+/** "0x1f600": how the original prints offsets. */
+export function hex(value: number): string {
+  return value === 0 ? '0' : `0x${BigInt(value).toString(16)}`;
+}
+
+/** Throws ENOMEDIUM once the image is known to be broken. */
+export function checkAlive(node: Qcow2Node): void {
+  if (node.state.dead) throw ioError(E.ENOMEDIUM);
+}
+
+/** Reports damage once; a fatal one marks the image corrupt. Returns the error for the request that met it. */
+export async function reportCorruption(
+  node: Qcow2Node,
+  guard: GraphReadGuard,
+  damage: ImageCorruption,
+): Promise<Error> {
+  const s = node.state;
+  const writable = !node.readOnly;
+  const fatal = damage.fatal && writable;
+  if (s.dead || (s.corruptionReported && !fatal)) return ioError(E.EIO);
+  s.corruptionReported = true;
+  if (fatal) {
+    process.stderr.write(
+      `qcow2: Marking image as corrupt: ${damage.message}; further corruption events will be suppressed\n`,
+    );
+  } else {
+    process.stderr.write(
+      `qcow2: Image is corrupt: ${damage.message}; further non-fatal corruption events will be suppressed\n`,
+    );
+  }
+  node.layer.events.emit('BLOCK_IMAGE_CORRUPTED', {
+    device: '',
+    'node-name': node.name,
+    msg: damage.message,
+    ...(damage.offset === null ? {} : { offset: damage.offset, size: damage.size ?? 0 }),
+    fatal,
+  });
+  if (fatal) {
+    s.dead = true;
+    if (s.header.version >= 3) {
+      s.header.incompatible |= Incompat.corrupt;
+      try {
+        await writeHeader(node, guard);
+      } catch {
+        // The image stays unmarked on the disk; this process does not touch it any more either way.
+      }
+    }
+  }
+  return ioError(E.EIO);
+}
+
+/** The error to answer a request with: damage is reported first. */
+export async function toRequestError(
+  node: Qcow2Node,
+  guard: GraphReadGuard,
+  error: unknown,
+): Promise<unknown> {
+  return error instanceof ImageCorruption ? reportCorruption(node, guard, error) : error;
+}

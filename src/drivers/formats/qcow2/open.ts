@@ -1,0 +1,318 @@
+/**
+ * Opening and closing: from the bytes of an image to a Qcow2State, with every check on the way.
+ *
+ * Everything in the header is hostile: sizes are checked before anything is allocated. Error texts are the original's.
+ */
+
+import { co } from '../../../block/callbacks.ts';
+import { type OpenContext, Role } from '../../../block/driver.ts';
+import type { GraphReadGuard } from '../../../block/graph-lock.ts';
+import type { BlockChild } from '../../../block/node.ts';
+import { CoMutex } from '../../../coroutine/co-mutex.ts';
+import { E } from '../../../errors/errno.ts';
+import { BlockError, errnoError, errnoOf } from '../../../errors/error.ts';
+import { TableCache } from './cache.ts';
+import { type CacheSizes, cacheSizes, cleanIntervalSeconds } from './cache-sizes.ts';
+import { openCipher } from './encryption.ts';
+import { type Header, hasLazyRefcounts, headerClusterBits, parseHeader, unknownFeatures } from './header.ts';
+import {
+  AUTOCLEAR_KNOWN,
+  Autoclear,
+  Crypt,
+  Incompat,
+  MAX_L1_BYTES,
+  MAX_REFTABLE_BYTES,
+  MAX_SNAPSHOT_TABLE_BYTES,
+  MAX_SNAPSHOTS,
+  readU64,
+  SUBCLUSTERS,
+  viewOf,
+} from './layout.ts';
+import { createFound } from './mapping.ts';
+import { barrier, readMetadata, writeHeader } from './metadata-io.ts';
+import { MetadataMap, overlapChecks, rebuildMetadata } from './overlap.ts';
+import { readSnapshotTable } from './snapshot-table.ts';
+import type { Qcow2Node, Qcow2State } from './state.ts';
+
+const FIRST_READ_BYTES = 512;
+/** Longest time a timer of Node can be set to. */
+const MAX_TIMER_MS = 2 ** 31 - 1;
+/** Offset bits of refcount table entries: 9 to 63; ours end where doubles are exact. */
+const REFTABLE_LOW_MASK = 512;
+
+export interface Qcow2Options {
+  readonly 'lazy-refcounts'?: boolean;
+  readonly 'pass-discard-request'?: boolean;
+  readonly 'pass-discard-snapshot'?: boolean;
+  readonly 'pass-discard-other'?: boolean;
+  readonly 'overlap-check'?: string | Readonly<Record<string, boolean>>;
+  readonly 'cache-size'?: number;
+  readonly 'l2-cache-size'?: number;
+  readonly 'l2-cache-entry-size'?: number;
+  readonly 'refcount-cache-size'?: number;
+  readonly 'cache-clean-interval'?: number;
+  readonly encrypt?: { readonly format: 'aes' | 'luks'; readonly 'key-secret'?: string };
+  readonly 'data-file'?: unknown;
+}
+
+function invalid(message: string, errno: number = E.EINVAL): BlockError {
+  return new BlockError(message, { errno });
+}
+
+export async function open(node: Qcow2Node, context: OpenContext): Promise<Qcow2State> {
+  const options = context.options as Qcow2Options;
+  const file = (await context.openChild('file', Role.data | Role.metadata | Role.primary, true))!;
+  const { graphLock } = node.layer;
+  const forCheck = context.purpose === 'check';
+  const start = await graphLock.withRead((guard) => readStart(file, guard));
+  const header = parseHeader(start);
+  checkHeader(header, node.readOnly || forCheck, forCheck);
+  const dataFile = await openDataFile(context, header, file);
+  const cleanSeconds = cleanIntervalSeconds(options);
+  const s = createState(node, options, header, file, dataFile);
+  // From here on the helpers that work on an open node can be used.
+  node.state = s;
+  await graphLock.withRead(async (guard) => {
+    s.l1 = viewOf(await readMetadata(node, guard, header.l1Offset, header.l1Entries * 8));
+    await loadRefcountTable(node, guard);
+    s.freshFrom = Math.ceil(file.node.totalBytes / s.clusterBytes);
+    // A device does not grow, and what is behind its end is not there.
+    if (file.node.driver.growsWithZeroes !== true) s.freshFrom = Number.POSITIVE_INFINITY;
+    s.extras.snapshots = await readSnapshotTable(node, guard, forCheck);
+    await openCipher(node, guard, options.encrypt, context);
+  });
+  rebuildMetadata(s);
+  await context.openBacking(
+    header.backingFile === null ? null : { filename: header.backingFile, format: header.backingFormat },
+  );
+  // Length first: what follows may read and write guest data.
+  node.totalBytes = Math.ceil(header.size / 512) * 512;
+  startCleaning(s, cleanSeconds);
+  return s;
+}
+
+async function readStart(file: BlockChild, guard: GraphReadGuard): Promise<Buffer> {
+  // There is no state yet, so this reads by hand.
+  const read = async (bytes: number): Promise<Buffer> => {
+    const holder = { state: { file } } as unknown as Qcow2Node;
+    try {
+      return await readMetadata(holder, guard, 0, bytes);
+    } catch (error) {
+      throw errnoError('Could not read qcow2 header', errnoOf(error));
+    }
+  };
+  const bits = headerClusterBits(await read(FIRST_READ_BYTES));
+  return read(2 ** bits);
+}
+
+/** Checks of the header that need nothing but the header, in the original's order. */
+function checkHeader(header: Header, readOnly: boolean, forCheck: boolean): void {
+  const clusterBytes = 2 ** header.clusterBits;
+  checkCompressionType(header);
+  const unknown = unknownFeatures(header);
+  if (unknown !== null) throw invalid(unknown, E.ENOTSUP);
+  if ((header.incompatible & Incompat.corrupt) !== 0 && !readOnly) {
+    throw invalid('qcow2: Image is corrupt; cannot be opened read/write', E.EACCES);
+  }
+  const extended = (header.incompatible & Incompat.extendedL2) !== 0;
+  if (extended && clusterBytes / SUBCLUSTERS < FIRST_READ_BYTES) {
+    throw invalid(`Unsupported subcluster size: ${clusterBytes / SUBCLUSTERS}`);
+  }
+  if (header.cryptMethod > Crypt.luks)
+    throw invalid(`Unsupported encryption method ${header.cryptMethod | 0}`);
+  checkTable(
+    header.refcountTableOffset,
+    header.refcountTableClusters * clusterBytes,
+    MAX_REFTABLE_BYTES,
+    clusterBytes,
+    'Reference count table',
+  );
+  if (header.refcountTableClusters === 0 && !forCheck)
+    throw invalid('Image does not contain a reference count table');
+  if (header.snapshotCount > MAX_SNAPSHOTS) throw invalid('Snapshot table too large', E.EFBIG);
+  checkTable(
+    header.snapshotsOffset,
+    header.snapshotCount * 40,
+    MAX_SNAPSHOT_TABLE_BYTES,
+    clusterBytes,
+    'Snapshot table',
+  );
+  checkTable(header.l1Offset, header.l1Entries * 8, MAX_L1_BYTES, clusterBytes, 'Active L1 table');
+  const l2Entries = clusterBytes / (extended ? 16 : 8);
+  const needed = Math.ceil(header.size / (clusterBytes * l2Entries));
+  if (needed * 8 > 2 ** 31 - 1) throw invalid('Image is too big', E.EFBIG);
+  if (header.l1Entries < needed) throw invalid('L1 table is too small');
+  if (!(header.size <= Number.MAX_SAFE_INTEGER)) throw invalid('Image is too big', E.EFBIG);
+}
+
+function checkCompressionType({ compressionType: type, incompatible }: Header): void {
+  if (type > 1) throw invalid(`qcow2: unknown compression type: ${type}`, E.ENOTSUP);
+  const typed = (incompatible & Incompat.compressionType) !== 0;
+  if (typed === (type !== 0)) return;
+  throw invalid(
+    typed
+      ? 'qcow2: Compression type incompatible feature bit must not be set'
+      : 'qcow2: Compression type incompatible feature bit must be set',
+  );
+}
+
+function checkTable(offset: number, bytes: number, max: number, clusterBytes: number, name: string): void {
+  if (bytes > max) throw invalid(`${name} too large`, E.EFBIG);
+  if (offset % clusterBytes !== 0 || offset + bytes > Number.MAX_SAFE_INTEGER)
+    throw invalid(`${name} offset invalid`);
+}
+
+async function openDataFile(context: OpenContext, header: Header, file: BlockChild): Promise<BlockChild> {
+  const given = await context.openChild('data-file', Role.data, false);
+  if ((header.incompatible & Incompat.dataFile) === 0) {
+    if (given !== null) throw invalid("'data-file' can only be set for images with an external data file");
+    if ((header.autoclear & Autoclear.dataFileRaw) !== 0) throw invalid('data-file-raw requires a data file');
+    return file;
+  }
+  if (given !== null) return given;
+  if (header.dataFile === null) throw invalid("'data-file' is required for this image");
+  return context.openNamedChild('data-file', Role.data, header.dataFile);
+}
+
+function createState(
+  node: Qcow2Node,
+  options: Qcow2Options,
+  header: Header,
+  file: BlockChild,
+  dataFile: BlockChild,
+): Qcow2State {
+  const clusterBytes = 2 ** header.clusterBits;
+  const extended = (header.incompatible & Incompat.extendedL2) !== 0;
+  const l2EntryBytes = extended ? 16 : 8;
+  const l2Entries = clusterBytes / l2EntryBytes;
+  const sizes: CacheSizes = cacheSizes(options, header.size, clusterBytes, l2EntryBytes);
+  const refcountBits = 2 ** header.refcountOrder;
+  return {
+    header,
+    file,
+    dataFile,
+    hasDataFile: dataFile !== file,
+    clusterBits: header.clusterBits,
+    clusterBytes,
+    l2EntryBytes,
+    l2Entries,
+    l2SpanBytes: clusterBytes * l2Entries,
+    sliceEntries: sizes.sliceBytes / l2EntryBytes,
+    subclusterBytes: extended ? clusterBytes / SUBCLUSTERS : clusterBytes,
+    refcountOrder: header.refcountOrder,
+    refcountsPerBlock: (clusterBytes * 8) / refcountBits,
+    maxRefcount: Math.min(2 ** refcountBits - 1, Number.MAX_SAFE_INTEGER),
+    l1: new DataView(new ArrayBuffer(0)),
+    l1Dirty: new Set(),
+    refcountTable: new Float64Array(0),
+    l2Cache: new TableCache(sizes.sliceBytes, sizes.l2Slices),
+    refcountCache: new TableCache(clusterBytes, sizes.refcountBlocks),
+    found: createFound(),
+    metadataLock: new CoMutex(),
+    allocations: [],
+    frees: [],
+    generation: 0,
+    durable: 0,
+    writeBackPending: false,
+    writeBackTimer: null,
+    closing: false,
+    freeHint: 0,
+    freshFrom: Number.POSITIVE_INFINITY,
+    compressedTail: 0,
+    lazyRefcounts: lazyRefcounts(options, header),
+    passDiscard: {
+      never: false,
+      request: options['pass-discard-request'] ?? node.settings.discardUnmap,
+      snapshot: options['pass-discard-snapshot'] ?? true,
+      other: options['pass-discard-other'] ?? false,
+    },
+    overlap: overlapChecks(options['overlap-check']),
+    metadata: new MetadataMap(),
+    refcountBlocks: new MetadataMap(),
+    dead: false,
+    corruptionReported: false,
+    extras: {
+      snapshots: [],
+      cipher: null,
+      cipherUsesHostOffset: true,
+      luks: null,
+      cleanTimer: null,
+    },
+  };
+}
+
+function lazyRefcounts(options: Qcow2Options, header: Header): boolean {
+  const lazy = options['lazy-refcounts'] ?? hasLazyRefcounts(header);
+  if (lazy && header.version < 3) {
+    throw invalid('Lazy refcounts require a qcow2 image with at least qemu 1.1 compatibility level');
+  }
+  return lazy;
+}
+
+/** Reads the refcount table named by the header. */
+export async function loadRefcountTable(node: Qcow2Node, guard: GraphReadGuard): Promise<void> {
+  const s = node.state;
+  const { refcountTableOffset, refcountTableClusters } = s.header;
+  const view = viewOf(
+    await readMetadata(node, guard, refcountTableOffset, refcountTableClusters * s.clusterBytes),
+  );
+  const table = new Float64Array(view.byteLength / 8);
+  for (let i = 0; i < table.length; i++) {
+    const entry = readU64(view, i * 8);
+    table[i] = entry - (entry % REFTABLE_LOW_MASK);
+  }
+  s.refcountTable = table;
+}
+
+/** What has to be done once the node can be written to: autoclear bits of features nobody here keeps up to date. */
+export async function afterOpen(node: Qcow2Node): Promise<void> {
+  const { header } = node.state;
+  const [incompatible, compatible, high] = header.highFeatures;
+  if (node.readOnly || (high === 0 && header.autoclear <= AUTOCLEAR_KNOWN)) return;
+  header.autoclear &= AUTOCLEAR_KNOWN;
+  header.highFeatures = [incompatible, compatible, 0];
+  await node.layer.graphLock.withRead(async (guard) => {
+    await writeHeader(node, guard);
+    await barrier(node, guard);
+  });
+}
+
+/** Drops tables nobody has used for `seconds`; 0: never. */
+function startCleaning(s: Qcow2State, seconds: number): void {
+  if (seconds <= 0) return;
+  s.extras.cleanTimer = setInterval(
+    () => {
+      s.l2Cache.dropUnused();
+      s.refcountCache.dropUnused();
+    },
+    Math.min(seconds * 1000, MAX_TIMER_MS),
+  );
+  s.extras.cleanTimer.unref();
+}
+
+/** Stops what runs in the background. */
+export function stopTimers(s: Qcow2State): void {
+  s.closing = true;
+  if (s.extras.cleanTimer !== null) clearInterval(s.extras.cleanTimer);
+  if (s.writeBackTimer !== null) clearTimeout(s.writeBackTimer);
+}
+
+/** Reads all tables again, after somebody changed them on the disk behind the caches (repair). */
+export async function reloadTables(node: Qcow2Node, guard: GraphReadGuard): Promise<void> {
+  const s = node.state;
+  s.l2Cache.clear();
+  s.refcountCache.clear();
+  s.l1Dirty.clear();
+  s.frees = [];
+  s.freeHint = 0;
+  s.compressedTail = 0;
+  s.header = parseHeader(await readMetadata(node, guard, 0, s.clusterBytes));
+  s.l1 = viewOf(await readMetadata(node, guard, s.header.l1Offset, s.header.l1Entries * 8));
+  await loadRefcountTable(node, guard);
+  s.extras.snapshots = await readSnapshotTable(node, guard, true);
+  if (Number.isFinite(s.freshFrom)) {
+    const bytes = await co.getLength(s.file.node, guard);
+    s.freshFrom = Math.max(s.freshFrom, Math.ceil(bytes / s.clusterBytes));
+  }
+  rebuildMetadata(s);
+}

@@ -1,0 +1,293 @@
+/**
+ * One power-cut run: a random guest on an image whose file is recorded, then many cuts of the recording, each image
+ * of which must be sound and hold what was flushed.
+ */
+
+import { readFileSync, rmSync, writeFileSync } from 'node:fs';
+import path from 'node:path';
+import { createEngine } from '../../../src/aio/create-engine.ts';
+import { allocateIoMemory, vectorOf } from '../../../src/aio/memory.ts';
+import type { BlockBackend } from '../../../src/block/backend.ts';
+import { co } from '../../../src/block/callbacks.ts';
+import { Perm, Req } from '../../../src/block/driver.ts';
+import { BlockLayer } from '../../../src/block/layer.ts';
+import type { BlockNode } from '../../../src/block/node.ts';
+import { openFromOptions } from '../../../src/block/open.ts';
+import { drivers } from '../../../src/drivers/table.ts';
+import { inspect } from './inspect.ts';
+import { checkImage, peer } from './open-layer.ts';
+import { createRandom, type Random } from './random.ts';
+import { createRecording, cut, type Loss, type Recording, recorderDriver, SECTOR } from './recorder.ts';
+
+export interface PowerCutSettings {
+  /** -o of qemu-img create. */
+  readonly create: string;
+  readonly sizeBytes: number;
+  /** Options of the node besides driver and file. */
+  readonly node?: Readonly<Record<string, unknown>>;
+  readonly snapshots?: boolean;
+  readonly batches: number;
+  readonly cuts: number;
+  /** Every so many cuts the original's check looks too. */
+  readonly peerEvery: number;
+}
+
+/** A change of guest sectors [from, to) that began when the log had `begin` entries. */
+interface Change {
+  readonly begin: number;
+  /** Log length when it was acknowledged; Infinity before. */
+  end: number;
+  readonly from: number;
+  readonly to: number;
+  readonly value: number;
+}
+
+/** A completed flush: `content` is what it guarantees from log length `end` on. */
+interface Guarantee {
+  readonly begin: number;
+  readonly end: number;
+  readonly content: Uint8Array;
+}
+
+interface Guest {
+  readonly sectors: number;
+  readonly content: Uint8Array;
+  readonly changes: Change[];
+  readonly guarantees: Guarantee[];
+}
+
+/** A place in the log of its own, so that what happens between two writes has an order too. */
+function now({ log }: Recording): number {
+  log.push({ kind: 'mark' });
+  return log.length;
+}
+
+function openLayer(recording: Recording, random: Random): { layer: BlockLayer; close(): Promise<void> } {
+  const { engine } = createEngine('threads');
+  const layer = new BlockLayer({
+    engine,
+    events: { emit: () => undefined },
+    drivers: { ...drivers, recorder: recorderDriver(recording, random) },
+  });
+  return {
+    layer,
+    close: async () => {
+      await layer.closeAll();
+      engine.close();
+    },
+  };
+}
+
+async function openNode(
+  layer: BlockLayer,
+  extra: Readonly<Record<string, unknown>>,
+): Promise<{ node: BlockNode; backend: BlockBackend }> {
+  const node = await openFromOptions(layer, {
+    driver: 'qcow2',
+    'node-name': 'disk',
+    file: { driver: 'recorder' },
+    discard: 'unmap',
+    ...extra,
+  });
+  const readOnly = extra['read-only'] === true;
+  const perm = readOnly ? Perm.consistentRead : Perm.all;
+  const owner = { describe: () => 'the test', drainedBegin: () => undefined, drainedEnd: () => undefined };
+  return { node, backend: await layer.createBackend(node, { perm, shared: Perm.all }, owner) };
+}
+
+/** One random request over sectors nobody else of the batch touches. */
+async function request(
+  guest: Guest,
+  recording: Recording,
+  backend: BlockBackend,
+  node: BlockNode,
+  random: Random,
+  from: number,
+  to: number,
+): Promise<void> {
+  const kind = random.below(10);
+  const value = kind < 7 ? 1 + random.below(255) : 0;
+  const change: Change = { begin: now(recording), end: Number.POSITIVE_INFINITY, from, to, value };
+  guest.changes.push(change);
+  const offset = from * SECTOR;
+  const bytes = (to - from) * SECTOR;
+  if (kind < 7) {
+    const memory = allocateIoMemory(bytes);
+    memory.buf.fill(value);
+    const vec = vectorOf(memory);
+    const clusterBytes = (node.state as { readonly clusterBytes: number }).clusterBytes;
+    const aligned = offset % clusterBytes === 0 && bytes % clusterBytes === 0;
+    let done = false;
+    if (kind === 0 && aligned) {
+      // Refused where the cluster has data already.
+      done = await node.layer.graphLock.withRead((guard) =>
+        co.pwritevCompressed(node, guard, offset, bytes, vec).then(
+          () => true,
+          () => false,
+        ),
+      );
+    }
+    if (!done) await backend.pwritev(offset, bytes, vec, 0);
+  } else if (kind < 9) {
+    await backend.pwriteZeroes(offset, bytes, kind === 7 ? Req.mayUnmap : 0);
+  } else {
+    // What a discard leaves behind is zeroes only for whole clusters; the guest makes sure of the rest.
+    await backend.pdiscard(offset, bytes);
+    await backend.pwriteZeroes(offset, bytes, Req.mayUnmap);
+  }
+  change.end = now(recording);
+  guest.content.fill(value, from, to);
+}
+
+async function flush(guest: Guest, recording: Recording, backend: BlockBackend): Promise<void> {
+  const content = Uint8Array.from(guest.content);
+  const begin = now(recording);
+  await backend.flush();
+  guest.guarantees.push({ begin, end: now(recording), content });
+}
+
+async function batch(
+  guest: Guest,
+  recording: Recording,
+  backend: BlockBackend,
+  node: BlockNode,
+  random: Random,
+): Promise<void> {
+  // Neighbouring ranges: their requests meet in the same clusters.
+  const requests: Promise<void>[] = [];
+  let at = random.below(guest.sectors);
+  for (let left = 1 + random.below(6); left > 0 && at < guest.sectors; left--) {
+    const to = Math.min(guest.sectors, at + 1 + random.below(random.pick([3, 20, 200])));
+    requests.push(request(guest, recording, backend, node, random, at, to));
+    at = to + (random.below(3) === 0 ? random.below(100) : 0);
+  }
+  if (random.below(4) === 0) requests.push(backend.flush());
+  await Promise.all(requests);
+}
+
+/** Snapshot operations that leave the active content alone. */
+async function snapshot(node: BlockNode, random: Random, names: string[]): Promise<void> {
+  const operations = node.driver.snapshots!;
+  await node.layer.graphLock.withRead(async (guard) => {
+    if (names.length === 0 || random.below(3) > 0) {
+      const name = `s${random.below(1_000_000)}`;
+      names.push(name);
+      const times = { vmStateBytes: 0, dateSeconds: 1, dateNanoseconds: 0, vmClockNanoseconds: 0n };
+      await operations.create(node, guard, { name, ...times, icount: null });
+    } else {
+      await operations.delete(node, guard, null, names.splice(random.below(names.length), 1)[0]!);
+    }
+  });
+}
+
+/** The values each sector may have after a cut before log entry `end`. */
+function allowed(guest: Guest, end: number): (sector: number) => Set<number> {
+  let base: Guarantee = { begin: 0, end: 0, content: new Uint8Array(guest.sectors) };
+  for (const guarantee of guest.guarantees) if (guarantee.end <= end) base = guarantee;
+  const changes = guest.changes.filter((change) => change.begin < end && change.end > base.begin);
+  return (sector) => {
+    const values = new Set([base.content[sector]!]);
+    for (const { from, to, value } of changes) if (sector >= from && sector < to) values.add(value);
+    return values;
+  };
+}
+
+/** What is wrong with an image after a cut; null when nothing is. */
+async function judge(
+  image: Buffer,
+  guest: Guest,
+  end: number,
+  folder: string,
+  withPeer: boolean,
+): Promise<string | null> {
+  let sound = image;
+  const first = inspect(image, true);
+  if (first.dirty) {
+    // Refcounts and flags may be late: whoever opens the image puts them right first.
+    const file = path.join(folder, 'cut.qcow2');
+    writeFileSync(file, image);
+    try {
+      peer('qemu-img', 'check', '-q', '-r', 'all', '-f', 'qcow2', file);
+    } catch (error) {
+      const { status } = error as { status: number };
+      if (status !== 0 && status !== 3) return `repair failed: ${(error as { stderr: string }).stderr}`;
+    }
+    sound = readFileSync(file);
+  }
+  const { corruptions } = first.dirty ? inspect(sound, true) : first;
+  if (corruptions.length > 0) return corruptions.slice(0, 5).join('; ');
+  if (withPeer) {
+    const file = path.join(folder, 'cut.qcow2');
+    writeFileSync(file, sound);
+    const { status, output } = checkImage(file);
+    if (status !== 0 && status !== 3) return output;
+  }
+  const { layer, close } = openLayer(createRecording(sound), createRandom(1));
+  try {
+    const { backend } = await openNode(layer, { 'read-only': true });
+    const memory = allocateIoMemory(guest.sectors * SECTOR);
+    await backend.preadv(0, memory.buf.length, vectorOf(memory), 0);
+    await backend.close();
+    const valuesOf = allowed(guest, end);
+    for (let sector = 0; sector < guest.sectors; sector++) {
+      const at = sector * SECTOR;
+      const value = memory.buf[at]!;
+      const whole = memory.buf.subarray(at, at + SECTOR).every((byte) => byte === value);
+      const values = valuesOf(sector);
+      if (!whole || !values.has(value)) return `sector ${sector} is ${value}, allowed ${[...values]}`;
+    }
+    return null;
+  } finally {
+    await close();
+  }
+}
+
+/** Runs a guest from `seed` and cuts the power; returns a description of the first failure, or null. */
+export async function powerCutRun(
+  seed: number,
+  settings: PowerCutSettings,
+  folder: string,
+): Promise<string | null> {
+  const random = createRandom(seed);
+  const file = path.join(folder, 'start.qcow2');
+  peer('qemu-img', 'create', '-q', '-f', 'qcow2', '-o', settings.create, file, String(settings.sizeBytes));
+  const recording = createRecording(readFileSync(file));
+  rmSync(file);
+  const guest: Guest = {
+    sectors: settings.sizeBytes / SECTOR,
+    content: new Uint8Array(settings.sizeBytes / SECTOR),
+    changes: [],
+    guarantees: [],
+  };
+  const { layer, close } = openLayer(recording, random);
+  const { node, backend } = await openNode(layer, settings.node ?? {});
+  const names: string[] = [];
+  for (let i = 0; i < settings.batches; i++) {
+    const work = [batch(guest, recording, backend, node, random)];
+    if (settings.snapshots === true && random.below(4) === 0) work.push(snapshot(node, random, names));
+    await Promise.all(work);
+    if (random.below(3) === 0) await flush(guest, recording, backend);
+  }
+  await flush(guest, recording, backend);
+  await backend.close();
+  await close();
+  const { log } = recording;
+  const end = inspect(recording.data);
+  if (end.corruptions.length > 0 || end.leaks > 0 || end.dirty) {
+    return `seed ${seed}: after closing: ${end.leaks} leaks, dirty ${end.dirty}, ${end.corruptions.slice(0, 5).join('; ')}`;
+  }
+  const losses: readonly Loss[] = ['nothing-lost', 'everything-lost', 'some-lost', 'torn'];
+  for (let i = 0; i < settings.cuts; i++) {
+    const at = i === 0 ? log.length : 1 + random.below(log.length);
+    const loss = losses[i % losses.length]!;
+    const failure = await judge(
+      cut(recording, at, loss, random),
+      guest,
+      at,
+      folder,
+      i % settings.peerEvery === 0,
+    );
+    if (failure !== null) return `seed ${seed}, cut before ${at} of ${log.length}, ${loss}: ${failure}`;
+  }
+  return null;
+}
