@@ -14,6 +14,7 @@ import { co, sync } from './callbacks.ts';
 import { type PreallocMode, Req, Status } from './driver.ts';
 import type { GraphReadGuard } from './graph-lock.ts';
 import type { BlockChild, BlockNode, RootParent } from './node.ts';
+import { blockStatusAbove, type ChainStatus } from './status-chain.ts';
 
 export class BlockBackend implements BackendIo, RootParent {
   readonly #owner: BackendOwner;
@@ -108,6 +109,13 @@ export class BlockBackend implements BackendIo, RootParent {
     return this.#try(sync.tryPwritev, offset, bytes, vec);
   }
 
+  /** Writes whole clusters compressed; bytes 0: the image is complete. */
+  pwritevCompressed(offset: number, bytes: number, vec: IoVector): Promise<void> {
+    return this.#run(this.#checked(offset, bytes), (node, guard) =>
+      co.pwritevCompressed(node, guard, offset, bytes, vec),
+    );
+  }
+
   pwriteZeroes(offset: number, bytes: number, flags: number): Promise<void> {
     return this.#run(this.#checked(offset, bytes), (node, guard) =>
       co.pwriteZeroes(node, guard, offset, bytes, flags),
@@ -123,21 +131,27 @@ export class BlockBackend implements BackendIo, RootParent {
   }
 
   async blockStatus(offset: number, bytes: number): Promise<BackendExtent> {
-    const status = await this.#run(this.#checked(offset, bytes), (node, guard) =>
-      co.blockStatus(node, guard, true, offset, bytes),
-    );
+    const status = await this.chainStatus(offset, bytes, null);
     return {
       bytes: status.bytes,
       zero: (status.flags & Status.zero) !== 0,
-      allocated: (status.flags & Status.allocated) !== 0 && (status.flags & Status.data) !== 0,
+      allocated: (status.flags & Status.data) !== 0,
     };
   }
 
   async allocationDepth(offset: number, bytes: number): Promise<BackendDepth> {
     const status = await this.#run(this.#checked(offset, bytes), (node, guard) =>
-      co.blockStatus(node, guard, false, offset, bytes),
+      blockStatusAbove(node, guard, null, false, offset, bytes),
     );
-    return { bytes: status.bytes, depth: (status.flags & Status.allocated) !== 0 ? 1 : 0 };
+    const isAllocated = (status.flags & Status.allocated) !== 0;
+    return { bytes: status.bytes, depth: isAllocated ? status.depth + 1 : 0 };
+  }
+
+  /** Status through the backing chain down to `base`, which is left out; see blockStatusAbove. */
+  chainStatus(offset: number, bytes: number, base: BlockNode | null): Promise<ChainStatus> {
+    return this.#run(this.#checked(offset, bytes), (node, guard) =>
+      blockStatusAbove(node, guard, base, true, offset, bytes),
+    );
   }
 
   async getLength(): Promise<number> {

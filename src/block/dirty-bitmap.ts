@@ -178,6 +178,8 @@ export function resizeBitmaps(node: BlockNode): void {
 export interface BitmapUse {
   readonly readOnly?: boolean;
   readonly inconsistent?: boolean;
+  /** false: the error says nothing of a way out. */
+  readonly hint?: boolean;
 }
 
 /** Throws unless the bitmap can be used now; `accepts` names states that do no harm. */
@@ -188,9 +190,8 @@ export function checkUsable(bitmap: DirtyBitmap, accepts: BitmapUse = {}): void 
   if (bitmap.readOnly && accepts.readOnly !== true)
     throw new BlockError(`${name} is readonly and cannot be modified`);
   if (bitmap.inconsistent && accepts.inconsistent !== true) {
-    throw new BlockError(`${name} is inconsistent and cannot be used`, {
-      hint: 'Try block-dirty-bitmap-remove to delete this bitmap from disk',
-    });
+    const hint = { hint: 'Try block-dirty-bitmap-remove to delete this bitmap from disk' };
+    throw new BlockError(`${name} is inconsistent and cannot be used`, accepts.hint === false ? {} : hint);
   }
 }
 

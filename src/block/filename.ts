@@ -11,9 +11,23 @@ function strongOptions(node: BlockNode): Record<string, unknown> {
   for (const name of node.driver.strongOptions ?? []) {
     if (node.settings.options[name] !== undefined) options[name] = node.settings.options[name];
   }
+  const overridden = isBackingOverridden(node);
+  if (overridden && node.child('backing') === null) options.backing = null;
+  for (const edge of node.children.filter(({ name }) => name === 'backing' && overridden))
+    options.backing = strongOptions(edge.node);
   options.driver = node.driver.name;
-  for (const edge of node.children) options[edge.name] = strongOptions(edge.node);
+  for (const edge of node.children.filter(({ name }) => name !== 'backing'))
+    options[edge.name] = strongOptions(edge.node);
   return options;
+}
+
+/** Whether the backing image is another one than the image itself names. */
+function isBackingOverridden(node: BlockNode): boolean {
+  const given = node.settings.options.backing;
+  if (given === undefined) return false;
+  const named = node.driver.backingName?.(node)?.filename ?? null;
+  const below = node.child('backing')?.node;
+  return (below === undefined ? null : nodeFilename(below)) !== named;
 }
 
 /** The plain file name of the node, or null when only json: can express it. */
@@ -24,7 +38,7 @@ export function exactFilename(node: BlockNode): string | null {
   const below = node.primaryChild?.node;
   if (below === undefined || below.driver.kind !== 'protocol') return null;
   const own = (node.driver.strongOptions ?? []).some((name) => node.settings.options[name] !== undefined);
-  return own ? null : exactFilename(below);
+  return own || isBackingOverridden(node) ? null : exactFilename(below);
 }
 
 /** The name shown by queries. */

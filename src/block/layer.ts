@@ -25,6 +25,8 @@ export interface BlockLayerParts {
   readonly drivers: Readonly<Record<string, BlockDriver>>;
   /** The bytes of the secret object `id`; throws when there is none. Default: there are no secrets. */
   readonly secret?: (id: string) => Buffer;
+  /** Tells the user what no command can answer with; see BlockLayer.report. Default: on stderr. */
+  readonly report?: (text: string) => void;
 }
 
 export class BlockLayer {
@@ -33,17 +35,20 @@ export class BlockLayer {
   readonly drivers: Readonly<Record<string, BlockDriver>>;
   /** The bytes of the secret object `id`; throws when there is none. */
   readonly secret: (id: string) => Buffer;
+  /** Tells the user what no command can answer with; "warning: " goes in front of what is no error. No line end is added. */
+  readonly report: (text: string) => void;
   readonly graphLock = new GraphLock();
   /** All nodes in the order in which they got their names. Changed on the monitor side only. */
   readonly #nodes = new Map<string, BlockNode>();
   readonly #otherEngines = new Map<EngineKind, AioEngine>();
   #generatedNames = 0;
 
-  constructor({ engine, events, drivers, secret = noSecret }: BlockLayerParts) {
+  constructor({ engine, events, drivers, secret = noSecret, report = reportOnStderr }: BlockLayerParts) {
     this.engine = engine;
     this.events = events;
     this.drivers = drivers;
     this.secret = secret;
+    this.report = report;
   }
 
   /** Oldest first. */
@@ -191,6 +196,10 @@ export class BlockLayer {
     this.#otherEngines.clear();
     if (failure !== undefined) throw failure;
   }
+}
+
+function reportOnStderr(text: string): void {
+  process.stderr.write(text);
 }
 
 function noSecret(id: string): Buffer {

@@ -71,7 +71,11 @@ async function openNode(
       engineOf: (kind) => layer.engineOf(kind),
       openChild: (name, roles, required) =>
         openChild(layer, node, { reference: options[name], name, roles, required, depth }),
-      openBacking: (imageDefault) => openBacking(layer, node, options.backing, imageDefault, depth),
+      openBacking: (imageDefault) =>
+        // What an image says of itself can be told without the images below it.
+        purpose === 'info' && options.backing === undefined
+          ? Promise.resolve(null)
+          : openBacking(layer, node, options.backing, imageDefault, depth),
       openNamedChild: (name, roles, filename) =>
         openNamedChild(layer, node, { name, roles, filename, depth }),
     };
@@ -190,7 +194,8 @@ async function openNamedChild(
     readonly depth: number;
   },
 ): Promise<BlockChild> {
-  const reference = protocolOptions(layer, absoluteBackingName(parent, request.filename));
+  // Unlike the name of a backing file this one is relative to the working directory, as in the original.
+  const reference = protocolOptions(layer, request.filename);
   const child = await openChild(layer, parent, { ...request, reference, required: true });
   return child!;
 }

@@ -5,38 +5,97 @@ import type {
   BlockDeviceStats,
   BlockStats,
   ImageInfo,
+  ImageInfoSpecific,
+  SnapshotInfo,
 } from '../../schema/generated/types.ts';
 import { infoOrNull, wrapped } from './callbacks.ts';
 import { dirtyBitmapInfos } from './dirty-bitmap.ts';
-import { nodeFilename } from './filename.ts';
+import type { InternalSnapshot } from './driver.ts';
+import { exactFilename, nodeFilename } from './filename.ts';
+import { relativeName } from './image-name.ts';
 import type { BlockLayer } from './layer.ts';
 import type { BlockNode } from './node.ts';
+import { backingDepth, backingOf } from './status-chain.ts';
 
-async function imageInfo(node: BlockNode): Promise<ImageInfo> {
+/** What the node's image is: the record of `query-named-block-nodes` and of the tools, without the images below. */
+export async function imageInfo(node: BlockNode): Promise<ImageInfo> {
   const info = await infoOrNull(node);
+  const specific = node.driver.specificInfo?.(node);
   const image: ImageInfo = {
     filename: nodeFilename(node),
     format: node.driver.name,
     'virtual-size': node.totalBytes,
-    'actual-size': await wrapped.getAllocatedFileSize(node),
   };
+  const allocated = await wrapped.getAllocatedFileSize(node);
+  if (allocated >= 0) image['actual-size'] = allocated;
+  if (isEncrypted(specific)) image.encrypted = true;
   if (info !== null) {
     if (info.clusterSizeBytes !== 0) image['cluster-size'] = info.clusterSizeBytes;
     image['dirty-flag'] = info.isDirty ?? false;
   }
+  if (specific !== undefined) image['format-specific'] = specific;
+  addBackingName(node, image);
+  const snapshots = node.driver.snapshots?.list(node) ?? [];
+  if (snapshots.length > 0) image.snapshots = snapshots.map(snapshotInfo);
   return image;
 }
 
-/** One entry of query-named-block-nodes. No node here has a backing file, so flat makes no difference yet. */
-export async function blockDeviceInfo(node: BlockNode): Promise<BlockDeviceInfo> {
+function isEncrypted(specific: ImageInfoSpecific | undefined): boolean {
+  return specific !== undefined && 'encrypt' in specific.data;
+}
+
+function addBackingName(node: BlockNode, image: ImageInfo): void {
+  const backing = node.driver.backingName?.(node) ?? null;
+  if (backing === null) return;
+  image['backing-filename'] = backing.filename;
+  // A backing file that is named relative to an image whose place is not known has no full name.
+  const full = fullBackingName(node, backing.filename);
+  if (full !== null) image['full-backing-filename'] = full;
+  if (backing.format !== null) image['backing-filename-format'] = backing.format;
+}
+
+function fullBackingName(node: BlockNode, filename: string): string | null {
+  // What else is said of the image does not change where it is.
+  const place = node.primaryChild === null ? exactFilename(node) : exactFilename(node.primaryChild.node);
+  if (place !== null) return relativeName(place, filename);
+  return relativeName('/', filename) === filename ? filename : null;
+}
+
+function snapshotInfo(snapshot: InternalSnapshot): SnapshotInfo {
+  const clock = snapshot.vmClockNanoseconds;
+  const info: SnapshotInfo = {
+    id: snapshot.id,
+    name: snapshot.name,
+    'vm-state-size': snapshot.vmStateBytes,
+    'date-sec': snapshot.dateSeconds,
+    'date-nsec': snapshot.dateNanoseconds,
+    'vm-clock-sec': Number(clock / 1_000_000_000n),
+    'vm-clock-nsec': Number(clock % 1_000_000_000n),
+  };
+  if (snapshot.icount !== null) info.icount = Number(snapshot.icount);
+  return info;
+}
+
+/** imageInfo with those of the images below, each inside the one above. */
+async function chainInfo(node: BlockNode): Promise<ImageInfo> {
+  const infos: ImageInfo[] = [];
+  for (let at: BlockNode | null = node; at !== null; at = backingOf(at)) infos.push(await imageInfo(at));
+  return infos.reduceRight((below, image) => ({ ...image, 'backing-image': below }));
+}
+
+/** One entry of query-named-block-nodes; `flat`: without the images below, and as if there were none. */
+async function blockDeviceInfo(node: BlockNode, flat: boolean): Promise<BlockDeviceInfo> {
   const { settings } = node;
+  const image = flat ? await imageInfo(node) : await chainInfo(node);
+  const backing = backingOf(node);
   return {
     file: nodeFilename(node),
     'node-name': node.name,
     ro: node.readOnly,
     drv: node.driver.name,
-    backing_file_depth: 0,
-    encrypted: false,
+    ...(backing !== null && { backing_file: nodeFilename(backing) }),
+    backing_file_depth: flat ? 0 : backingDepth(node),
+    encrypted: image.encrypted === true,
     detect_zeroes: settings.detectZeroes,
     bps: 0,
     bps_rd: 0,
@@ -44,7 +103,7 @@ export async function blockDeviceInfo(node: BlockNode): Promise<BlockDeviceInfo>
     iops: 0,
     iops_rd: 0,
     iops_wr: 0,
-    image: await imageInfo(node),
+    image,
     cache: { writeback: true, direct: settings.cache.direct, 'no-flush': settings.cache.noFlush },
     write_threshold: 0,
     ...(node.dirtyBitmaps.all.size > 0 && { 'dirty-bitmaps': dirtyBitmapInfos(node) }),
@@ -94,8 +153,8 @@ export function nodeStats(node: BlockNode): BlockStats {
 }
 
 /** Newest node first, as the original lists them. */
-export async function namedBlockNodes(layer: BlockLayer): Promise<BlockDeviceInfo[]> {
+export async function namedBlockNodes(layer: BlockLayer, flat: boolean): Promise<BlockDeviceInfo[]> {
   const infos: BlockDeviceInfo[] = [];
-  for (const node of layer.nodes.toReversed()) infos.push(await blockDeviceInfo(node));
+  for (const node of layer.nodes.toReversed()) infos.push(await blockDeviceInfo(node, flat));
   return infos;
 }

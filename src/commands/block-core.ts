@@ -49,7 +49,7 @@ export const blockCoreCommands = {
     await resize(layer, findNode(layer, device, nodeName), size);
     return {};
   },
-  'query-named-block-nodes': ({ layer }) => namedBlockNodes(layer),
+  'query-named-block-nodes': ({ layer }, { flat }) => namedBlockNodes(layer, flat ?? false),
   // Lists devices (frontends); a storage daemon has none.
   'query-block': () => [],
   'query-blockstats': ({ layer }, { 'query-nodes': queryNodes }) =>

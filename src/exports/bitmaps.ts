@@ -30,6 +30,6 @@ export function bitmapToExport(
   } else {
     bitmap = lookUpBitmap(layer, wanted.node, wanted.name);
   }
-  checkUsable(bitmap, { readOnly: true });
+  checkUsable(bitmap, { readOnly: true, hint: false });
   return bitmap;
 }

@@ -52,8 +52,9 @@ export async function readQueries(
       continue;
     }
     const query = await payload.string(bytes);
+    const exact = all.find((context) => context.name === query);
+    if (exact !== undefined) named.add(exact);
     for (const context of all) {
-      if (query === context.name) named.add(context);
       if (listing && query === context.name.slice(0, context.name.indexOf(':') + 1)) named.add(context);
       if (listing && query === BITMAP_PREFIX && context.bitmap !== null) named.add(context);
     }

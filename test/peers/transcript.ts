@@ -29,11 +29,13 @@ export type Step =
   | { readonly exit: true }
   | { readonly note: string };
 
+type FileContent = number | string | (() => Buffer) | { readonly link: string } | 'dir/';
+
 export interface Transcript {
   readonly name: string;
   readonly args?: readonly string[];
   /** Files to make in the scratch folder: size in bytes (sparse), or content, or a link, or a folder. */
-  readonly files?: Readonly<Record<string, number | string | { readonly link: string } | 'dir/'>>;
+  readonly files?: Readonly<Record<string, FileContent>>;
   /** Negotiate before the first step; the greeting is recorded either way. Default true. */
   readonly negotiate?: boolean;
   /** Peers besides the daemons. */
@@ -54,6 +56,7 @@ function makeFiles(transcript: Transcript, dir: string): void {
   for (const [name, content] of Object.entries(transcript.files ?? {})) {
     const file = path.join(dir, name);
     if (content === 'dir/') mkdirSync(file);
+    else if (typeof content === 'function') writeFileSync(file, content());
     else if (typeof content === 'object') symlinkSync(content.link.replaceAll('$DIR', dir), file);
     else {
       writeFileSync(file, typeof content === 'string' ? content : '');

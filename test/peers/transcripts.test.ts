@@ -70,6 +70,13 @@ const commands = {
       'block_resize',
       'blockdev-create',
       'x-blockdev-amend',
+      'block-dirty-bitmap-add',
+      'block-dirty-bitmap-remove',
+      'block-dirty-bitmap-clear',
+      'block-dirty-bitmap-enable',
+      'block-dirty-bitmap-disable',
+      'block-dirty-bitmap-merge',
+      'x-debug-block-dirty-bitmap-sha256',
     ],
   ],
   job: [

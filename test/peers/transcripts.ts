@@ -1,6 +1,7 @@
 /** The list of all transcripts. */
 
 import type { Transcript } from './transcript.ts';
+import { bitmapTranscripts } from './transcripts/bitmaps.ts';
 import { blockdevAddTranscripts } from './transcripts/blockdev-add.ts';
 import { rawTranscripts } from './transcripts/blockdev-add-raw.ts';
 import { chardevTranscripts } from './transcripts/chardevs.ts';
@@ -21,6 +22,7 @@ export const allTranscripts: readonly Transcript[] = [
   ...permissionTranscripts,
   ...queryTranscripts,
   ...exportTranscripts,
+  ...bitmapTranscripts,
   ...jobTranscripts,
   ...objectTranscripts,
   ...chardevTranscripts,

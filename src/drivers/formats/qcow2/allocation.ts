@@ -12,6 +12,7 @@
 
 import { CoQueue } from '../../../coroutine/co-queue.ts';
 import type { CachedTable } from './cache.ts';
+import { hex, ImageCorruption, reportHarmless } from './corruption.ts';
 import {
   decodeCompressed,
   entryOffset,
@@ -95,6 +96,15 @@ function newL2Table(node: Qcow2Node, l1Index: number, l2Index: number): CachedTa
   return slice!;
 }
 
+/** What a write reports of damage that the lookup has met: of data it would have overwritten it says more. */
+function damageInTheWay({ found }: Qcow2State, offset: number, met: ImageCorruption): ImageCorruption {
+  const { kind, copied, entryHi, entryLo } = found;
+  if (!copied || !met.message.startsWith('Cluster allocation offset')) return met;
+  const what = kind === Mapping.data ? 'Data' : 'Preallocated zero';
+  const host = hex(entryOffset(entryHi, entryLo));
+  return new ImageCorruption(`${what} cluster offset ${host} unaligned (guest offset: ${hex(offset)})`, true);
+}
+
 /** A write's way for its first part. */
 export type WritePlan =
   | { readonly kind: 'in-place'; readonly host: number; readonly bytes: number }
@@ -106,7 +116,12 @@ export type WritePlan =
  */
 export function planWrite(node: Qcow2Node, offset: number, bytes: number): WritePlan | Need {
   const s = node.state;
-  const missing = lookup(s, offset, bytes);
+  let missing: Need | null;
+  try {
+    missing = lookup(s, offset, bytes);
+  } catch (error) {
+    throw error instanceof ImageCorruption ? damageInTheWay(s, offset, error) : error;
+  }
   if (missing !== null) return missing;
   const { found } = s;
   if (found.kind === Mapping.data && found.copied) {
@@ -270,7 +285,9 @@ export function freeOld(
     return;
   }
   const offset = entryOffset(hi, lo);
-  if (offset !== 0 && offset !== keep && !s.hasDataFile) deferFree(node, offset, 1, reason);
+  if (offset === 0 || offset === keep || s.hasDataFile) return;
+  if (offset % s.clusterBytes === 0) deferFree(node, offset, 1, reason);
+  else reportHarmless(node, `Cannot free unaligned cluster ${hex(offset)}`);
 }
 
 /** Gives up an allocation whose data could not be written. */

@@ -2,7 +2,7 @@
 
 import { E } from '../../../errors/errno.ts';
 import { BlockError } from '../../../errors/error.ts';
-import type { Qcow2Options } from './open.ts';
+import type { Qcow2Options } from './options.ts';
 
 const DEFAULT_L2_MAX_BYTES = 32 * 1024 * 1024;
 const MIN_REFCOUNT_BLOCKS = 4;

@@ -12,7 +12,7 @@
 
 import { E, strerror } from '../../../errors/errno.ts';
 import { errnoOf, ioError } from '../../../errors/error.ts';
-import { type Check, programError, writeTable } from './check-state.ts';
+import { type Check, programError, writeTable, writeUnchecked } from './check-state.ts';
 import { toRequestError } from './corruption.ts';
 import { MAX_REFTABLE_BYTES, offsetHi, offsetLo, viewOf, writeU64 } from './layout.ts';
 import { barrier } from './metadata-io.ts';
@@ -60,7 +60,8 @@ export async function rebuildRefcounts(c: Check): Promise<void> {
   field.writeUInt32BE(offsetLo(tableOffset), 4);
   field.writeUInt32BE(layout.tableClusters, 8);
   try {
-    await writeTable(c, HEADER_FIELD_OFFSET, field, 'main-header');
+    // What the header says lies at its own place is what is being corrected.
+    await writeUnchecked(c, HEADER_FIELD_OFFSET, field);
     await barrier(c.node, c.guard);
   } catch (error) {
     throw await failed(c, 'ERROR setting reftable in header', error);

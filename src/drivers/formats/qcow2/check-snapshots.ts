@@ -54,6 +54,7 @@ export async function readSnapshots(c: Check): Promise<SnapshotTable> {
   }
   const reader = tableReader(c, header.snapshotsOffset);
   const records: SnapshotRecord[] = [];
+  const incomplete: number[] = [];
   let at = 0;
   for (let index = 0; index < count; index++) {
     at = Math.ceil(at / 8) * 8;
@@ -78,19 +79,26 @@ export async function readSnapshots(c: Check): Promise<SnapshotTable> {
     }
     const extra = await reader(at + FIXED_BYTES, Math.min(extraBytes, MAX_SNAPSHOT_EXTRA_BYTES));
     const names = await reader(at + FIXED_BYTES + extraBytes, idBytes + nameBytes);
-    const id = names.toString('utf8', 0, idBytes);
-    records.push(decodeSnapshot(fixed, extra, id, names.toString('utf8', idBytes), header.size));
+    const id = upToNul(names.toString('utf8', 0, idBytes));
+    const name = upToNul(names.toString('utf8', idBytes));
+    records.push(decodeSnapshot(fixed, extra, id, name, header.size));
     at += FIXED_BYTES + extraBytes + idBytes + nameBytes;
-    if (header.version >= 3 && extraBytes < V3_EXTRA_BYTES) {
-      c.request.report(`${fixErrors ? 'Repairing' : 'ERROR'} snapshot table entry ${index} is incomplete`);
-      errors++;
-    }
+    if (header.version >= 3 && extraBytes < V3_EXTRA_BYTES) incomplete.push(index);
     if (at > MAX_SNAPSHOT_TABLE_BYTES && !fixErrors) {
       programError(c, 'ERROR failed to read the snapshot table: Snapshot table is too big');
       throw ioError(E.EFBIG);
     }
   }
-  return { records, bytes: at, errors };
+  for (const index of incomplete) {
+    c.request.report(`${fixErrors ? 'Repairing' : 'ERROR'} snapshot table entry ${index} is incomplete`);
+  }
+  return { records, bytes: at, errors: errors + incomplete.length };
+}
+
+/** Names end at the first NUL, whatever length the entry says. */
+function upToNul(text: string): string {
+  const end = text.indexOf('\0');
+  return end === -1 ? text : text.slice(0, end);
 }
 
 /** Reads pieces of the table through a window that moves with them. */

@@ -105,6 +105,11 @@ export async function writeTable(
     const message = `Preventing invalid write on metadata (overlaps with ${overlapName(hit)})`;
     throw new ImageCorruption(message, true, offset, data.length);
   }
+  await writeUnchecked(c, offset, data);
+}
+
+/** Writes where nothing can be overwritten that matters: the header's own fields. */
+export async function writeUnchecked(c: Check, offset: number, data: Uint8Array): Promise<void> {
   const mem = allocateIoMemory(data.length);
   mem.buf.set(data);
   c.repaired = true;

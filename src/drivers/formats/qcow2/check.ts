@@ -71,7 +71,8 @@ export async function check(
 async function run(c: Check): Promise<ImageCheckResult> {
   const { request, s } = c;
   await measureFile(c);
-  c.result.totalClusters = Math.ceil(s.header.size / s.clusterBytes);
+  // Guests see whole sectors.
+  c.result.totalClusters = Math.ceil((Math.floor(s.header.size / 512) * 512) / s.clusterBytes);
   const table = await readSnapshots(c);
   // What the table says is protected from now on.
   s.extras.snapshots = table.records;
@@ -140,10 +141,12 @@ async function rebuild(c: Check, table: SnapshotTable): Promise<void> {
   c.result = { ...emptyResult(), totalClusters: before.totalClusters };
   c.rebuild = false;
   await countReferences(c, table);
+  // What is found by comparing now was not there before.
+  const { corruptions } = c.result;
   await compareRefcounts(c, { leaks: true, errors: false });
-  const { corruptions, leaks } = c.result;
+  if (c.rebuild) c.request.report('ERROR rebuilt refcount structure is still broken');
   c.result.corruptionsFixed = before.corruptionsFixed + before.corruptions - corruptions;
-  c.result.leaksFixed = before.leaksFixed + before.leaks - leaks;
+  c.result.leaksFixed = before.leaksFixed + before.leaks - c.result.leaks;
 }
 
 /** An image that was repaired completely is neither dirty nor corrupt any more. */

@@ -37,6 +37,29 @@ export function checkAlive(node: Qcow2Node): void {
   if (node.state.dead) throw ioError(E.ENOMEDIUM);
 }
 
+/** Tells the monitor and the log of damage. */
+function announce(node: Qcow2Node, { message, offset, size }: ImageCorruption, fatal: boolean): void {
+  process.stderr.write(
+    fatal
+      ? `qcow2: Marking image as corrupt: ${message}; further corruption events will be suppressed\n`
+      : `qcow2: Image is corrupt: ${message}; further non-fatal corruption events will be suppressed\n`,
+  );
+  node.state.corruptionReported = true;
+  node.layer.events.emit('BLOCK_IMAGE_CORRUPTED', {
+    device: '',
+    'node-name': node.name,
+    msg: message,
+    ...(offset === null ? {} : { offset, size: size ?? 0 }),
+    fatal,
+  });
+}
+
+/** Reports, once, damage that does not stand in the way of the request that met it. */
+export function reportHarmless(node: Qcow2Node, message: string): void {
+  const s = node.state;
+  if (!s.dead && !s.corruptionReported) announce(node, new ImageCorruption(message, false), false);
+}
+
 /** Reports damage once; a fatal one marks the image corrupt. Returns the error for the request that met it. */
 export async function reportCorruption(
   node: Qcow2Node,
@@ -44,26 +67,9 @@ export async function reportCorruption(
   damage: ImageCorruption,
 ): Promise<Error> {
   const s = node.state;
-  const writable = !node.readOnly;
-  const fatal = damage.fatal && writable;
+  const fatal = damage.fatal && !node.readOnly;
   if (s.dead || (s.corruptionReported && !fatal)) return ioError(E.EIO);
-  s.corruptionReported = true;
-  if (fatal) {
-    process.stderr.write(
-      `qcow2: Marking image as corrupt: ${damage.message}; further corruption events will be suppressed\n`,
-    );
-  } else {
-    process.stderr.write(
-      `qcow2: Image is corrupt: ${damage.message}; further non-fatal corruption events will be suppressed\n`,
-    );
-  }
-  node.layer.events.emit('BLOCK_IMAGE_CORRUPTED', {
-    device: '',
-    'node-name': node.name,
-    msg: damage.message,
-    ...(damage.offset === null ? {} : { offset: damage.offset, size: damage.size ?? 0 }),
-    fatal,
-  });
+  announce(node, damage, fatal);
   if (fatal) {
     s.dead = true;
     if (s.header.version >= 3) {

@@ -154,6 +154,7 @@ function initialHeader(options: Qcow2CreateOptions, dataFile: string | null): He
     dataFile,
     encryption: null,
     bitmaps: null,
+    bitmapsDropped: null,
     featureNames: null,
     unknownExtensions: [],
     unknownFields: Buffer.alloc(0),

@@ -66,11 +66,12 @@ export async function pwriteZeroes(
   const end = offset + bytes;
   const whole = offset % unit === 0 && (end % unit === 0 || end === node.totalBytes);
   if (!whole) {
-    // Part of a cluster: nothing to do when all of it is zero already, else it has to be written.
+    // Part of a cluster: all of it becomes a zero cluster if it reads as zeroes anyway, else it has to be written.
     const from = offset - (offset % unit);
     const to = Math.min(Math.ceil(end / unit) * unit, node.totalBytes);
-    if (readsAsZero(node, from, to - from)) return;
-    throw ioError(E.ENOTSUP);
+    if (!readsAsZero(node, from, to - from)) throw ioError(E.ENOTSUP);
+    if (s.header.version >= 3 && !s.hasDataFile) await zeroRange(node, guard, from, to - from, flags, true);
+    return;
   }
   if (s.header.version < 3) {
     // Version 2 knows no zero clusters; without a backing image unallocated ones read as zeroes.
@@ -82,11 +83,26 @@ export async function pwriteZeroes(
   if (s.hasDataFile && (s.header.autoclear & Autoclear.dataFileRaw) !== 0) {
     await co.pwriteZeroes(s.dataFile.node, guard, offset, bytes, flags & ~Req.noFallback);
   }
+  await zeroRange(node, guard, offset, bytes, flags, false);
+}
+
+/** Marks clusters as zero. `onlyZero`: those that read as zeroes already; ENOTSUP when one does not any more. */
+async function zeroRange(
+  node: Qcow2Node,
+  guard: GraphReadGuard,
+  offset: number,
+  bytes: number,
+  flags: number,
+  onlyZero: boolean,
+): Promise<void> {
+  const s = node.state;
   const unmap = (flags & Req.mayUnmap) !== 0;
   await overClusters(node, guard, offset, bytes, (at, length) => {
     const slice = ownSlice(node, at);
     if (isNeed(slice)) return slice;
     const done = inSlice(s, at, length);
+    // Looked at in the same breath as it is changed: somebody may have written there while this request waited.
+    if (onlyZero && !readsAsZero(node, at, done)) throw ioError(E.ENOTSUP);
     for (let guest = at; guest < at + done; ) {
       const next = guest - (guest % s.clusterBytes) + s.clusterBytes;
       zeroCluster(node, slice, guest, Math.min(next, at + done), unmap);

@@ -16,17 +16,20 @@ import { formatChildPermissions } from '../../../block/permissions.ts';
 import { E } from '../../../errors/errno.ts';
 import { ioError } from '../../../errors/error.ts';
 import { amend } from './amend.ts';
+import { bitmaps, storeBitmaps } from './bitmaps.ts';
+import { check } from './check.ts';
 import { pwritevCompressed } from './compressed.ts';
 import { checkAlive, toRequestError } from './corruption.ts';
 import { creation } from './create-options.ts';
 import { pdiscard, pwriteZeroes } from './discard.ts';
+import { exclusive } from './exclusive.ts';
 import { isQcow2 } from './header.ts';
 import { specificInfo } from './info.ts';
 import { Autoclear, Incompat } from './layout.ts';
 import { lookup } from './mapping.ts';
 import { barrier, writeHeader } from './metadata-io.ts';
 import { satisfy } from './needs.ts';
-import { afterOpen, open, stopTimers } from './open.ts';
+import { afterOpen, open, reloadTables, stopTimers } from './open.ts';
 import { preadv, tryPreadv } from './read.ts';
 import { truncate } from './resize.ts';
 import { snapshots } from './snapshots.ts';
@@ -44,6 +47,7 @@ async function close(node: Qcow2Node): Promise<void> {
   const s = node.state;
   stopTimers(s);
   try {
+    if (!s.dead) await node.layer.graphLock.withRead((guard) => storeBitmaps(node, guard));
     if (!s.dead && !node.readOnly) await settle(node);
   } finally {
     s.extras.cipher?.close?.();
@@ -148,6 +152,7 @@ export const qcow2: BlockDriver<Qcow2State> = {
   backingName: ({ state: { header } }) =>
     header.backingFile === null ? null : { filename: header.backingFile, format: header.backingFormat },
   snapshots,
+  bitmaps,
   tryPreadv,
   tryPwritev,
   preadv,
@@ -158,6 +163,8 @@ export const qcow2: BlockDriver<Qcow2State> = {
   flush,
   blockStatus,
   truncate,
+  check: (node, guard, request) =>
+    exclusive(node, guard, () => check(node, guard, request, () => reloadTables(node, guard))),
   amend,
   changeBackingFile,
   getLength: async (node) => node.state.header.size,

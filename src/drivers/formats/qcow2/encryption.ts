@@ -13,9 +13,10 @@ import { BlockError, ioError } from '../../../errors/error.ts';
 import { openAes } from '../../crypto/legacy-aes.ts';
 import { openLuks, readLuksInfo } from '../../crypto/luks.ts';
 import { passphraseFromSecret } from '../../crypto/passphrase.ts';
+import type { Header } from './header.ts';
 import { Crypt } from './layout.ts';
 import { readMetadata } from './metadata-io.ts';
-import type { Qcow2Options } from './open.ts';
+import type { Qcow2Options } from './options.ts';
 import type { ClusterCipher, Qcow2Node } from './state.ts';
 
 function invalid(message: string): BlockError {
@@ -32,6 +33,12 @@ const NO_KEY: ClusterCipher = {
   },
 };
 
+/** Throws when the image says that it is encrypted by LUKS, but not where the LUKS header is. */
+export function checkCryptoHeader({ cryptMethod, encryption }: Header): void {
+  if (cryptMethod === Crypt.luks && encryption === null)
+    throw invalid(`Missing CRYPTO header for crypt method ${cryptMethod}`);
+}
+
 /** Sets the node's cipher as its header and the `encrypt` option say. */
 export async function openCipher(
   node: Qcow2Node,
@@ -40,19 +47,8 @@ export async function openCipher(
   context: OpenContext,
 ): Promise<void> {
   const { header, extras } = node.state;
-  if (header.cryptMethod === Crypt.none) {
-    if (option !== undefined) {
-      throw invalid(`No encryption in image header, but options specified format '${option.format}'`);
-    }
-    return;
-  }
+  if (header.cryptMethod === Crypt.none) return;
   const format = header.cryptMethod === Crypt.luks ? 'luks' : 'aes';
-  if (option !== undefined && option.format !== format) {
-    throw invalid(`Header reported '${format}' encryption format but options specify '${option.format}'`);
-  }
-  if (format === 'luks' && header.encryption === null) {
-    throw invalid(`Missing CRYPTO header for crypt method ${header.cryptMethod}`);
-  }
   const read = (offset: number, bytes: number): Promise<Buffer> => {
     const { offset: start, bytes: length } = header.encryption!;
     if (offset + bytes > length) throw invalid('Request for data outside of extension header');
@@ -61,12 +57,13 @@ export async function openCipher(
   const secretId = option?.['key-secret'];
   if (context.purpose === 'io' && secretId === undefined)
     throw invalid("Parameter 'encrypt.key-secret' is required for cipher");
+  const secret = secretId === undefined ? null : node.layer.secret(secretId);
   if (format === 'luks') extras.luks = await readLuksInfo(read);
-  if (context.purpose !== 'io' || secretId === undefined) {
+  if (context.purpose !== 'io' || secretId === undefined || secret === null) {
     extras.cipher = NO_KEY;
     return;
   }
-  const passphrase = passphraseFromSecret(secretId, node.layer.secret(secretId));
+  const passphrase = passphraseFromSecret(secretId, secret);
   if (format === 'luks') {
     const volume = await openLuks(read, passphrase);
     extras.cipher = volume.cipher;

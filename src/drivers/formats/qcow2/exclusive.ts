@@ -9,6 +9,7 @@
 import type { GraphReadGuard } from '../../../block/graph-lock.ts';
 import { begin, end } from '../../../block/io-common.ts';
 import { markSerialising, waitSerialising } from '../../../block/tracked.ts';
+import { toRequestError } from './corruption.ts';
 import type { Qcow2Node } from './state.ts';
 import { scheduleWriteBack, settleMetadata } from './writeback.ts';
 
@@ -37,5 +38,9 @@ export async function alone<T>(
   section: () => Promise<T>,
 ): Promise<T> {
   if (!node.readOnly) await settleMetadata(node, guard);
-  return node.state.metadataLock.with('exclusive section', section);
+  try {
+    return await node.state.metadataLock.with('exclusive section', section);
+  } catch (error) {
+    throw await toRequestError(node, guard, error);
+  }
 }

@@ -19,11 +19,14 @@
 import { E } from '../../../errors/errno.ts';
 import { BlockError } from '../../../errors/error.ts';
 import {
+  Autoclear,
   Compat,
   Crypt,
   Extension,
   INCOMPAT_KNOWN,
   Incompat,
+  MAX_BITMAP_DIRECTORY_BYTES,
+  MAX_BITMAPS,
   MAX_CLUSTER_BITS,
   MIN_CLUSTER_BITS,
   QCOW_MAGIC,
@@ -73,6 +76,8 @@ export interface Header {
   encryption: { offset: number; bytes: number } | null;
   /** Bitmaps extension; null when absent. */
   bitmaps: { count: number; directoryBytes: number; directoryOffset: number } | null;
+  /** Why the bitmaps extension that is there does not count: the version, or somebody did not keep it up to date. */
+  bitmapsDropped: 'v2' | 'modified' | null;
   /** Feature name table as found (kept and, when absent, written anew for version 3). */
   featureNames: Buffer | null;
   /** Extensions of types this driver does not know, kept. */
@@ -108,11 +113,19 @@ export function headerClusterBits(start: Buffer): number {
   return bits;
 }
 
-/**
- * Parses the header. `start` is the first cluster of the image (shorter when the image is).
- * Throws BlockError with the original's text for everything the original refuses.
- */
+/** Parses the whole header of an image that has been opened before: fields, extensions, backing file name. */
 export function parseHeader(start: Buffer): Header {
+  const header = parseFields(start);
+  readExtensions(header, start);
+  readBackingName(header, start);
+  return header;
+}
+
+/**
+ * Parses the fields of the header. `start` is the first cluster of the image. What lies behind them is read later
+ * (readExtensions, readBackingName): the original makes other checks between. Throws BlockError with its texts.
+ */
+export function parseFields(start: Buffer): Header {
   const clusterBits = headerClusterBits(start);
   const clusterBytes = 2 ** clusterBits;
   const view = viewOf(start);
@@ -126,9 +139,6 @@ export function parseHeader(start: Buffer): Header {
   if (headerBytes > clusterBytes) throw invalid('qcow2 header exceeds cluster size');
   if (headerBytes > start.length) throw invalid('qcow2 header too short');
   const half = (at: number): number => (version >= 3 ? view.getUint32(at) : 0);
-  const backingOffset = readU64(view, 8);
-  const backingBytes = view.getUint32(16);
-  if (backingOffset > clusterBytes) throw invalid('Invalid backing file offset');
   const refcountOrder = version >= 3 ? view.getUint32(96) : 4;
   const header: Header = {
     version,
@@ -153,36 +163,63 @@ export function parseHeader(start: Buffer): Header {
     dataFile: null,
     encryption: null,
     bitmaps: null,
+    bitmapsDropped: null,
     featureNames: null,
     unknownExtensions: [],
     unknownFields: start.subarray(Math.min(headerBytes, FULL_HEADER_BYTES), headerBytes),
   };
-  const extensionsEnd = backingOffset !== 0 ? Math.min(backingOffset, start.length) : start.length;
-  parseExtensions(header, start, headerBytes, extensionsEnd);
-  if (header.refcountOrder > 6)
-    throw invalid('Reference count entry width too large; may not exceed 64 bits');
-  if (backingOffset !== 0) {
-    const most = Math.min(1023, clusterBytes - backingOffset);
-    if (backingBytes > most) throw invalid('Backing file name too long');
-    const name = text(start.subarray(backingOffset, backingOffset + backingBytes));
-    if (name !== '') header.backingFile = name;
-  }
+  if (readU64(view, 8) > clusterBytes) throw invalid('Invalid backing file offset');
+  checkCompressionType(header);
   return header;
 }
 
-function parseExtensions(header: Header, start: Buffer, from: number, end: number): void {
+function checkCompressionType({ compressionType: type, incompatible }: Header): void {
+  if (type > 1) throw invalid(`qcow2: unknown compression type: ${type}`, E.ENOTSUP);
+  const typed = (incompatible & Incompat.compressionType) !== 0;
+  if (typed === (type !== 0)) return;
+  throw invalid(
+    typed
+      ? 'qcow2: Compression type incompatible feature bit must not be set'
+      : 'qcow2: Compression type incompatible feature bit must be set',
+  );
+}
+
+/** Where the extensions end: at the backing file name, or with the cluster. */
+function extensionsEnd(start: Buffer): number {
+  const backingOffset = readU64(viewOf(start), 8);
+  return backingOffset !== 0 ? Math.min(backingOffset, start.length) : start.length;
+}
+
+/** Takes the extensions into `header`; `start` as for parseFields. */
+export function readExtensions(header: Header, start: Buffer): void {
   const unknown: HeaderExtension[] = [];
-  let at = from;
-  while (at + 8 <= end) {
+  for (const { type, data } of extensions(header, start)) {
+    if (!takeExtension(header, type, data)) unknown.push({ type, data: Buffer.from(data) });
+  }
+  header.unknownExtensions = unknown;
+}
+
+function* extensions(header: Header, start: Buffer): Generator<HeaderExtension> {
+  const end = extensionsEnd(start);
+  for (let at = header.headerBytes; at + 8 <= end; ) {
     const type = start.readUInt32BE(at);
     const length = start.readUInt32BE(at + 4);
     if (length > end - at - 8) throw invalid('Header extension too large');
-    if (type === Extension.end) break;
-    const data = start.subarray(at + 8, at + 8 + length);
-    if (!takeExtension(header, type, data)) unknown.push({ type, data: Buffer.from(data) });
+    if (type === Extension.end) return;
+    yield { type, data: start.subarray(at + 8, at + 8 + length) };
     at += 8 + Math.ceil(length / 8) * 8;
   }
-  header.unknownExtensions = unknown;
+}
+
+/** Takes the name of the backing file into `header`; `start` as for parseFields. */
+export function readBackingName(header: Header, start: Buffer): void {
+  const view = viewOf(start);
+  const offset = readU64(view, 8);
+  if (offset === 0) return;
+  const bytes = view.getUint32(16);
+  if (bytes > Math.min(1023, 2 ** header.clusterBits - offset)) throw invalid('Backing file name too long');
+  const name = text(start.subarray(offset, offset + bytes));
+  if (name !== '') header.backingFile = name;
 }
 
 /** False for a type this driver does not know. */
@@ -213,16 +250,36 @@ function takeExtension(header: Header, type: number, data: Buffer): boolean {
       return true;
     case Extension.bitmaps:
       if (data.length !== 24) throw invalid(`bitmaps_ext: Invalid extension length`);
-      header.bitmaps = {
-        count: view.getUint32(0),
-        directoryBytes: readU64(view, 8),
-        directoryOffset: readU64(view, 16),
-      };
-      if (view.getUint32(4) !== 0) throw invalid('bitmaps_ext: Reserved field is not zero');
+      takeBitmaps(header, view);
       return true;
     default:
       return false;
   }
+}
+
+function takeBitmaps(header: Header, view: DataView): void {
+  if (header.version < 3 || (header.autoclear & Autoclear.bitmaps) === 0) {
+    header.bitmapsDropped = header.version < 3 ? 'v2' : 'modified';
+    return;
+  }
+  const count = view.getUint32(0);
+  const bytes = view.getBigUint64(8);
+  const directoryOffset = readU64(view, 16);
+  if (view.getUint32(4) !== 0) throw invalid('bitmaps_ext: Reserved field is not zero');
+  if (count > MAX_BITMAPS) {
+    throw invalid(
+      `bitmaps_ext: Image has ${count} bitmaps, exceeding the QEMU supported maximum of ${MAX_BITMAPS}`,
+    );
+  }
+  if (count === 0) throw invalid('found bitmaps extension with zero bitmaps');
+  if (directoryOffset % 2 ** header.clusterBits !== 0)
+    throw invalid('bitmaps_ext: invalid bitmap directory offset');
+  if (bytes > BigInt(MAX_BITMAP_DIRECTORY_BYTES)) {
+    throw invalid(
+      `bitmaps_ext: bitmap directory size (${bytes}) exceeds the maximum supported size (${MAX_BITMAP_DIRECTORY_BYTES})`,
+    );
+  }
+  header.bitmaps = { count, directoryBytes: Number(bytes), directoryOffset };
 }
 
 /** Names of the feature bits, for the feature name table and for errors about unknown bits. */
@@ -250,13 +307,13 @@ function featureNameTable(): Buffer {
   return table;
 }
 
-/** The error for incompatible feature bits nobody here knows, named by the image's own table where it can; or null. */
-export function unknownFeatures(header: Header): string | null {
+/** The error for incompatible feature bits nobody here knows, named by the image's own table; null without such. */
+export function unknownFeatures(header: Header, start: Buffer): string | null {
   let left = (BigInt(header.highFeatures[0]) << 32n) | BigInt(header.incompatible);
   left &= ~BigInt(INCOMPAT_KNOWN);
   if (left === 0n) return null;
   const names: string[] = [];
-  const table = header.featureNames ?? Buffer.alloc(0);
+  const table = featureNamesOf(header, start);
   for (let at = 0; at + FEATURE_ENTRY_BYTES <= table.length; at += FEATURE_ENTRY_BYTES) {
     const value = 1n << BigInt(table[at + 1]!);
     if (table[at] !== 0 || (left & value) === 0n) continue;
@@ -265,6 +322,16 @@ export function unknownFeatures(header: Header): string | null {
   }
   if (left !== 0n) names.push(`Unknown incompatible feature: ${left.toString(16)}`);
   return `Unsupported qcow2 feature(s): ${names.join(', ')}`;
+}
+
+/** The image's feature name table; empty when there is none, or none that can be found. */
+function featureNamesOf(header: Header, start: Buffer): Buffer {
+  try {
+    for (const { type, data } of extensions(header, start)) if (type === Extension.featureNames) return data;
+  } catch {
+    // What is wrong with the extensions is not what is reported here.
+  }
+  return Buffer.alloc(0);
 }
 
 function extension(type: number, data: Buffer): Buffer {

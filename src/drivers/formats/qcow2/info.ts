@@ -1,6 +1,7 @@
 /** What queries tell about a qcow2 image beyond what every image has. */
 
 import type { ImageInfoSpecific, ImageInfoSpecificQCow2 } from '../../../../schema/generated/types.ts';
+import { bitmapInfos } from './bitmaps.ts';
 import { Autoclear, Compat, Crypt, Incompat } from './layout.ts';
 import type { Qcow2Node } from './state.ts';
 
@@ -17,6 +18,7 @@ export function specificInfo(node: Qcow2Node): ImageInfoSpecific {
   }
   const external = (header.incompatible & Incompat.dataFile) !== 0;
   const { luks } = node.state.extras;
+  const bitmaps = bitmapInfos(node);
   const data: ImageInfoSpecificQCow2 = {
     compat: '1.1',
     ...(external && header.dataFile !== null ? { 'data-file': header.dataFile } : {}),
@@ -28,6 +30,7 @@ export function specificInfo(node: Qcow2Node): ImageInfoSpecific {
     ...(luks !== null ? { encrypt: { format: 'luks' as const, ...luks } } : {}),
     ...(header.cryptMethod === Crypt.aes ? { encrypt: { format: 'aes' as const } } : {}),
     'compression-type': compressionType,
+    ...(bitmaps !== undefined ? { bitmaps } : {}),
   };
   return { type: 'qcow2', data };
 }

@@ -34,6 +34,10 @@ export const MAX_REFTABLE_BYTES = 8 * 1024 * 1024;
 export const MAX_SNAPSHOTS = 65536;
 export const MAX_SNAPSHOT_TABLE_BYTES = 1024 * MAX_SNAPSHOTS;
 export const MAX_SNAPSHOT_EXTRA_BYTES = 1024;
+/** Bitmaps, bytes of their directory, bytes of one with all of its clusters allocated: as the original accepts. */
+export const MAX_BITMAPS = 65535;
+export const MAX_BITMAP_DIRECTORY_BYTES = 1024 * MAX_BITMAPS;
+export const MAX_BITMAP_BYTES = 512 * 1024 * 1024;
 /** Host offsets have 56 bits; ours stay exact below 2^53. */
 export const MAX_HOST_OFFSET = 2 ** 53;
 

@@ -108,13 +108,14 @@ export function lookup(s: Qcow2State, offset: number, bytes: number): Need | nul
   let hi = view.getUint32(index * 8);
   let lo = view.getUint32(index * 8 + 4);
   const kind = entryKind(s, hi, lo);
+  if (kind === INVALID) throw invalidEntry('Zero cluster entry found in pre-v3 image', tableOffset, l2Index);
   let run = clusterBytes - inCluster;
   found.kind = kind;
   found.entryHi = hi;
   found.entryLo = lo;
   found.copied = (hi & HI_COPIED) !== 0 && isL2Copied(s, l1Index);
   if (kind === Mapping.data || kind === Mapping.zeroAllocated) {
-    const host = checkedHost(s, hi, lo, kind, tableOffset, l2Index);
+    const host = checkedHost(s, hi, lo, tableOffset, l2Index);
     found.host = host + inCluster;
     let next = host + clusterBytes;
     const copiedBit = hi & HI_COPIED;
@@ -139,33 +140,28 @@ export function lookup(s: Qcow2State, offset: number, bytes: number): Need | nul
   return null;
 }
 
-function entryKind(s: Qcow2State, hi: number, lo: number): MappingKind {
+/** Not a mapping: an entry that the format does not allow. */
+const INVALID = 6;
+
+function invalidEntry(what: string, tableOffset: number, l2Index: number): ImageCorruption {
+  return new ImageCorruption(`${what} (L2 offset: ${hex(tableOffset)}, L2 index: ${hex(l2Index)})`, true);
+}
+
+function entryKind(s: Qcow2State, hi: number, lo: number): MappingKind | typeof INVALID {
   if ((hi & HI_COMPRESSED) !== 0) return Mapping.compressed;
   const mapped = entryOffset(hi, lo) !== 0 || (s.hasDataFile && (hi & HI_COPIED) !== 0);
   if ((lo & LO_ZERO) !== 0) {
-    if (s.header.version < 3) throw new ImageCorruption('Zero cluster entry found in pre-v3 image', true);
+    if (s.header.version < 3) return INVALID;
     return mapped ? Mapping.zeroAllocated : Mapping.zero;
   }
   return mapped ? Mapping.data : Mapping.unallocated;
 }
 
 /** The host cluster of an entry; damage when it cannot be one. */
-function checkedHost(
-  s: Qcow2State,
-  hi: number,
-  lo: number,
-  kind: MappingKind,
-  tableOffset: number,
-  l2Index: number,
-): number {
+function checkedHost(s: Qcow2State, hi: number, lo: number, tableOffset: number, l2Index: number): number {
   const host = entryOffset(hi, lo);
-  if (host % s.clusterBytes !== 0) {
-    const what = kind === Mapping.data ? 'Cluster allocation' : 'Preallocated zero cluster';
-    throw new ImageCorruption(
-      `${what} offset ${hex(host)} unaligned (L2 offset: ${hex(tableOffset)}, L2 index: ${hex(l2Index)})`,
-      true,
-    );
-  }
+  if (host % s.clusterBytes !== 0)
+    throw invalidEntry(`Cluster allocation offset ${hex(host)} unaligned`, tableOffset, l2Index);
   return host;
 }
 
@@ -201,8 +197,9 @@ function lookupSubclusters(
     view.getUint32(index * 16 + 12),
     sub,
   );
+  if (kind === INVALID) throw invalidEntry('Invalid cluster entry found ', tableOffset, l2Index);
   const hosted = kind !== Mapping.unallocated && kind !== Mapping.zero;
-  const host = hosted ? checkedHost(s, hi, lo, kind, tableOffset, l2Index) : 0;
+  const host = hosted ? checkedHost(s, hi, lo, tableOffset, l2Index) : 0;
   found.kind = kind;
   found.host = hosted ? host + inCluster : 0;
   let run = subclusterBytes - (inCluster % subclusterBytes);
@@ -235,11 +232,11 @@ function subclusterKind(
   zeroBits: number,
   allocatedBits: number,
   sub: number,
-): MappingKind {
+): MappingKind | typeof INVALID {
   const zero = ((zeroBits >>> sub) & 1) === 1;
   const allocated = ((allocatedBits >>> sub) & 1) === 1;
-  if (zero && allocated) throw new ImageCorruption('Invalid subcluster bitmap', true);
   const mapped = entryOffset(hi, lo) !== 0 || (s.hasDataFile && (hi & HI_COPIED) !== 0);
+  if (allocated && (zero || !mapped)) return INVALID;
   if (!mapped) return zero ? Mapping.zero : Mapping.unallocated;
   if (zero) return Mapping.zeroAllocated;
   return allocated ? Mapping.data : Mapping.unallocatedInCluster;

@@ -47,9 +47,8 @@ export function checkOverlap(
   if (!mayOverlap(s, offset, bytes)) return;
   const kind = findOverlap(s, offset, bytes, allowed);
   if (kind === null) return;
-  const what = allowed === null ? 'data' : 'metadata';
   throw new ImageCorruption(
-    `Preventing invalid write on ${what} (overlaps with ${overlapName(kind)})`,
+    `Preventing invalid write on metadata (overlaps with ${overlapName(kind)})`,
     true,
     offset,
     bytes,

@@ -11,14 +11,22 @@ import type { BlockChild } from '../../../block/node.ts';
 import { CoMutex } from '../../../coroutine/co-mutex.ts';
 import { E } from '../../../errors/errno.ts';
 import { BlockError, errnoError, errnoOf } from '../../../errors/error.ts';
+import { loadBitmaps, markBitmapsInUse } from './bitmaps.ts';
 import { TableCache } from './cache.ts';
-import { type CacheSizes, cacheSizes, cleanIntervalSeconds } from './cache-sizes.ts';
-import { openCipher } from './encryption.ts';
-import { type Header, hasLazyRefcounts, headerClusterBits, parseHeader, unknownFeatures } from './header.ts';
+import { check } from './check.ts';
+import { checkCryptoHeader, openCipher } from './encryption.ts';
+import {
+  type Header,
+  headerClusterBits,
+  parseFields,
+  parseHeader,
+  readBackingName,
+  readExtensions,
+  unknownFeatures,
+} from './header.ts';
 import {
   AUTOCLEAR_KNOWN,
   Autoclear,
-  Crypt,
   Incompat,
   MAX_L1_BYTES,
   MAX_REFTABLE_BYTES,
@@ -30,6 +38,7 @@ import {
 } from './layout.ts';
 import { createFound } from './mapping.ts';
 import { barrier, readMetadata, writeHeader } from './metadata-io.ts';
+import { type CheckedOptions, checkOptions, type Qcow2Options } from './options.ts';
 import { MetadataMap, overlapChecks, rebuildMetadata } from './overlap.ts';
 import { readSnapshotTable } from './snapshot-table.ts';
 import type { Qcow2Node, Qcow2State } from './state.ts';
@@ -39,21 +48,6 @@ const FIRST_READ_BYTES = 512;
 const MAX_TIMER_MS = 2 ** 31 - 1;
 /** Offset bits of refcount table entries: 9 to 63; ours end where doubles are exact. */
 const REFTABLE_LOW_MASK = 512;
-
-export interface Qcow2Options {
-  readonly 'lazy-refcounts'?: boolean;
-  readonly 'pass-discard-request'?: boolean;
-  readonly 'pass-discard-snapshot'?: boolean;
-  readonly 'pass-discard-other'?: boolean;
-  readonly 'overlap-check'?: string | Readonly<Record<string, boolean>>;
-  readonly 'cache-size'?: number;
-  readonly 'l2-cache-size'?: number;
-  readonly 'l2-cache-entry-size'?: number;
-  readonly 'refcount-cache-size'?: number;
-  readonly 'cache-clean-interval'?: number;
-  readonly encrypt?: { readonly format: 'aes' | 'luks'; readonly 'key-secret'?: string };
-  readonly 'data-file'?: unknown;
-}
 
 function invalid(message: string, errno: number = E.EINVAL): BlockError {
   return new BlockError(message, { errno });
@@ -65,11 +59,16 @@ export async function open(node: Qcow2Node, context: OpenContext): Promise<Qcow2
   const { graphLock } = node.layer;
   const forCheck = context.purpose === 'check';
   const start = await graphLock.withRead((guard) => readStart(file, guard));
-  const header = parseHeader(start);
-  checkHeader(header, node.readOnly || forCheck, forCheck);
+  const header = parseFields(start);
+  checkHeader(header, start, node.readOnly || forCheck, forCheck);
+  const checked = checkOptions(options, header);
+  readExtensions(header, start);
   const dataFile = await openDataFile(context, header, file);
-  const cleanSeconds = cleanIntervalSeconds(options);
-  const s = createState(node, options, header, file, dataFile);
+  if (dataFile === file && (header.autoclear & Autoclear.dataFileRaw) !== 0)
+    throw invalid('data-file-raw requires a data file');
+  checkCryptoHeader(header);
+  readBackingName(header, start);
+  const s = createState(node, context, checked, header, file, dataFile);
   // From here on the helpers that work on an open node can be used.
   node.state = s;
   await graphLock.withRead(async (guard) => {
@@ -87,7 +86,8 @@ export async function open(node: Qcow2Node, context: OpenContext): Promise<Qcow2
   );
   // Length first: what follows may read and write guest data.
   node.totalBytes = Math.ceil(header.size / 512) * 512;
-  startCleaning(s, cleanSeconds);
+  await graphLock.withRead((guard) => loadBitmaps(node, guard));
+  startCleaning(s, checked.cleanIntervalSeconds);
   return s;
 }
 
@@ -106,10 +106,9 @@ async function readStart(file: BlockChild, guard: GraphReadGuard): Promise<Buffe
 }
 
 /** Checks of the header that need nothing but the header, in the original's order. */
-function checkHeader(header: Header, readOnly: boolean, forCheck: boolean): void {
+function checkHeader(header: Header, start: Buffer, readOnly: boolean, forCheck: boolean): void {
   const clusterBytes = 2 ** header.clusterBits;
-  checkCompressionType(header);
-  const unknown = unknownFeatures(header);
+  const unknown = unknownFeatures(header, start);
   if (unknown !== null) throw invalid(unknown, E.ENOTSUP);
   if ((header.incompatible & Incompat.corrupt) !== 0 && !readOnly) {
     throw invalid('qcow2: Image is corrupt; cannot be opened read/write', E.EACCES);
@@ -118,8 +117,12 @@ function checkHeader(header: Header, readOnly: boolean, forCheck: boolean): void
   if (extended && clusterBytes / SUBCLUSTERS < FIRST_READ_BYTES) {
     throw invalid(`Unsupported subcluster size: ${clusterBytes / SUBCLUSTERS}`);
   }
-  if (header.cryptMethod > Crypt.luks)
-    throw invalid(`Unsupported encryption method ${header.cryptMethod | 0}`);
+  if (header.refcountOrder > 6)
+    throw invalid('Reference count entry width too large; may not exceed 64 bits');
+  if (header.refcountTableClusters * clusterBytes > MAX_REFTABLE_BYTES)
+    throw invalid('Reference count table too large');
+  if (header.refcountTableClusters === 0 && !forCheck)
+    throw invalid('Image does not contain a reference count table');
   checkTable(
     header.refcountTableOffset,
     header.refcountTableClusters * clusterBytes,
@@ -127,8 +130,6 @@ function checkHeader(header: Header, readOnly: boolean, forCheck: boolean): void
     clusterBytes,
     'Reference count table',
   );
-  if (header.refcountTableClusters === 0 && !forCheck)
-    throw invalid('Image does not contain a reference count table');
   if (header.snapshotCount > MAX_SNAPSHOTS) throw invalid('Snapshot table too large', E.EFBIG);
   checkTable(
     header.snapshotsOffset,
@@ -145,17 +146,6 @@ function checkHeader(header: Header, readOnly: boolean, forCheck: boolean): void
   if (!(header.size <= Number.MAX_SAFE_INTEGER)) throw invalid('Image is too big', E.EFBIG);
 }
 
-function checkCompressionType({ compressionType: type, incompatible }: Header): void {
-  if (type > 1) throw invalid(`qcow2: unknown compression type: ${type}`, E.ENOTSUP);
-  const typed = (incompatible & Incompat.compressionType) !== 0;
-  if (typed === (type !== 0)) return;
-  throw invalid(
-    typed
-      ? 'qcow2: Compression type incompatible feature bit must not be set'
-      : 'qcow2: Compression type incompatible feature bit must be set',
-  );
-}
-
 function checkTable(offset: number, bytes: number, max: number, clusterBytes: number, name: string): void {
   if (bytes > max) throw invalid(`${name} too large`, E.EFBIG);
   if (offset % clusterBytes !== 0 || offset + bytes > Number.MAX_SAFE_INTEGER)
@@ -166,7 +156,6 @@ async function openDataFile(context: OpenContext, header: Header, file: BlockChi
   const given = await context.openChild('data-file', Role.data, false);
   if ((header.incompatible & Incompat.dataFile) === 0) {
     if (given !== null) throw invalid("'data-file' can only be set for images with an external data file");
-    if ((header.autoclear & Autoclear.dataFileRaw) !== 0) throw invalid('data-file-raw requires a data file');
     return file;
   }
   if (given !== null) return given;
@@ -176,16 +165,17 @@ async function openDataFile(context: OpenContext, header: Header, file: BlockChi
 
 function createState(
   node: Qcow2Node,
-  options: Qcow2Options,
+  { options: given, purpose }: OpenContext,
+  { sizes, lazyRefcounts }: CheckedOptions,
   header: Header,
   file: BlockChild,
   dataFile: BlockChild,
 ): Qcow2State {
+  const options = given as Qcow2Options;
   const clusterBytes = 2 ** header.clusterBits;
   const extended = (header.incompatible & Incompat.extendedL2) !== 0;
   const l2EntryBytes = extended ? 16 : 8;
   const l2Entries = clusterBytes / l2EntryBytes;
-  const sizes: CacheSizes = cacheSizes(options, header.size, clusterBytes, l2EntryBytes);
   const refcountBits = 2 ** header.refcountOrder;
   return {
     header,
@@ -219,7 +209,8 @@ function createState(
     freeHint: 0,
     freshFrom: Number.POSITIVE_INFINITY,
     compressedTail: 0,
-    lazyRefcounts: lazyRefcounts(options, header),
+    lazyRefcounts,
+    purpose,
     passDiscard: {
       never: false,
       request: options['pass-discard-request'] ?? node.settings.discardUnmap,
@@ -233,20 +224,14 @@ function createState(
     corruptionReported: false,
     extras: {
       snapshots: [],
+      bitmaps: [],
+      bitmapsOwned: false,
       cipher: null,
       cipherUsesHostOffset: true,
       luks: null,
       cleanTimer: null,
     },
   };
-}
-
-function lazyRefcounts(options: Qcow2Options, header: Header): boolean {
-  const lazy = options['lazy-refcounts'] ?? hasLazyRefcounts(header);
-  if (lazy && header.version < 3) {
-    throw invalid('Lazy refcounts require a qcow2 image with at least qemu 1.1 compatibility level');
-  }
-  return lazy;
 }
 
 /** Reads the refcount table named by the header. */
@@ -264,17 +249,38 @@ export async function loadRefcountTable(node: Qcow2Node, guard: GraphReadGuard):
   s.refcountTable = table;
 }
 
-/** What has to be done once the node can be written to: autoclear bits of features nobody here keeps up to date. */
+/**
+ * What has to be done once the node can be written to: an image that was not closed is repaired, and autoclear bits of
+ * features nobody here keeps up to date go.
+ */
 export async function afterOpen(node: Qcow2Node): Promise<void> {
-  const { header } = node.state;
-  const [incompatible, compatible, high] = header.highFeatures;
-  if (node.readOnly || (high === 0 && header.autoclear <= AUTOCLEAR_KNOWN)) return;
-  header.autoclear &= AUTOCLEAR_KNOWN;
-  header.highFeatures = [incompatible, compatible, 0];
+  const s = node.state;
+  if (node.readOnly || s.purpose === 'check') return;
   await node.layer.graphLock.withRead(async (guard) => {
-    await writeHeader(node, guard);
-    await barrier(node, guard);
+    if ((s.header.incompatible & Incompat.dirty) !== 0) await repairDirty(node, guard);
+    const { header } = s;
+    const [incompatible, compatible, high] = header.highFeatures;
+    if (high !== 0 || header.autoclear > AUTOCLEAR_KNOWN) {
+      header.autoclear &= AUTOCLEAR_KNOWN;
+      header.highFeatures = [incompatible, compatible, 0];
+      await writeHeader(node, guard);
+      await barrier(node, guard);
+    }
+    await markBitmapsInUse(node, guard);
   });
+}
+
+/** Puts right what may be late in an image that was not closed: refcounts and COPIED flags. */
+async function repairDirty(node: Qcow2Node, guard: GraphReadGuard): Promise<void> {
+  const request = { fixLeaks: true, fixErrors: true, report: () => undefined };
+  const result = await check(node, guard, request, () => reloadTables(node, guard));
+  if (result.checkErrors > 0) throw new BlockError('Could not repair dirty image', { errno: E.EIO });
+  if (result.corruptions > 0) throw new BlockError('Could not repair dirty image', { errno: E.EINVAL });
+  const { header } = node.state;
+  if ((header.incompatible & Incompat.dirty) === 0) return;
+  header.incompatible &= ~Incompat.dirty;
+  await writeHeader(node, guard);
+  await barrier(node, guard);
 }
 
 /** Drops tables nobody has used for `seconds`; 0: never. */

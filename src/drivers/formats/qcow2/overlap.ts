@@ -138,11 +138,14 @@ export function findOverlap(
   bytes: number,
   allowed: OverlapKind | null,
 ): OverlapKind | null {
-  for (const [kind, start, length] of fixedRanges(s)) {
-    if (kind !== allowed && s.overlap[kind] && offset < start + length && offset + bytes > start) return kind;
-  }
   const first = Math.floor(offset / s.clusterBytes);
   const last = Math.floor((offset + bytes - 1) / s.clusterBytes);
+  // A cluster belongs to one thing, even if that does not fill it.
+  const from = first * s.clusterBytes;
+  const to = (last + 1) * s.clusterBytes;
+  for (const [kind, start, length] of fixedRanges(s)) {
+    if (kind !== allowed && s.overlap[kind] && from < start + length && to > start) return kind;
+  }
   for (let cluster = first; cluster <= last; cluster++) {
     if (!s.metadata.has(cluster) || isFixed(s, cluster)) continue;
     const kind: OverlapKind = s.refcountBlocks.has(cluster) ? 'refcount-block' : 'active-l2';

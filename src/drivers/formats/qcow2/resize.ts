@@ -12,6 +12,7 @@ import type { GraphReadGuard } from '../../../block/graph-lock.ts';
 import { E } from '../../../errors/errno.ts';
 import { BlockError, errnoError, errnoOf } from '../../../errors/error.ts';
 import { abandonAllocation, linkAllocation, planWrite } from './allocation.ts';
+import { checkBitmapsResizable } from './bitmaps.ts';
 import { discardRange, pwriteZeroes } from './discard.ts';
 import { alone } from './exclusive.ts';
 import { growL1 } from './l1-table.ts';
@@ -42,6 +43,7 @@ export async function truncate(
   if (s.extras.snapshots.length > 0 && s.header.version < 3) {
     throw new BlockError("Can't resize a v2 image which has snapshots", { errno: E.ENOTSUP });
   }
+  checkBitmapsResizable(node);
   const l1Entries = Math.ceil(length / s.l2SpanBytes);
   if (l1Entries * 8 > MAX_L1_BYTES) throw errnoError('Failed to grow the L1 table', E.EFBIG);
   if (length < old) {

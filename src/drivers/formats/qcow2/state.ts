@@ -9,6 +9,7 @@
  */
 
 import type { QCryptoBlockInfoLUKS } from '../../../../schema/generated/types.ts';
+import type { OpenPurpose } from '../../../block/driver.ts';
 import type { BlockChild, BlockNode } from '../../../block/node.ts';
 import type { CoMutex } from '../../../coroutine/co-mutex.ts';
 import type { CoQueue } from '../../../coroutine/co-queue.ts';
@@ -88,6 +89,7 @@ export interface DeferredFree {
 
 export interface Qcow2State {
   header: Header;
+  readonly purpose: OpenPurpose;
   readonly file: BlockChild;
   /** Where data clusters are: `file`, or the external data file. */
   readonly dataFile: BlockChild;
@@ -155,6 +157,10 @@ export interface Qcow2State {
 /** Parts that other files of the folder own. */
 export interface Extras {
   snapshots: readonly SnapshotRecord[];
+  /** The bitmaps in the image, as on the disk. */
+  bitmaps: readonly BitmapEntry[];
+  /** The bitmaps on the disk are marked in use, by this node: it stores them when it is closed. */
+  bitmapsOwned: boolean;
   cipher: ClusterCipher | null;
   /** The initialization vectors come from host offsets (LUKS), else from guest offsets (legacy AES). */
   cipherUsesHostOffset: boolean;
@@ -169,6 +175,17 @@ export interface ClusterCipher {
   decrypt(buf: Buffer, offset: number): void;
   /** Wipes the key. */
   close?(): void;
+}
+
+/** An entry of the bitmap directory. */
+export interface BitmapEntry {
+  readonly tableOffset: number;
+  readonly tableEntries: number;
+  /** Bits of BitmapFlag. */
+  readonly flags: number;
+  readonly granularityBits: number;
+  /** As stored. */
+  readonly name: Buffer;
 }
 
 /** An entry of the snapshot table. */

@@ -239,7 +239,10 @@ async function writeAllocating(
     const end = offset + vec.bytes;
     const { from, to } = copyOnWriteRange(s, allocation, offset, vec.bytes);
     const hostOf = (guest: number): number => allocation.host + (guest - allocation.start);
-    if (!s.hasDataFile) checkOverlap(node, hostOf(from), to - from, null);
+    if (!s.hasDataFile) {
+      checkOverlap(node, hostOf(offset), vec.bytes, null);
+      checkOverlap(node, hostOf(from), to - from, null);
+    }
     const around = [
       await surrounding(node, guard, from, offset),
       await surrounding(node, guard, end, to),

@@ -18,6 +18,7 @@ import { allocateIoMemory, vectorOf } from '../../../aio/memory.ts';
 import { co } from '../../../block/callbacks.ts';
 import type { GraphReadGuard } from '../../../block/graph-lock.ts';
 import type { CachedTable } from './cache.ts';
+import { toRequestError } from './corruption.ts';
 import { Incompat } from './layout.ts';
 import { barrier, checkOverlap, writeHeader } from './metadata-io.ts';
 import { retryLocked } from './needs.ts';
@@ -48,10 +49,21 @@ function hasChanges(s: Qcow2State): boolean {
 /** All metadata is on stable storage afterwards, and freed clusters are free as far as requests in flight allow. */
 export async function flushMetadata(node: Qcow2Node, guard: GraphReadGuard): Promise<void> {
   if (isClean(node.state)) return;
-  await node.state.metadataLock.with('write-back', async () => {
-    // Whoever held the lock before may have done it all.
-    if (hasChanges(node.state)) await flushMetadataLocked(node, guard);
-  });
+  await reporting(node, guard, () =>
+    node.state.metadataLock.with('write-back', async () => {
+      // Whoever held the lock before may have done it all.
+      if (hasChanges(node.state)) await flushMetadataLocked(node, guard);
+    }),
+  );
+}
+
+/** Damage that `step` meets is reported. */
+async function reporting(node: Qcow2Node, guard: GraphReadGuard, step: () => Promise<void>): Promise<void> {
+  try {
+    await step();
+  } catch (error) {
+    throw await toRequestError(node, guard, error);
+  }
 }
 
 /** As flushMetadata, for callers that hold the metadata lock. */
@@ -66,7 +78,7 @@ export async function flushMetadataLocked(node: Qcow2Node, guard: GraphReadGuard
 
 /** Like flushMetadata, and no refcount is left in memory: for closing and for looking at the file from outside. */
 export async function settleMetadata(node: Qcow2Node, guard: GraphReadGuard): Promise<void> {
-  await node.state.metadataLock.with('settle', () => settleLocked(node, guard));
+  await reporting(node, guard, () => node.state.metadataLock.with('settle', () => settleLocked(node, guard)));
 }
 
 /** As settleMetadata, for callers that hold the metadata lock. */
@@ -140,6 +152,7 @@ async function writeRound(node: Qcow2Node, guard: GraphReadGuard, withRefcounts:
 /** Writes in order of offset, neighbours together. */
 async function writeAll(node: Qcow2Node, guard: GraphReadGuard, writes: Write[]): Promise<void> {
   writes.sort((a, b) => a.offset - b.offset);
+  for (const { offset, data, kind } of writes) checkOverlap(node, offset, data.length, kind);
   const pending: Promise<void>[] = [];
   for (let i = 0; i < writes.length; ) {
     const { offset } = writes[i]!;
@@ -150,9 +163,6 @@ async function writeAll(node: Qcow2Node, guard: GraphReadGuard, writes: Write[])
     }
     const mem = allocateIoMemory(end - offset);
     for (let k = i; k < j; k++) writes[k]!.data.copy(mem.buf, writes[k]!.offset - offset);
-    // Neighbours may be of different kinds; each is allowed to be what it is.
-    for (let k = i; k < j; k++)
-      checkOverlap(node, writes[k]!.offset, writes[k]!.data.length, writes[k]!.kind);
     pending.push(co.pwritev(node.state.file.node, guard, offset, end - offset, vectorOf(mem), 0));
     i = j;
   }

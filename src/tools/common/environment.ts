@@ -1,0 +1,216 @@
+/**
+ * What every image tool works in: a block layer with the drivers, objects from --object, and images opened the way a
+ * command line names them.
+ */
+
+import { createEngine } from '../../aio/create-engine.ts';
+import type { BlockBackend } from '../../block/backend.ts';
+import type { BackendOwner } from '../../block/backend-io.ts';
+import { type DriverOptions, type OpenPurpose, Perm, Req } from '../../block/driver.ts';
+import { protocolOptions, protocolPrefix } from '../../block/image-name.ts';
+import { BlockLayer } from '../../block/layer.ts';
+import type { BlockNode } from '../../block/node.ts';
+import { openImage } from '../../block/open.ts';
+import { drivers } from '../../drivers/table.ts';
+import { BlockError } from '../../errors/error.ts';
+import { ObjectTree } from '../../objects/tree.ts';
+import { parseKeyval } from '../../qmp/keyval.ts';
+import { parseOption } from '../../qmp/validate.ts';
+import { parseFlatOptions } from './flat-options.ts';
+import { nestOptions, openDescribed } from './image-options.ts';
+import { objectHelp } from './object-help.ts';
+import type { ToolOutput } from './output.ts';
+
+export interface ToolEnvironment {
+  readonly layer: BlockLayer;
+  readonly objects: ObjectTree;
+  readonly output: ToolOutput;
+  /** Closes every image that is still open, and the engine. Throws what the first of them could not write. */
+  close(): Promise<void>;
+}
+
+export function createEnvironment(output: ToolOutput): ToolEnvironment {
+  const { engine } = createEngine('auto');
+  const objects = new ObjectTree();
+  const layer = new BlockLayer({
+    engine,
+    // There are no jobs and no monitors: nobody is told.
+    events: { emit: () => undefined },
+    drivers,
+    secret: (id) => objects.secret(id),
+  });
+  return {
+    layer,
+    objects,
+    output,
+    async close() {
+      try {
+        await layer.closeAll();
+      } finally {
+        engine.close();
+      }
+    },
+  };
+}
+
+/** --object. True: help was asked for and printed; the tool ends then. */
+export async function addObject({ objects, output }: ToolEnvironment, text: string): Promise<boolean> {
+  if (!text.startsWith('{')) {
+    const { options, help } = parseKeyval(text, 'qom-type');
+    if (help) {
+      const typeName = options['qom-type'];
+      output.print(objectHelp(typeof typeName === 'string' ? typeName : undefined));
+      return true;
+    }
+  }
+  const options = parseOption('ObjectOptions', text, 'qom-type');
+  if (typeof options !== 'symbol') await objects.add(options);
+  return false;
+}
+
+// ---- cache modes ---------------------------------------------------------------------------------------------
+
+export interface CacheMode {
+  /** O_DIRECT. */
+  readonly direct: boolean;
+  /** Flushes are ignored. */
+  readonly noFlush: boolean;
+  /** Every write is on stable storage when it completes. */
+  readonly writeThrough: boolean;
+}
+
+const CACHE_MODES: Readonly<Record<string, CacheMode>> = {
+  none: { direct: true, noFlush: false, writeThrough: false },
+  off: { direct: true, noFlush: false, writeThrough: false },
+  writeback: { direct: false, noFlush: false, writeThrough: false },
+  writethrough: { direct: false, noFlush: false, writeThrough: true },
+  directsync: { direct: true, noFlush: false, writeThrough: true },
+  unsafe: { direct: false, noFlush: true, writeThrough: false },
+};
+
+/** The cache mode of that name; null: there is none. */
+export function cacheMode(name: string): CacheMode | null {
+  return Object.hasOwn(CACHE_MODES, name) ? CACHE_MODES[name]! : null;
+}
+
+// ---- images --------------------------------------------------------------------------------------------------
+
+export interface ImageRequest {
+  /** A file name, a pseudo-protocol name, or with `imageOpts` the options of a node. */
+  readonly name: string;
+  readonly imageOpts: boolean;
+  /** Null: probed. */
+  readonly format: string | null;
+  readonly write?: boolean;
+  readonly resize?: boolean;
+  /** -U: other processes may write to the image meanwhile. */
+  readonly forceShare?: boolean;
+  readonly cache?: CacheMode;
+  /** Discards and unmapping zero writes reach the file. */
+  readonly unmap?: boolean;
+  /** The image's own backing file is left closed. */
+  readonly noBacking?: boolean;
+  readonly purpose?: OpenPurpose;
+  /** More options of the node, by the schema's names. */
+  readonly options?: DriverOptions;
+}
+
+export interface ToolImage {
+  readonly name: string;
+  readonly node: BlockNode;
+  readonly backend: BlockBackend;
+  /** Flags that every write takes: Req.fua in the writethrough modes. */
+  readonly writeFlags: number;
+  /** Flushes and closes the image. */
+  close(): Promise<void>;
+}
+
+const OWNER: BackendOwner = {
+  describe: () => 'an unnamed block device',
+  drainedBegin: () => undefined,
+  drainedEnd: () => undefined,
+};
+
+function nodeSettings(request: ImageRequest): DriverOptions {
+  const { cache } = request;
+  return {
+    'read-only': request.write !== true,
+    ...(request.forceShare === true && { 'force-share': true }),
+    ...(cache !== undefined && { cache: { direct: cache.direct, 'no-flush': cache.noFlush } }),
+    discard: request.unmap === true ? 'unmap' : 'ignore',
+    ...(request.noBacking === true && { backing: null }),
+    ...request.options,
+  };
+}
+
+/** Opens an image. The error names what is wrong, not the image: see openNamedImage. */
+export async function openToolImage(env: ToolEnvironment, request: ImageRequest): Promise<ToolImage> {
+  const node = await openNode(env, request);
+  const perm =
+    (request.purpose === 'info' ? 0 : Perm.consistentRead) |
+    (request.write === true ? Perm.write : 0) |
+    (request.resize === true ? Perm.resize : 0);
+  let backend: BlockBackend;
+  try {
+    backend = await env.layer.createBackend(node, { perm, shared: Perm.all }, OWNER);
+  } catch (error) {
+    await env.layer.closeNode(node);
+    throw error;
+  }
+  return {
+    name: request.name,
+    node,
+    backend,
+    writeFlags: request.cache?.writeThrough === true ? Req.fua : 0,
+    close: () => backend.close(),
+  };
+}
+
+/** As openToolImage; errors begin with "Could not open 'NAME': ". */
+export async function openNamedImage(env: ToolEnvironment, request: ImageRequest): Promise<ToolImage> {
+  try {
+    return await openToolImage(env, request);
+  } catch (error) {
+    throw prefixed(`Could not open '${request.name}': `, error);
+  }
+}
+
+/** The error with more context in front; errno and hint stay. */
+export function prefixed(prefix: string, error: unknown): unknown {
+  if (!(error instanceof BlockError)) return error;
+  const { errorClass, errno, hint } = error;
+  return new BlockError(prefix + error.message, {
+    errorClass,
+    errno,
+    cause: error,
+    ...(hint === undefined ? {} : { hint }),
+  });
+}
+
+async function openNode(env: ToolEnvironment, request: ImageRequest): Promise<BlockNode> {
+  const { layer, output } = env;
+  const { name, format, purpose = 'io' } = request;
+  const settings = nodeSettings(request);
+  if (request.imageOpts) {
+    const { pairs } = parseFlatOptions(name, 'file', (text) => output.warn(text));
+    const options = nestOptions(pairs.filter(({ key }) => key !== 'id'));
+    return openDescribed(layer, options, settings, purpose);
+  }
+  if (protocolPrefix(name) === 'json') {
+    const options = protocolOptions(layer, name);
+    const described = format === null ? options : { driver: format, file: options.file ?? options };
+    return openDescribed(layer, described, settings, purpose);
+  }
+  const node = await openImage(layer, name, format, settings, purpose);
+  if (format === null && request.write === true && node.driver.name === 'raw') warnOfProbedRaw(output, name);
+  return node;
+}
+
+function warnOfProbedRaw(output: ToolOutput, name: string): void {
+  output.note(
+    `WARNING: Image format was not specified for '${name}' and probing guessed raw.\n` +
+      '         Automatically detecting the format is dangerous for raw images, ' +
+      'write operations on block 0 will be restricted.\n' +
+      "         Specify the 'raw' format explicitly to remove the restrictions.\n",
+  );
+}

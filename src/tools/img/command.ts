@@ -1,0 +1,124 @@
+/**
+ * What the sub-commands have in common: how they read their options, and how they end.
+ *
+ * A command returns its exit status. It throws UsageError for a command line that cannot be meant, EarlyExit when
+ * something was printed instead of done, and any other error for a failure (exit status 1).
+ */
+
+import { BlockError } from '../../errors/error.ts';
+import { addObject, type CacheMode, cacheMode, type ToolEnvironment } from '../common/environment.ts';
+import { createGetopt, type OptionTable } from '../common/getopt.ts';
+import type { ToolOutput } from '../common/output.ts';
+import { type ParsedSize, parseSize } from '../common/size.ts';
+import { usage } from './help.ts';
+
+export interface CommandContext {
+  readonly output: ToolOutput;
+  /** The environment, made at first use: a command line that is wrong needs none. */
+  environment(): ToolEnvironment;
+}
+
+export type ImgCommand = (context: CommandContext, words: readonly string[]) => Promise<number>;
+
+/** The command line is wrong; the message is followed by where to find help. */
+export class UsageError extends Error {}
+
+/** The command ends here with this status; everything has been said. */
+export class EarlyExit {
+  readonly status: number;
+
+  constructor(status: number) {
+    this.status = status;
+  }
+}
+
+/** Options of every command. */
+export const HELP = { long: 'help', short: 'h', argument: false } as const;
+export const OBJECT = { long: 'object', argument: true } as const;
+export const IMAGE_OPTS = { long: 'image-opts', argument: false } as const;
+export const FORCE_SHARE = { long: 'force-share', short: 'U', argument: false } as const;
+
+/**
+ * Reads a command's options; `take` is called for each, in order, except for help and objects, which are dealt with
+ * here. Returns the operands.
+ */
+export async function readOptions<T extends OptionTable>(
+  context: CommandContext,
+  program: string,
+  words: readonly string[],
+  table: T,
+  take: (name: Exclude<keyof T & string, 'help' | 'object'>, value: string) => void,
+): Promise<readonly string[]> {
+  const getopt = createGetopt(words, table, { program });
+  for (;;) {
+    const item = getopt.next();
+    if (item === null) return getopt.operands;
+    if (item.kind === 'error') throw optionError(item.problem, item.word);
+    if (item.name === 'help') {
+      context.output.print(usage(context.output.program));
+      throw new EarlyExit(0);
+    } else if (item.name === 'object') {
+      if (await addObject(context.environment(), item.value)) throw new EarlyExit(0);
+    } else {
+      take(item.name as Exclude<keyof T & string, 'help' | 'object'>, item.value);
+    }
+  }
+}
+
+export function optionError(problem: 'unrecognized' | 'missing-argument', word: string): UsageError {
+  return new UsageError(
+    problem === 'unrecognized' ? `unrecognized option '${word}'` : `missing argument for option '${word}'`,
+  );
+}
+
+// ---- values --------------------------------------------------------------------------------------------------
+
+export type OutputFormat = 'human' | 'json';
+
+export function outputFormat(value: string): OutputFormat {
+  if (value === 'human' || value === 'json') return value;
+  throw new BlockError('--output must be used with human or json as argument.');
+}
+
+export function checkFormatGiven(imageOpts: boolean, format: string | null): void {
+  if (imageOpts && format !== null) throw new BlockError('--image-opts and --format are mutually exclusive');
+}
+
+/** A cache mode of the target; throws when there is none of that name. */
+export function targetCache(name: string): CacheMode {
+  const mode = cacheMode(name);
+  if (mode === null) throw new BlockError(`Invalid cache option: ${name}`);
+  return mode;
+}
+
+export function sourceCache(name: string): CacheMode {
+  const mode = cacheMode(name);
+  if (mode === null) throw new BlockError(`Invalid source cache option: ${name}`);
+  return mode;
+}
+
+const INT64_MAX = 2n ** 63n - 1n;
+
+/** A number of bytes. `what` names it in the error; numbers above 2^53 are rounded. */
+export function readSize(output: ToolOutput, what: string, text: string): number {
+  const size = parseSize(text);
+  if (size.kind === 'size' && size.warning !== undefined) output.warn(size.warning);
+  if (size.kind === 'size' && size.bytes <= INT64_MAX) return Number(size.bytes);
+  throw sizeError(output, what, size);
+}
+
+/** The error of two lines goes out here but for its last line. */
+function sizeError(output: ToolOutput, what: string, size: ParsedSize): BlockError {
+  if (size.kind !== 'invalid')
+    return new BlockError(`Invalid ${what} specified. Must be between 0 and ${INT64_MAX}.`);
+  output.error(`Invalid ${what} specified. You may use k, M, G, T, P or E suffixes for`);
+  return new BlockError('kilobytes, megabytes, gigabytes, terabytes, petabytes and exabytes.');
+}
+
+/** Joins the values of an option that may be given several times; what is no list at all is refused. */
+export function joinOptions(before: string | null, value: string): string {
+  // An empty list, or one that begins or ends with a comma of its own, would run into the next.
+  if (value === '' || value.startsWith(',') || /(?:^|[^,])(?:,,)*,$/.test(value))
+    throw new BlockError(`Invalid option list: ${value}`);
+  return before === null ? value : `${before},${value}`;
+}

@@ -1,0 +1,86 @@
+/** Images and snapshots as people read them: what `info` and `snapshot -l` print. */
+
+import type { ImageInfo, SnapshotInfo } from '../../../schema/generated/types.ts';
+import { writeOrder } from '../../qmp/member-order.ts';
+import { humanSize } from '../common/size.ts';
+
+/** The description of an image, with a line end behind each line. */
+export function describeImage(info: ImageInfo): string {
+  const actual = info['actual-size'];
+  const lines = [
+    `image: ${info.filename}`,
+    `file format: ${info.format}`,
+    `virtual size: ${humanSize(info['virtual-size'])} (${BigInt(info['virtual-size'])} bytes)`,
+    `disk size: ${actual === undefined ? 'unavailable' : humanSize(actual)}`,
+  ];
+  if (info.encrypted === true) lines.push('encrypted: yes');
+  if (info['cluster-size'] !== undefined) lines.push(`cluster_size: ${info['cluster-size']}`);
+  if (info['dirty-flag'] === true) lines.push('cleanly shut down: no');
+  lines.push(...backingLines(info));
+  if (info.snapshots !== undefined) lines.push('Snapshot list:', ...snapshotLines(info.snapshots));
+  const specific = info['format-specific'];
+  if (specific !== undefined)
+    lines.push('Format specific information:', ...memberLines(specific.data, '    '));
+  return `${lines.join('\n')}\n`;
+}
+
+function backingLines(info: ImageInfo): string[] {
+  const name = info['backing-filename'];
+  if (name === undefined) return [];
+  const full = info['full-backing-filename'];
+  let line = `backing file: ${name}`;
+  if (full === undefined) line += ' (cannot determine actual path)';
+  else if (full !== name) line += ` (actual path: ${full})`;
+  const format = info['backing-filename-format'];
+  return format === undefined ? [line] : [line, `backing file format: ${format}`];
+}
+
+/** Members as "name: value"; what has parts of its own stands below, indented. */
+function memberLines(value: object, indent: string): string[] {
+  const members = value as Readonly<Record<string, unknown>>;
+  return writeOrder(Object.keys(members))
+    .filter((name) => members[name] !== undefined)
+    .flatMap((name) => valueLines(`${indent}${name.replaceAll('-', ' ')}:`, members[name], indent));
+}
+
+function valueLines(label: string, value: unknown, indent: string): string[] {
+  const inner = `${indent}    `;
+  if (Array.isArray(value)) {
+    const elements = value.flatMap((element, index) => valueLines(`${inner}[${index}]:`, element, inner));
+    return [label, ...elements];
+  }
+  if (typeof value === 'object' && value !== null) return [label, ...memberLines(value, inner)];
+  return [`${label} ${String(value)}`];
+}
+
+const SNAPSHOT_HEADING = 'ID        TAG               VM SIZE                DATE     VM CLOCK     ICOUNT';
+
+/** The table of snapshots with its heading. */
+export function snapshotLines(snapshots: readonly SnapshotInfo[]): string[] {
+  return [SNAPSHOT_HEADING, ...snapshots.map(snapshotLine)];
+}
+
+function snapshotLine(snapshot: SnapshotInfo): string {
+  const { id, name } = snapshot;
+  const size = humanSize(snapshot['vm-state-size']).padStart(8);
+  const date = dateText(snapshot['date-sec']).padStart(20);
+  const clock = clockText(snapshot).padStart(13);
+  const icount = (snapshot.icount === undefined ? '' : String(snapshot.icount)).padStart(11);
+  return `${id.padEnd(9)} ${name.padEnd(16)} ${size}${date}${clock}${icount}`;
+}
+
+/** Local time. */
+function dateText(seconds: number): string {
+  const date = new Date(seconds * 1000);
+  const two = (value: number): string => String(value).padStart(2, '0');
+  const day = `${date.getFullYear()}-${two(date.getMonth() + 1)}-${two(date.getDate())}`;
+  return `${day} ${two(date.getHours())}:${two(date.getMinutes())}:${two(date.getSeconds())}`;
+}
+
+function clockText(snapshot: SnapshotInfo): string {
+  const seconds = snapshot['vm-clock-sec'];
+  const parts = [Math.floor(seconds / 3600), Math.floor(seconds / 60) % 60, seconds % 60];
+  const milliseconds = Math.floor(snapshot['vm-clock-nsec'] / 1_000_000);
+  const text = parts.map((part) => String(part).padStart(2, '0')).join(':');
+  return `${text}.${String(milliseconds).padStart(3, '0')}`;
+}

@@ -1,0 +1,93 @@
+/** `info`: what an image is, and the images below it. */
+
+import path from 'node:path';
+import type { ImageInfo } from '../../../schema/generated/types.ts';
+import { imageInfo } from '../../block/query.ts';
+import { BlockError } from '../../errors/error.ts';
+import { printJsonPretty } from '../../qmp/json-print.ts';
+import { openNamedImage } from '../common/environment.ts';
+import {
+  type CommandContext,
+  checkFormatGiven,
+  FORCE_SHARE,
+  HELP,
+  IMAGE_OPTS,
+  OBJECT,
+  type OutputFormat,
+  outputFormat,
+  readOptions,
+  UsageError,
+} from './command.ts';
+import { describeImage } from './image-text.ts';
+
+const OPTIONS = {
+  help: HELP,
+  format: { long: 'format', short: 'f', argument: true },
+  output: { long: 'output', argument: true },
+  backingChain: { long: 'backing-chain', argument: false },
+  object: OBJECT,
+  imageOpts: IMAGE_OPTS,
+  forceShare: FORCE_SHARE,
+} as const;
+
+interface Request {
+  readonly name: string;
+  readonly format: string | null;
+  readonly imageOpts: boolean;
+  readonly forceShare: boolean;
+}
+
+export async function info(context: CommandContext, words: readonly string[]): Promise<number> {
+  let format: string | null = null;
+  let output: string | null = null;
+  let chain = false;
+  let imageOpts = false;
+  let forceShare = false;
+  const operands = await readOptions(context, 'info', words, OPTIONS, (name, value) => {
+    if (name === 'format') format = value;
+    else if (name === 'output') output = value;
+    else if (name === 'backingChain') chain = true;
+    else if (name === 'imageOpts') imageOpts = true;
+    else forceShare = true;
+  });
+  const [name] = operands;
+  if (name === undefined || operands.length !== 1) throw new UsageError('Expecting one image file name');
+  const form: OutputFormat = output === null ? 'human' : outputFormat(output);
+  checkFormatGiven(imageOpts, format);
+  const infos = await chainOf(context, { name, format, imageOpts, forceShare }, chain);
+  if (form === 'json') context.output.print(`${jsonText(chain ? infos : infos[0])}\n`);
+  else context.output.print(infos.map(describeImage).join('\n'));
+  return 0;
+}
+
+/** JSON over several lines, which end in a line feed alone here. */
+function jsonText(value: unknown): string {
+  return printJsonPretty(value).replaceAll('\r\n', '\n');
+}
+
+/** The image's record, and with `chain` those of the images below. */
+async function chainOf(context: CommandContext, first: Request, chain: boolean): Promise<ImageInfo[]> {
+  const env = context.environment();
+  const infos: ImageInfo[] = [];
+  const seen = new Set<string>();
+  let request: Request | null = first;
+  while (request !== null) {
+    const key = request.imageOpts ? request.name : path.resolve(request.name);
+    if (seen.has(key)) throw new BlockError(`Backing file '${request.name}' creates an infinite loop.`);
+    seen.add(key);
+    const image = await openNamedImage(env, { ...request, purpose: 'info' });
+    const record: ImageInfo = await imageInfo(image.node);
+    infos.push(record);
+    await image.close();
+    const below: string | undefined = record['full-backing-filename'];
+    if (!chain || record['backing-filename'] === undefined) return infos;
+    if (below === undefined) return infos;
+    request = {
+      name: below,
+      format: record['backing-filename-format'] ?? null,
+      imageOpts: false,
+      forceShare: first.forceShare,
+    };
+  }
+  return infos;
+}

@@ -1,0 +1,104 @@
+/** The program: finds the sub-command, runs it, and turns how it ended into messages and an exit status. */
+
+import path from 'node:path';
+import { InvariantError } from '../../errors/error.ts';
+import { createEnvironment, type ToolEnvironment } from '../common/environment.ts';
+import { createGetopt } from '../common/getopt.ts';
+import { createToolOutput, type ToolOutput } from '../common/output.ts';
+import { amend } from './amend.ts';
+import { check } from './check.ts';
+import { EarlyExit, type ImgCommand, optionError, UsageError } from './command.ts';
+import { compare } from './compare.ts';
+import { convert } from './convert.ts';
+import { create } from './create.ts';
+import { usage, versionText } from './help.ts';
+import { info } from './info.ts';
+import { map } from './map.ts';
+import { measure } from './measure.ts';
+import { resize } from './resize.ts';
+import { snapshot } from './snapshot.ts';
+
+const COMMANDS: Readonly<Record<string, ImgCommand>> = {
+  amend,
+  check,
+  compare,
+  convert,
+  create,
+  info,
+  map,
+  measure,
+  resize,
+  snapshot,
+};
+
+/** Commands of the original that are not here. */
+const MISSING: readonly string[] = ['bench', 'bitmap', 'commit', 'dd', 'rebase'];
+
+const OPTIONS = {
+  help: { long: 'help', short: 'h', argument: false },
+  version: { long: 'version', short: 'V', argument: false },
+  trace: { long: 'trace', short: 'T', argument: true },
+} as const;
+
+async function run(
+  words: readonly string[],
+  output: ToolOutput,
+  environment: () => ToolEnvironment,
+): Promise<number> {
+  if (words.length === 0) throw new UsageError('Not enough arguments');
+  const getopt = createGetopt(words, OPTIONS, { program: output.program, stopAtOperand: true });
+  for (let item = getopt.next(); item !== null; item = getopt.next()) {
+    if (item.kind === 'error') throw optionError(item.problem, item.word);
+    if (item.name === 'help') {
+      output.print(usage(output.program));
+      return 0;
+    }
+    if (item.name === 'version') {
+      output.print(versionText(output.program));
+      return 0;
+    }
+    if (!/[*?=,]/.test(item.value)) output.warn(`trace event '${item.value}' does not exist`);
+  }
+  const [name, ...rest] = getopt.operands;
+  if (name === undefined) throw new UsageError('Not enough arguments');
+  const command = Object.hasOwn(COMMANDS, name) ? COMMANDS[name] : undefined;
+  if (command !== undefined) return command({ output, environment }, rest);
+  throw new UsageError(
+    MISSING.includes(name) ? `Command not supported: ${name}` : `Command not found: ${name}`,
+  );
+}
+
+/** The exit status for what a command threw; its message is printed. */
+function failureStatus(error: unknown, output: ToolOutput): number {
+  if (error instanceof EarlyExit) return error.status;
+  if (error instanceof UsageError)
+    output.error(`${error.message}\nTry '${output.program} --help' for more information`);
+  else output.error(error instanceof InvariantError ? `internal error: ${error.stack}` : error);
+  return 1;
+}
+
+/** Runs the program with the arguments of the process. */
+async function main(): Promise<void> {
+  const output = createToolOutput(path.basename(process.argv[1] ?? 'qblock-img'));
+  let opened: ToolEnvironment | null = null;
+  const environment = (): ToolEnvironment => {
+    opened ??= createEnvironment(output);
+    return opened;
+  };
+  let status: number;
+  try {
+    status = await run(process.argv.slice(2), output, environment);
+  } catch (error) {
+    status = failureStatus(error, output);
+  }
+  try {
+    await (opened as ToolEnvironment | null)?.close();
+  } catch (error) {
+    output.error(error);
+    status ||= 1;
+  }
+  output.flush();
+  process.exit(status);
+}
+
+await main();

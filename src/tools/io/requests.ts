@@ -1,0 +1,321 @@
+/** The commands that read and write: read, write, readv, writev, aio_read, aio_write, aio_flush, discard, flush. */
+
+import { closeSync, openSync, readSync } from 'node:fs';
+import { allocateIoMemory, type IoMemory, type IoVector, vectorOf } from '../../aio/memory.ts';
+import { wrapped } from '../../block/callbacks.ts';
+import { Req } from '../../block/driver.ts';
+import { strerror } from '../../errors/errno.ts';
+import { errnoOf } from '../../errors/error.ts';
+import type { ToolImage } from '../common/environment.ts';
+import { type Arguments, fail, length, lengths, pattern, readArguments, size } from './arguments.ts';
+import { CommandFailed, type IoSession, UsageProblem } from './session.ts';
+import { dump, report } from './text.ts';
+
+const DEFAULT_PATTERN = 0xcd;
+const SECTOR_BYTES = 512;
+
+interface Transfer {
+  readonly vec: IoVector;
+  readonly memory: IoMemory;
+  readonly bytes: number;
+}
+
+/** Memory for parts of the given lengths, filled with `fill`. */
+function transfer(session: IoSession, parts: readonly number[], fill: number): Transfer {
+  const bytes = parts.reduce((sum, part) => sum + part, 0);
+  const shift = session.misalign ? 16 : 0;
+  const memory = allocateIoMemory(bytes + shift);
+  memory.buf.fill(fill);
+  const content = { buf: memory.buf.subarray(shift), addr: memory.addr + shift };
+  let at = 0;
+  const segments = parts.map((part) => {
+    const segment = { mem: content, start: at, length: part };
+    at += part;
+    return segment;
+  });
+  return {
+    vec: parts.length === 1 ? vectorOf(content, 0, bytes) : { segments, bytes },
+    memory: content,
+    bytes,
+  };
+}
+
+function openImage(session: IoSession): ToolImage {
+  // The caller of a command has checked that there is one.
+  return session.image!;
+}
+
+/** Runs a request and reports it; failures are printed as "WHAT failed: REASON". */
+async function timed(session: IoSession, what: string, run: () => Promise<void>): Promise<number> {
+  const startMs = performance.now();
+  try {
+    await run();
+  } catch (error) {
+    fail(session, `${what} failed: ${strerror(errnoOf(error))}`);
+  }
+  return performance.now() - startMs;
+}
+
+function failedPattern(session: IoSession, offset: number, bytes: number): void {
+  session.env.output.print(`Pattern verification failed at offset ${offset}, ${bytes} bytes\n`);
+  session.failed = true;
+}
+
+// ---- read ----------------------------------------------------------------------------------------------------
+
+export async function read(session: IoSession, words: readonly string[]): Promise<void> {
+  const { options, operands } = readArguments(session, 'read', words, 'bCl:pP:qs:v');
+  if (operands.length !== 2 || (!options.has('P') && (options.has('s') || options.has('l'))))
+    throw new UsageProblem();
+  const checkLength = options.has('l') ? size(session, options.get('l')!) : null;
+  const expected = options.has('P') ? pattern(session, options.get('P')!) : null;
+  const checkOffset = options.has('s') ? size(session, options.get('s')!) : 0;
+  const offset = size(session, operands[0]!);
+  const bytes = length(session, operands[1]!);
+  const checked = checkLength ?? bytes - checkOffset;
+  if (checkOffset < 0 || checked < 0 || checkOffset + checked > bytes) {
+    fail(session, 'pattern verification range exceeds end of read data');
+  }
+  if (options.has('b')) checkSectors(session, offset, bytes);
+  const image = openImage(session);
+  const { vec, memory } = transfer(session, [bytes], 0xab);
+  const elapsedMs = await timed(session, 'read', () =>
+    options.has('b') ? vmState(image) : image.backend.preadv(offset, bytes, vec, 0),
+  );
+  if (expected !== null) {
+    const part = memory.buf.subarray(checkOffset, checkOffset + checked);
+    if (!part.every((byte) => byte === expected)) failedPattern(session, offset + checkOffset, checked);
+  }
+  if (options.has('q')) return;
+  if (options.has('v')) dump(session, memory.buf.subarray(0, bytes), offset);
+  report(session, 'read', { offset, bytes, total: bytes, machine: options.has('C') }, elapsedMs);
+}
+
+/** The state of a virtual machine inside an image: nothing here makes any. */
+async function vmState(image: ToolImage): Promise<void> {
+  await wrapped.getInfo(image.node);
+  throw Object.assign(new Error('VM state'), { errno: 95 });
+}
+
+function checkSectors(session: IoSession, offset: number, bytes: number): void {
+  for (const [value, name] of [
+    [offset, 'offset'],
+    [bytes, 'count'],
+  ] as const) {
+    if (value % SECTOR_BYTES !== 0) fail(session, `${value} is not a sector-aligned value for '${name}'`);
+  }
+}
+
+// ---- write ---------------------------------------------------------------------------------------------------
+
+function checkWriteOptions(session: IoSession, { options, operands }: Arguments): void {
+  const given = (letter: string): boolean => options.has(letter);
+  if (operands.length !== 2) throw new UsageProblem();
+  if (given('b') && given('z')) fail(session, '-b and -z cannot be specified at the same time');
+  if (given('f') && (given('b') || given('c')))
+    fail(session, '-f and -b or -c cannot be specified at the same time');
+  if (given('n') && !given('z')) fail(session, '-n requires -z to be specified');
+  if (given('u') && !given('z')) fail(session, '-u requires -z to be specified');
+  if ([given('z'), given('P'), given('s')].filter(Boolean).length > 1) {
+    fail(session, 'Only one of -z, -P, and -s can be specified at the same time');
+  }
+}
+
+/** Fills the buffer with what the file holds, over and over. */
+function fillFromFile(session: IoSession, name: string, buf: Buffer): void {
+  let fd: number;
+  try {
+    fd = openSync(name, 'r');
+  } catch (error) {
+    session.env.output.note(`${name}: ${strerror(errnoOf(error))}\n`);
+    throw new CommandFailed();
+  }
+  try {
+    const got = readSync(fd, buf, 0, buf.length, 0);
+    if (got === 0) fail(session, `${name}: End of file reached`);
+    for (let at = got; at < buf.length; at += got) buf.copy(buf, at, 0, Math.min(got, buf.length - at));
+  } finally {
+    closeSync(fd);
+  }
+}
+
+export async function write(session: IoSession, words: readonly string[]): Promise<void> {
+  const given = readArguments(session, 'write', words, 'bcCfnpP:qs:uz');
+  const { options, operands } = given;
+  checkWriteOptions(session, given);
+  const value = options.has('P') ? pattern(session, options.get('P')!) : DEFAULT_PATTERN;
+  const offset = size(session, operands[0]!);
+  const bytes = length(session, operands[1]!);
+  if (options.has('b') || options.has('c')) checkSectors(session, offset, bytes);
+  const image = openImage(session);
+  const flags = image.writeFlags | (options.has('f') ? Req.fua : 0);
+  const { vec, memory } = transfer(session, options.has('z') ? [0] : [bytes], value);
+  if (options.has('s')) fillFromFile(session, options.get('s')!, memory.buf.subarray(0, bytes));
+  const elapsedMs = await timed(session, 'write', () => {
+    if (options.has('b')) return vmState(image);
+    if (options.has('z')) return image.backend.pwriteZeroes(offset, bytes, flags | zeroFlags(options));
+    if (options.has('c')) return compressed(image, offset, bytes, vec);
+    return image.backend.pwritev(offset, bytes, vec, flags);
+  });
+  if (!options.has('q'))
+    report(session, 'wrote', { offset, bytes, total: bytes, machine: options.has('C') }, elapsedMs);
+}
+
+function zeroFlags(options: ReadonlyMap<string, string>): number {
+  return (options.has('u') ? Req.mayUnmap : 0) | (options.has('n') ? Req.noFallback : 0);
+}
+
+async function compressed(image: ToolImage, offset: number, bytes: number, vec: IoVector): Promise<void> {
+  if (offset + bytes > image.node.totalBytes) throw Object.assign(new Error('beyond the end'), { errno: 5 });
+  await wrapped.pwritevCompressed(image.node, offset, bytes, vec);
+}
+
+// ---- vectors -------------------------------------------------------------------------------------------------
+
+interface VectorRequest {
+  readonly offset: number;
+  readonly parts: readonly number[];
+  readonly options: ReadonlyMap<string, string>;
+}
+
+function vectorArguments(
+  session: IoSession,
+  command: string,
+  words: readonly string[],
+  letters: string,
+): VectorRequest {
+  const { options, operands } = readArguments(session, command, words, letters);
+  if (operands.length < 2) throw new UsageProblem();
+  return { options, offset: size(session, operands[0]!), parts: lengths(session, operands.slice(1)) };
+}
+
+export async function readv(session: IoSession, words: readonly string[]): Promise<void> {
+  const { options, offset, parts } = vectorArguments(session, 'readv', words, 'CP:qv');
+  const expected = options.has('P') ? pattern(session, options.get('P')!) : null;
+  await readVector(session, { options, offset, parts }, expected);
+}
+
+async function readVector(
+  session: IoSession,
+  { options, offset, parts }: VectorRequest,
+  expected: number | null,
+): Promise<void> {
+  const { vec, memory, bytes } = transfer(session, parts, 0xab);
+  const image = openImage(session);
+  const elapsedMs = await timed(session, 'readv', () => image.backend.preadv(offset, bytes, vec, 0));
+  if (expected !== null && !memory.buf.subarray(0, bytes).every((byte) => byte === expected)) {
+    failedPattern(session, offset, bytes);
+  }
+  if (options.has('q')) return;
+  if (options.has('v')) dump(session, memory.buf.subarray(0, bytes), offset);
+  report(session, 'read', { offset, bytes, total: bytes, machine: options.has('C') }, elapsedMs);
+}
+
+export async function writev(session: IoSession, words: readonly string[]): Promise<void> {
+  const { options, offset, parts } = vectorArguments(session, 'writev', words, 'CfqP:');
+  await writeVector(session, 'writev', { options, offset, parts });
+}
+
+async function writeVector(
+  session: IoSession,
+  what: string,
+  { options, offset, parts }: VectorRequest,
+): Promise<void> {
+  const value = options.has('P') ? pattern(session, options.get('P')!) : DEFAULT_PATTERN;
+  const { vec, bytes } = transfer(session, parts, value);
+  const image = openImage(session);
+  const flags = image.writeFlags | (options.has('f') ? Req.fua : 0);
+  const elapsedMs = await timed(session, what, () => image.backend.pwritev(offset, bytes, vec, flags));
+  if (!options.has('q'))
+    report(session, 'wrote', { offset, bytes, total: bytes, machine: options.has('C') }, elapsedMs);
+}
+
+// ---- asynchronous --------------------------------------------------------------------------------------------
+
+/** Starts a request whose outcome is printed when it is there; it counts as a success. */
+function start(session: IoSession, request: Promise<void>): void {
+  const failedBefore = session.failed;
+  const reported: Promise<void> = request
+    .catch((error: unknown) => {
+      if (!(error instanceof CommandFailed)) throw error;
+    })
+    .finally(() => {
+      session.failed = failedBefore || session.failed;
+      session.env.output.flush();
+      session.pending.delete(reported);
+    });
+  session.pending.add(reported);
+}
+
+export async function aioRead(session: IoSession, words: readonly string[]): Promise<void> {
+  const { options, offset, parts } = vectorArguments(session, 'aio_read', words, 'CP:iqv');
+  const expected = options.has('P') ? pattern(session, options.get('P')!) : null;
+  if (options.has('i')) {
+    session.env.output.print('injecting invalid read request\n');
+    return;
+  }
+  start(
+    session,
+    withoutVerdict(session, () => readVector(session, { options, offset, parts }, expected)),
+  );
+}
+
+/** A pattern that does not match is printed, but the command was a success when it was submitted. */
+async function withoutVerdict(session: IoSession, run: () => Promise<void>): Promise<void> {
+  const before = session.failed;
+  await run();
+  session.failed = before;
+}
+
+export async function aioWrite(session: IoSession, words: readonly string[]): Promise<void> {
+  const { options, operands } = readArguments(session, 'aio_write', words, 'CfiP:quz');
+  if (operands.length < 2) throw new UsageProblem();
+  if (options.has('z') && operands.length !== 2) fail(session, '-z supports only a single length parameter');
+  if (options.has('u') && !options.has('z')) fail(session, '-u requires -z to be specified');
+  const offset = size(session, operands[0]!);
+  if (options.has('i')) {
+    session.env.output.print('injecting invalid write request\n');
+    return;
+  }
+  if (!options.has('z')) {
+    const parts = lengths(session, operands.slice(1));
+    if (options.has('P')) pattern(session, options.get('P')!);
+    start(session, writeVector(session, 'aio_write', { options, offset, parts }));
+    return;
+  }
+  const bytes = length(session, operands[1]!);
+  const image = openImage(session);
+  const flags = image.writeFlags | zeroFlags(options) | (options.has('f') ? Req.fua : 0);
+  start(
+    session,
+    timed(session, 'aio_write', () => image.backend.pwriteZeroes(offset, bytes, flags)).then((elapsedMs) => {
+      if (!options.has('q'))
+        report(session, 'wrote', { offset, bytes, total: bytes, machine: options.has('C') }, elapsedMs);
+    }),
+  );
+}
+
+export async function aioFlush(session: IoSession): Promise<void> {
+  while (session.pending.size > 0) await Promise.all(session.pending);
+}
+
+// ---- without data --------------------------------------------------------------------------------------------
+
+export async function flush(session: IoSession): Promise<void> {
+  try {
+    await openImage(session).backend.flush();
+  } catch {
+    session.failed = true;
+  }
+}
+
+export async function discard(session: IoSession, words: readonly string[]): Promise<void> {
+  const { options, operands } = readArguments(session, 'discard', words, 'Cq');
+  if (operands.length !== 2) throw new UsageProblem();
+  const offset = size(session, operands[0]!);
+  const bytes = length(session, operands[1]!);
+  const image = openImage(session);
+  const elapsedMs = await timed(session, 'discard', () => image.backend.pdiscard(offset, bytes));
+  if (options.has('q')) return;
+  report(session, 'discard', { offset, bytes, total: bytes, machine: options.has('C') }, elapsedMs);
+}
