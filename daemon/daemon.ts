@@ -58,6 +58,7 @@ export class Daemon {
       events: this.#events,
       drivers,
       secret: (id) => objects.secret(id),
+      report: (text) => reporter.message(text.trimEnd()),
     });
     const log = (message: string): void => logger.info({}, message);
     this.context = {

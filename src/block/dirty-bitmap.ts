@@ -10,8 +10,8 @@ import { createHash } from 'node:crypto';
 import { setImmediate as nextTurn } from 'node:timers/promises';
 import type { BlockDirtyInfo } from '../../schema/generated/types.ts';
 import { E } from '../errors/errno.ts';
-import { BlockError } from '../errors/error.ts';
-import { HierarchicalBitmap } from './hierarchical-bitmap.ts';
+import { BlockError, ioError } from '../errors/error.ts';
+import { HierarchicalBitmap, MAX_BITMAP_LENGTH } from './hierarchical-bitmap.ts';
 import type { BlockLayer } from './layer.ts';
 import type { BlockNode } from './node.ts';
 
@@ -53,6 +53,11 @@ export function createBitmapTable(): DirtyBitmapTable {
   return { all: new Set(), byName: new Map() };
 }
 
+/** Blocks of a node. No request goes beyond 2^53 bytes, however long the node says it is. */
+function blocksOf(sizeBytes: number, granularityBytes: number): number {
+  return Math.min(Math.ceil(sizeBytes / granularityBytes), MAX_BITMAP_LENGTH);
+}
+
 export interface NewBitmap {
   readonly name: string | null;
   /** A power of two, at least MIN_GRANULARITY_BYTES. */
@@ -76,7 +81,7 @@ export function createBitmap(node: BlockNode, wanted: NewBitmap): DirtyBitmap {
     node,
     name,
     granularityBytes,
-    bits: new HierarchicalBitmap(Math.ceil(node.totalBytes / granularityBytes)),
+    bits: new HierarchicalBitmap(blocksOf(node.totalBytes, granularityBytes)),
     sizeBytes: node.totalBytes,
     enabled: wanted.enabled ?? true,
     busy: false,
@@ -168,7 +173,7 @@ export function resizeBitmaps(node: BlockNode): void {
   for (const bitmap of node.dirtyBitmaps.all) {
     if (bitmap.sizeBytes === node.totalBytes) continue;
     bitmap.sizeBytes = node.totalBytes;
-    bitmap.bits.resize(Math.ceil(node.totalBytes / bitmap.granularityBytes));
+    bitmap.bits.resize(blocksOf(node.totalBytes, bitmap.granularityBytes));
   }
 }
 
@@ -236,11 +241,15 @@ export function dirtyBitmapInfos(node: BlockNode): BlockDirtyInfo[] {
 }
 
 const HASH_CHUNK_BYTES = 4 * 1024 * 1024;
+/** More would take minutes; the original has no memory for it. */
+const HASH_MAX_BYTES = 16 * 1024 ** 3;
 
 /** SHA-256 of the bits in little-endian words of 64, in hexadecimal. Lets others run between the chunks. */
 export async function bitmapSha256(bitmap: DirtyBitmap): Promise<string> {
   const hash = createHash('sha256');
-  const bytes = Math.ceil(bitmap.bits.length / 64) * 8;
+  // There is a word even when there is no bit.
+  const bytes = Math.max(1, Math.ceil(bitmap.bits.length / 64)) * 8;
+  if (bytes > HASH_MAX_BYTES) throw ioError(E.ENOMEM);
   const chunk = Buffer.allocUnsafe(Math.min(bytes, HASH_CHUNK_BYTES));
   for (let at = 0; at < bytes; at += HASH_CHUNK_BYTES) {
     if (at > 0) await nextTurn();

@@ -17,6 +17,9 @@ const MAX_DEPTH = 3;
 const MASK_WORDS = FANOUT / 32;
 const ALL_ONES = 0xffffffff;
 
+/** Longest bitmap. */
+export const MAX_BITMAP_LENGTH = LEAF_BITS * FANOUT ** MAX_DEPTH;
+
 const FULL = Symbol('all bits set');
 
 interface Leaf {
@@ -258,7 +261,7 @@ function leafAt(root: Tree, depth: number, leafIndex: number): null | typeof FUL
 
 // ---- the bitmap ------------------------------------------------------------------------------------------------
 
-/** Bits 0 to `length` - 1, all clear at first. `length` at most 2^45. */
+/** Bits 0 to `length` - 1, all clear at first. `length` at most MAX_BITMAP_LENGTH. */
 export class HierarchicalBitmap {
   #root: Tree = null;
   #depth: number;
@@ -266,7 +269,7 @@ export class HierarchicalBitmap {
 
   constructor(length: number) {
     assert(
-      Number.isSafeInteger(length) && length >= 0 && length <= spanOf(MAX_DEPTH),
+      Number.isSafeInteger(length) && length >= 0 && length <= MAX_BITMAP_LENGTH,
       'bitmap length out of range',
     );
     this.#length = length;
@@ -337,7 +340,7 @@ export class HierarchicalBitmap {
   /** Changes the length; new bits are clear, bits behind the new end are gone. */
   resize(length: number): void {
     assert(
-      Number.isSafeInteger(length) && length >= 0 && length <= spanOf(MAX_DEPTH),
+      Number.isSafeInteger(length) && length >= 0 && length <= MAX_BITMAP_LENGTH,
       'bitmap length out of range',
     );
     if (length < this.#length) this.reset(length, this.#length);
@@ -382,10 +385,10 @@ export class HierarchicalBitmap {
       const bits = Math.min(end - bit, LEAF_BITS - inLeaf);
       const words = new Uint32Array(Math.ceil(bits / 32));
       const at = (bit - firstBit) / 8;
-      let any = 0;
-      for (let i = 0; i < words.length; i++) any |= words[i] = view.getUint32(at + i * 4, true);
+      let seen = 0;
+      for (let i = 0; i < words.length; i++) seen |= words[i] = view.getUint32(at + i * 4, true);
       if (bits % 32 !== 0) words[words.length - 1]! &= wordMask(0, bits % 32);
-      if (any !== 0) {
+      if (seen !== 0) {
         const leafIndex = Math.floor(bit / LEAF_BITS);
         this.#root = orIntoLeaf(this.#root, this.#depth, leafIndex, inLeaf / 32, words);
       }

@@ -35,7 +35,7 @@ export class BlockLayer {
   readonly drivers: Readonly<Record<string, BlockDriver>>;
   /** The bytes of the secret object `id`; throws when there is none. */
   readonly secret: (id: string) => Buffer;
-  /** Tells the user what no command can answer with; "warning: " goes in front of what is no error. No line end is added. */
+  /** Tells the user what no command can answer with; "warning: " goes in front of what is no error. Adds no line end. */
   readonly report: (text: string) => void;
   readonly graphLock = new GraphLock();
   /** All nodes in the order in which they got their names. Changed on the monitor side only. */

@@ -299,6 +299,13 @@ describe('bitmaps of a node', () => {
     expect(node.dirtyBitmaps.all.size).toBe(3);
   });
 
+  it('cover what requests can reach of a node that says it is longer', () => {
+    const node = fakeNode(2 ** 63 - 2 ** 30);
+    const bitmap = createBitmap(node, { name: 'b', granularityBytes: 512 });
+    setDirty(bitmap, 2 ** 53 - 512, 512);
+    expect(nextDirty(bitmap, 0)).toEqual({ offset: 2 ** 53 - 512, bytes: 512 });
+  });
+
   it('have a granularity that fits the image', () => {
     expect([0, 512, 4096, 16_384, 65_536, 2 ** 21].map(defaultGranularity)).toEqual([
       65_536, 4096, 4096, 16_384, 65_536, 65_536,

@@ -73,8 +73,10 @@ export const bitmapDamages: Readonly<Record<string, Damage>> = {
   'type 0': u8('directory', 16, 0),
   'type 2': u8('directory', 16, 2),
   ...Object.fromEntries(
-    [8, 9, 31, 32, 63, 255].map((bits) => [`granularity 2^${bits}`, u8('directory', 17, bits)]),
+    [8, 9, 32, 63, 255].map((bits) => [`granularity 2^${bits}`, u8('directory', 17, bits)]),
   ),
+  // One bit is left, and what is stored behind it the original takes for part of it.
+  'granularity 2^31': both(u64('table', 0, 0n), u8('directory', 17, 31)),
   'name too long': u16('directory', 18, 1024),
   'name of 65535 bytes': u16('directory', 18, 65_535),
   'name with a zero behind': u16('directory', 18, 2),

@@ -227,6 +227,56 @@ describe('stored by one, read by the other', () => {
   });
 });
 
+describe('over NBD', () => {
+  const script = `
+import nbd, sys
+uri = 'nbd+unix:///n?socket=' + sys.argv[1]
+for queries in ([], ['qemu:'], ['qemu:dirty-bitmap:'], ['qemu:dirty-bitmap:p'], ['qemu:dirty-bitmap'], [''],
+                ['qemu:dirty-bitmap:x'], ['base:', 'qemu:dirty-bitmap:b'], ['qemu:dirty-bitmap:b', 'base:']):
+    h = nbd.NBD()
+    h.set_opt_mode(True)
+    for query in queries:
+        h.add_meta_context(query)
+    h.connect_uri(uri)
+    names = []
+    h.opt_list_meta_context(lambda name: names.append(name) and 0)
+    print(queries, names)
+    h.opt_abort()
+h = nbd.NBD()
+for context in ('qemu:dirty-bitmap:p', 'base:allocation', 'qemu:dirty-bitmap:b'):
+    h.add_meta_context(context)
+h.connect_uri(uri)
+show = lambda context, offset, entries, error: print(context, offset, entries)
+h.pwrite(b'x' * 5000, 70000)
+h.pwrite(b'x' * 512, 1048576 - 512)
+for bytes, offset in ((1048576, 0), (70000, 10000), (1, 65535), (512, 70000)):
+    h.block_status(bytes, offset, show)
+h.block_status(1048576, 0, show, nbd.CMD_FLAG_REQ_ONE)
+h.block_status(1048576 - 65536, 65536, show, nbd.CMD_FLAG_REQ_ONE)
+`;
+
+  async function contextsOf({ daemon, client }: Side): Promise<string> {
+    const socket = path.join(daemon.dir, 'nbd.sock');
+    await client.execute('blockdev-add', { driver: 'null-co', 'node-name': 'n', size: MiB });
+    await client.execute('block-dirty-bitmap-add', { node: 'n', name: 'p', granularity: 4096 });
+    await client.execute('block-dirty-bitmap-add', { node: 'n', name: 'b' });
+    await client.execute('nbd-server-start', { addr: { type: 'unix', data: { path: socket } } });
+    await client.execute('block-export-add', {
+      ...{ type: 'nbd', id: 'e', 'node-name': 'n', writable: true },
+      ...{ bitmaps: ['p', 'b'], 'allocation-depth': true },
+    });
+    const output = peer('/usr/bin/python3', '-c', script, socket);
+    await client.execute('nbd-server-stop');
+    await client.execute('blockdev-del', { 'node-name': 'n' });
+    return output;
+  }
+
+  test('contexts are listed and answered as by the original', async (context) => {
+    requirePeer(context, ORIGINAL, 'nbdsh');
+    expect(await contextsOf(sides.qblockd)).toBe(await contextsOf(sides[ORIGINAL]));
+  });
+});
+
 describe('a daemon that is killed', () => {
   for (const [killed, next] of [
     ['qblockd', ORIGINAL],

@@ -11,7 +11,7 @@ import { type RunningDaemon, startDaemon } from '../peers/daemons.ts';
 import { missingPeer, requirePeer } from '../peers/requires.ts';
 
 /** What the original's 7.2 does not have: [owner, member]. Newer releases of it do. */
-const NEWER = new Set(['nbd-server-start handshake-max-seconds']);
+const NEWER = new Set(['nbd-server-start handshake-max-seconds', 'blockdev-add/qcow2 discard-no-unref']);
 
 /** Optional results of the original that nothing here can produce yet, so that they are not listed. */
 const NOT_PRODUCED = new Set(['format-specific']);

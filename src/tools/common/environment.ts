@@ -38,6 +38,7 @@ export function createEnvironment(output: ToolOutput): ToolEnvironment {
     events: { emit: () => undefined },
     drivers,
     secret: (id) => objects.secret(id),
+    report: (text) => output.note(`${output.program}: ${text}`),
   });
   return {
     layer,

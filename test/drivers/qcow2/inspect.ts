@@ -1,6 +1,6 @@
 /**
  * An independent look at an image in memory: counts the references to every host cluster and compares them with the
- * refcounts. Written against the specification alone, for images without bitmaps and external data.
+ * refcounts. Written against the specification alone, for images without external data.
  */
 
 export interface Inspection {
@@ -8,6 +8,35 @@ export interface Inspection {
   readonly corruptions: readonly string[];
   readonly leaks: number;
   readonly dirty: boolean;
+}
+
+/** Counts the bitmap directory with the tables and bits it leads to. */
+function walkBitmaps(
+  image: Buffer,
+  corruptions: string[],
+  refer: (offset: number, bytes: number, what: string) => void,
+): void {
+  const u64 = (at: number): number => (at + 8 <= image.length ? Number(image.readBigUInt64BE(at)) : 0);
+  let at = image.readUInt32BE(100);
+  while (image.readUInt32BE(at) !== 0x23852875 && image.readUInt32BE(at) !== 0)
+    at += 8 + Math.ceil(image.readUInt32BE(at + 4) / 8) * 8;
+  if (image.readUInt32BE(at) === 0) return;
+  const directory = u64(at + 24);
+  const end = directory + u64(at + 16);
+  refer(directory, end - directory, 'bitmap directory');
+  for (let entry = directory, left = image.readUInt32BE(at + 8); left > 0; left--) {
+    if (entry + 24 > Math.min(end, image.length)) {
+      corruptions.push('bitmap directory is not there');
+      return;
+    }
+    const entries = image.readUInt32BE(entry + 8);
+    refer(u64(entry), entries * 8, 'bitmap table');
+    for (let i = 0; i < entries; i++) {
+      const bits = u64(u64(entry) + i * 8);
+      if (bits > 1) refer(bits, 1, 'bits');
+    }
+    entry += Math.ceil((24 + image.readUInt16BE(entry + 18)) / 8) * 8;
+  }
 }
 
 /** `flags` false: COPIED flags are not looked at. */
@@ -104,6 +133,7 @@ export function inspect(image: Buffer, flags = true): Inspection {
     at += Math.ceil(bytes / 8) * 8;
   }
   if (snapshots > 0) refer(u64(64), at - u64(64), 'snapshot table');
+  if (version >= 3 && (image[95]! & 1) === 1) walkBitmaps(image, corruptions, refer);
   let leaks = 0;
   const clusters = Math.max(Math.ceil(image.length / clusterBytes), ...references.keys());
   for (let cluster = 0; cluster <= clusters; cluster++) {

@@ -83,6 +83,13 @@ const CASES: Readonly<Record<string, ModelSettings>> = {
     backingBytes: MIB / 2,
   },
   zstd: { ...ring, create: 'cluster_size=4k,compression_type=zstd', sizeBytes: MIB, snapshots: true },
+  'discards that keep their clusters': {
+    ...ring,
+    create: 'cluster_size=4k',
+    sizeBytes: 4 * MIB,
+    snapshots: true,
+    node: { 'discard-no-unref': true },
+  },
   'tiny caches': {
     ...ring,
     create: 'cluster_size=512',

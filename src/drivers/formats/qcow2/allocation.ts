@@ -35,6 +35,7 @@ import {
   sliceOffsetOf,
   subclusterMask,
 } from './mapping.ts';
+import { checkTablePlace } from './metadata-io.ts';
 import { allocateRun, deferFree, deferFreeCompressed, isNeed } from './refcount.ts';
 import {
   type Allocation,
@@ -80,6 +81,7 @@ function newL2Table(node: Qcow2Node, l1Index: number, l2Index: number): CachedTa
   const s = node.state;
   const run = allocateRun(s, 1);
   if (isNeed(run)) return run;
+  checkTablePlace(s, run.offset);
   const wanted = sliceOffsetOf(s, run.offset, l2Index);
   // In a fresh cluster the other slices are zeroes on the disk already.
   const step = s.l2Cache.tableBytes;

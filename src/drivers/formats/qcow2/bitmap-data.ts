@@ -26,7 +26,7 @@ const WRITE_BYTES = 1024 * 1024;
 
 /** Clusters of bits that a bitmap of `bits` bits takes. */
 export function tableEntriesFor(s: Qcow2State, bits: number): number {
-  return Math.ceil(bits / 8 / s.clusterBytes);
+  return Math.max(1, Math.ceil(bits / 8 / s.clusterBytes));
 }
 
 /** Host clusters of a table. */
@@ -120,7 +120,9 @@ export async function writeBits(
   for (let bit = bits.nextSet(0); bit >= 0; ) {
     const chunk = Math.floor(bit / chunkBits);
     const end = (chunk + 1) * chunkBits;
-    if (bits.nextClear(chunk * chunkBits, end) < 0) writeU64(view, chunk * 8, ENTRY_ONES);
+    // The original takes "all set" by the word: the last cluster of bits may not hold that many.
+    if (end <= bits.length && bits.nextClear(chunk * chunkBits, end) < 0)
+      writeU64(view, chunk * 8, ENTRY_ONES);
     else chunks.push(chunk);
     bit = bits.nextSet(end);
   }

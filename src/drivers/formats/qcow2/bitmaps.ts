@@ -91,13 +91,14 @@ export async function markBitmapsInUse(node: Qcow2Node, guard: GraphReadGuard): 
     await writeHeader(node, guard);
     await barrier(node, guard);
   }
+  if (bitmaps !== null && s.extras.bitmaps.some(({ flags }) => (flags & BitmapFlag.inUse) === 0)) {
+    const marked = s.extras.bitmaps.map((entry) => ({ ...entry, flags: entry.flags | BitmapFlag.inUse }));
+    // In place: only these bits change, so a write that is torn marks some and leaves the others, which are right yet.
+    await writeMetadata(node, guard, bitmaps.directoryOffset, encodeDirectory(marked), 'bitmap-directory');
+    await barrier(node, guard);
+    s.extras.bitmaps = marked;
+  }
   s.extras.bitmapsOwned = true;
-  if (bitmaps === null || s.extras.bitmaps.every(({ flags }) => (flags & BitmapFlag.inUse) !== 0)) return;
-  const marked = s.extras.bitmaps.map((entry) => ({ ...entry, flags: entry.flags | BitmapFlag.inUse }));
-  // In place: only these bits change, so a write that is torn marks some and leaves the others, which are right yet.
-  await writeMetadata(node, guard, bitmaps.directoryOffset, encodeDirectory(marked), 'bitmap-directory');
-  await barrier(node, guard);
-  s.extras.bitmaps = marked;
 }
 
 // ---- changing the directory ------------------------------------------------------------------------------------
@@ -193,8 +194,8 @@ export async function storeBitmaps(node: Qcow2Node, guard: GraphReadGuard): Prom
   const toStore = [...node.dirtyBitmaps.all].filter(
     (bitmap) => bitmap.persistent && !bitmap.inconsistent && !bitmap.readOnly,
   );
-  // Not ours: the opening failed, or was for a check.
-  if (toStore.length === 0 || !(s.extras.bitmapsOwned || node.readOnly)) return;
+  // Not ours: the opening failed, or was for a check. And an image that has become version 2 keeps no bitmaps.
+  if (toStore.length === 0 || !(s.extras.bitmapsOwned || node.readOnly) || s.header.version < 3) return;
   try {
     if (node.readOnly) throw new BlockError('No write access');
     await alone(node, guard, () => store(node, guard, toStore));

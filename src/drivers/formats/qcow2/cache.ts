@@ -28,14 +28,16 @@ export interface CachedTable {
   recent: boolean;
 }
 
+const MAX_SPARES = 8;
+
 export class TableCache {
   readonly tableBytes: number;
   readonly #tables = new Map<number, CachedTable>();
   readonly #loading = new Map<number, Promise<CachedTable>>();
   readonly #dirty = new Set<CachedTable>();
   #capacity: number;
-  /** Memory of a table that is not used. */
-  #spare: IoMemory | null = null;
+  /** Memory of tables that were dropped for want of room: used again, since making it costs more than reading. */
+  readonly #spares: IoMemory[] = [];
 
   /** `capacity` in tables. */
   constructor(tableBytes: number, capacity: number) {
@@ -67,6 +69,11 @@ export class TableCache {
     return table;
   }
 
+  /** Whether somebody counts on the table at `offset` staying. */
+  isPinned(offset: number): boolean {
+    return (this.#tables.get(offset)?.pins ?? 0) > 0;
+  }
+
   /** The table at `offset`, read by `read` if need be; concurrent calls share one read. */
   load(offset: number, read: (mem: IoMemory) => Promise<void>): Promise<CachedTable> {
     const known = this.get(offset);
@@ -80,7 +87,7 @@ export class TableCache {
   }
 
   async #read(offset: number, read: (mem: IoMemory) => Promise<void>): Promise<CachedTable> {
-    const mem = allocateIoMemory(this.tableBytes);
+    const mem = this.#memory();
     await read(mem);
     // Somebody may have created the table meanwhile: what is in the cache is newer than what is on the disk.
     return this.#tables.get(offset) ?? this.#insert(offset, mem);
@@ -88,21 +95,24 @@ export class TableCache {
 
   /** As load, when `tryRead` can read within this turn; undefined: nothing has been done. */
   tryLoad(offset: number, tryRead: (mem: IoMemory) => boolean): CachedTable | undefined {
-    const mem = this.#spare ?? allocateIoMemory(this.tableBytes);
-    this.#spare = null;
+    const mem = this.#memory();
     if (tryRead(mem)) return this.#insert(offset, mem);
-    this.#spare = mem;
+    this.#spares.push(mem);
     return undefined;
   }
 
   /** A new table of zeroes at `offset`, dirty, replacing whatever the cache had there. */
   create(offset: number): CachedTable {
     this.drop(offset);
-    const mem = allocateIoMemory(this.tableBytes);
+    const mem = this.#memory();
     mem.buf.fill(0);
     const table = this.#insert(offset, mem);
     this.markDirty(table);
     return table;
+  }
+
+  #memory(): IoMemory {
+    return this.#spares.pop() ?? allocateIoMemory(this.tableBytes);
   }
 
   #insert(offset: number, mem: IoMemory): CachedTable {
@@ -173,6 +183,8 @@ export class TableCache {
         this.#tables.set(table.offset, table);
       } else {
         this.#tables.delete(table.offset);
+        // Whoever needs a table across an await pins it: nobody looks at this one any more.
+        if (this.#spares.length < MAX_SPARES) this.#spares.push(table.mem);
       }
     }
   }

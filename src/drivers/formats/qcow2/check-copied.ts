@@ -53,7 +53,8 @@ function withFlag(hi: number, copied: boolean): number {
 
 async function checkL2Flags(c: Check, tableOffset: number, repair: boolean): Promise<void> {
   const { s, request, result } = c;
-  const view = await readTable(c, tableOffset, s.clusterBytes);
+  if (tableOffset >= c.fileBytes) return;
+  const view = await readTable(c, tableOffset, s.clusterBytes, 'check_oflag_copied()');
   let fixed = 0;
   for (let index = 0; index < s.l2Entries; index++) {
     const at = index * s.l2EntryBytes;

@@ -73,7 +73,8 @@ export function entryHex(hi: number, lo: number): string {
 
 /** Finds out how long the image file is. Throws EFBIG when that is more than can be checked. */
 export async function measureFile(c: Check): Promise<void> {
-  c.fileBytes = await co.getLength(c.s.file.node, c.guard);
+  // In whole sectors: as the original counts.
+  c.fileBytes = Math.ceil((await co.getLength(c.s.file.node, c.guard)) / 512) * 512;
   c.clusters = Math.ceil(c.fileBytes / c.s.clusterBytes);
   if (c.clusters > MAX_CLUSTERS) {
     c.result.checkErrors++;
@@ -81,11 +82,27 @@ export async function measureFile(c: Check): Promise<void> {
   }
 }
 
-/** Reads [offset, offset+bytes) of the image file; what lies behind its end reads as zeroes, without any I/O. */
-export async function readTable(c: Check, offset: number, bytes: number): Promise<DataView> {
+/**
+ * Reads [offset, offset+bytes) of the image file; what lies behind its end reads as zeroes, without any I/O. When it
+ * cannot be read, that is reported as having happened `where`, if that is given, and thrown.
+ */
+export async function readTable(
+  c: Check,
+  offset: number,
+  bytes: number,
+  where: string | null = null,
+): Promise<DataView> {
   const mem = allocateIoMemory(bytes);
-  if (offset >= c.fileBytes) mem.buf.fill(0);
-  else await readInto(c.node, c.guard, offset, mem);
+  try {
+    if (offset >= c.fileBytes) mem.buf.fill(0);
+    else await readInto(c.node, c.guard, offset, mem);
+  } catch (error) {
+    if (where !== null) {
+      c.result.checkErrors++;
+      c.request.report(`ERROR: I/O error in ${where}`);
+    }
+    throw error;
+  }
   return new DataView(mem.buf.buffer, mem.buf.byteOffset, bytes);
 }
 

@@ -64,7 +64,9 @@ interface L2Position {
 
 async function checkL2(c: Check, tableOffset: number, active: boolean): Promise<void> {
   const { s } = c;
-  const view = await readTable(c, tableOffset, s.clusterBytes);
+  // Nothing there means zeroes, and those refer to nothing.
+  if (tableOffset >= c.fileBytes) return;
+  const view = await readTable(c, tableOffset, s.clusterBytes, 'check_refcounts_l2');
   const position: L2Position = { tableOffset, view, active, next: 0 };
   const extended = s.l2EntryBytes === 16;
   for (let index = 0; index < s.l2Entries; index++) {

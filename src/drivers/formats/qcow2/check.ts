@@ -2,8 +2,8 @@
  * Checking an image and repairing it: the order of the steps, and what their outcomes add up to.
  *
  * 1. The snapshot table is read.
- * 2. References are counted: the header, L1 and L2 tables (active, then of snapshots), the snapshot table, the LUKS
- *    header, bitmaps, the refcount table and its blocks.
+ * 2. References are counted: the header, L1 and L2 tables (active, then of snapshots), the snapshot table, the
+ *    refcount table, the LUKS header, bitmaps, the refcount blocks.
  * 3. The counts are compared with the refcounts on the disk. Where those are of no use the refcount structures are
  *    made anew; else single refcounts are put right.
  * 4. COPIED flags are compared with the refcounts.
@@ -101,12 +101,12 @@ async function countReferences(c: Check, table: SnapshotTable): Promise<void> {
   await checkL1(c, { offset: header.l1Offset, view: l1, active: true });
   for (const record of table.records) {
     if (!checkSnapshotL1(c, record)) continue;
-    const view = await readTable(c, record.l1Offset, record.l1Entries * 8);
+    const view = await readTable(c, record.l1Offset, record.l1Entries * 8, 'check_refcounts_l1');
     await checkL1(c, { offset: record.l1Offset, view, active: false });
   }
   countRegion(c, header.snapshotsOffset, table.bytes);
-  countLuksHeader(c);
   countRefcountTable(c);
+  countLuksHeader(c);
   await countBitmaps(c);
   await countRefcountBlocks(c);
 }

@@ -211,6 +211,16 @@ function discardCluster(
   const wasZero = extended ? slice.view.getUint32(at + 8) : lo & LO_ZERO;
   if (!mapped && !full && !leaveZero) return;
   if (!mapped && !full && wasZero !== 0 && (!extended || wasZero === 0xffffffff)) return;
+  const host = entryOffset(hi, lo);
+  const own = (hi & HI_COMPRESSED) === 0 && (hi & HI_COPIED) !== 0 && host !== 0;
+  if (s.discardNoUnref && reason === 'request' && leaveZero && own && s.header.version >= 3) {
+    // Reads as zeroes, and the cluster stays where it is: the file does not fragment. One that a snapshot uses too is
+    // given up as ever.
+    if (s.passDiscard[reason]) passed.push({ host, bytes: s.clusterBytes });
+    if (extended) setL2Bitmap(s, slice, l2Index, 0xffffffff, 0);
+    else setL2Entry(s, slice, l2Index, hi, lo | LO_ZERO);
+    return;
+  }
   if (mapped && s.hasDataFile) {
     if (s.passDiscard[reason]) passed.push({ host: guest, bytes: s.clusterBytes });
   } else freeOld(node, slice, l2Index, 0, reason);

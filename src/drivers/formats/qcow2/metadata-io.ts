@@ -12,7 +12,7 @@ import { ioError } from '../../../errors/error.ts';
 import { hex, ImageCorruption } from './corruption.ts';
 import { encodeHeader } from './header.ts';
 import { findOverlap, mayOverlap, type OverlapKind, overlapName } from './overlap.ts';
-import type { Qcow2Node } from './state.ts';
+import type { Qcow2Node, Qcow2State } from './state.ts';
 
 /** Fills `mem` from the image file; past its end are zeroes. */
 export function readInto(
@@ -92,4 +92,14 @@ export async function writeHeader(node: Qcow2Node, guard: GraphReadGuard): Promi
 export function checkTableOffset(clusterBytes: number, offset: number, what: string): void {
   if (offset % clusterBytes !== 0) throw new ImageCorruption(`${what} offset ${hex(offset)} unaligned`, true);
   if (offset > Number.MAX_SAFE_INTEGER) throw ioError(E.EFBIG);
+}
+
+/** Throws when the cluster that has been found free for an L2 table is a table already: refcounts are wrong. */
+export function checkTablePlace(s: Qcow2State, offset: number): void {
+  if (offset === 0) throw new ImageCorruption('Preventing invalid allocation of L2 table at offset 0', true);
+  if (!s.metadata.has(offset / s.clusterBytes)) return;
+  throw new ImageCorruption(
+    `Preventing invalid allocation of L2 table at offset ${hex(offset)}: a table is there already`,
+    true,
+  );
 }

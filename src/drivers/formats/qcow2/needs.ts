@@ -13,7 +13,7 @@ import { ioError } from '../../../errors/error.ts';
 import type { CachedTable } from './cache.ts';
 import { hex, ImageCorruption } from './corruption.ts';
 import { isL2Copied, l2TableOffset, setL1Entry } from './mapping.ts';
-import { readInto, readMetadata } from './metadata-io.ts';
+import { checkTablePlace, readInto, readMetadata } from './metadata-io.ts';
 import { allocateRun, deferFree, isNeed } from './refcount.ts';
 import { addRefcountBlock } from './refcount-blocks.ts';
 import type { Need, Qcow2Node } from './state.ts';
@@ -107,6 +107,7 @@ async function copyL2Table(node: Qcow2Node, guard: GraphReadGuard, l1Index: numb
   // A shared table is never changed, so what is on the disk is all there is.
   const content = await readMetadata(node, guard, old, s.clusterBytes);
   const run = await retryLocked(node, guard, () => allocateRun(s, 1));
+  checkTablePlace(s, run.offset);
   if (l2TableOffset(s, l1Index) !== old) throw ioError(E.EIO);
   const sliceBytes = s.l2Cache.tableBytes;
   for (let at = 0; at < s.clusterBytes; at += sliceBytes) {

@@ -217,6 +217,7 @@ function createState(
       snapshot: options['pass-discard-snapshot'] ?? true,
       other: options['pass-discard-other'] ?? false,
     },
+    discardNoUnref: options['discard-no-unref'] ?? false,
     overlap: overlapChecks(options['overlap-check']),
     metadata: new MetadataMap(),
     refcountBlocks: new MetadataMap(),

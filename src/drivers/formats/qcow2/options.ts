@@ -11,6 +11,7 @@ export interface Qcow2Options {
   readonly 'pass-discard-request'?: boolean;
   readonly 'pass-discard-snapshot'?: boolean;
   readonly 'pass-discard-other'?: boolean;
+  readonly 'discard-no-unref'?: boolean;
   readonly 'overlap-check'?: string | Readonly<Record<string, boolean>>;
   readonly 'cache-size'?: number;
   readonly 'l2-cache-size'?: number;

@@ -7,7 +7,7 @@
  * Source of the facts: QEMU documentation, qcow2 driver options.
  */
 
-import { entryOffset } from './layout.ts';
+import { entryOffset, MAX_HOST_OFFSET, MAX_SNAPSHOT_TABLE_BYTES } from './layout.ts';
 import type { Qcow2State } from './state.ts';
 
 export const OVERLAP_KINDS = [
@@ -158,7 +158,9 @@ export function findOverlap(
 export function rebuildMetadata(s: Qcow2State): void {
   s.metadata.clear();
   const add = (offset: number, bytes: number): void => {
-    const last = Math.floor((offset + bytes - 1) / s.clusterBytes);
+    // A damaged image may say anything; no write goes there.
+    if (offset + bytes > MAX_HOST_OFFSET) return;
+    const last = Math.floor((offset + Math.min(bytes, MAX_SNAPSHOT_TABLE_BYTES) - 1) / s.clusterBytes);
     for (let cluster = Math.floor(offset / s.clusterBytes); cluster <= last; cluster++)
       s.metadata.add(cluster);
   };

@@ -10,6 +10,7 @@
 import { E } from '../../../errors/errno.ts';
 import { ioError } from '../../../errors/error.ts';
 import type { CachedTable } from './cache.ts';
+import { hex, ImageCorruption } from './corruption.ts';
 import { MAX_HOST_OFFSET } from './layout.ts';
 import type { FreeReason, Need, Qcow2Node, Qcow2State } from './state.ts';
 
@@ -96,12 +97,12 @@ export function changeRefcount(s: Qcow2State, cluster: number, delta: number): n
   const index = cluster % s.refcountsPerBlock;
   const value = readRefcount(block.view, s.refcountOrder, index) + delta;
   if (value < 0 || value > s.maxRefcount) throw ioError(E.EINVAL);
+  if (value === 0 && s.metadata.has(cluster)) forgetTables(s, cluster);
   writeRefcount(block.view, s.refcountOrder, index, value);
   s.refcountCache.markDirty(block);
   if (value === 0) {
     if (cluster < s.freeHint) s.freeHint = cluster;
     if (Math.floor(s.compressedTail / s.clusterBytes) === cluster) s.compressedTail = 0;
-    if (s.metadata.has(cluster)) forgetTables(s, cluster);
   }
   return value;
 }
@@ -109,10 +110,24 @@ export function changeRefcount(s: Qcow2State, cluster: number, delta: number): n
 /** What was a table in that cluster is one no more: no cached copy of it may ever be written. */
 function forgetTables(s: Qcow2State, cluster: number): void {
   const offset = cluster * s.clusterBytes;
+  const end = offset + s.clusterBytes;
+  // In a damaged image something else may point to the cluster of a table that is in use.
+  let used = s.refcountCache.isPinned(offset);
+  for (let at = offset; at < end; at += s.l2Cache.tableBytes) used ||= s.l2Cache.isPinned(at);
+  if (used) throw new ImageCorruption(`Cannot free cluster ${hex(offset)}: it holds a table in use`, true);
   s.metadata.delete(cluster);
   s.refcountBlocks.delete(cluster);
   s.refcountCache.drop(offset);
-  for (let at = 0; at < s.clusterBytes; at += s.l2Cache.tableBytes) s.l2Cache.drop(offset + at);
+  for (let at = offset; at < end; at += s.l2Cache.tableBytes) s.l2Cache.drop(at);
+}
+
+/** Gives back a cluster that has just been taken and that nobody has touched since; its block is in memory. */
+export function untakeCluster(s: Qcow2State, cluster: number): void {
+  const block = blockOf(s, cluster);
+  if (block === null || isNeed(block)) return;
+  writeRefcount(block.view, s.refcountOrder, cluster % s.refcountsPerBlock, 0);
+  s.refcountCache.markDirty(block);
+  if (cluster < s.freeHint) s.freeHint = cluster;
 }
 
 export interface HostRun {

@@ -143,6 +143,8 @@ export interface Qcow2State {
   /** Refcounts may be late on the disk (the dirty bit says so). */
   lazyRefcounts: boolean;
   readonly passDiscard: Readonly<Record<FreeReason, boolean>>;
+  /** Discards leave the host cluster with the guest cluster. */
+  readonly discardNoUnref: boolean;
   readonly overlap: OverlapChecks;
   /** Host clusters that hold metadata, and those of them that are refcount blocks. */
   readonly metadata: MetadataMap;

@@ -29,7 +29,7 @@ import { checkOverlap } from './metadata-io.ts';
 import { satisfy, trySatisfy } from './needs.ts';
 import { mayOverlap } from './overlap.ts';
 import { readExtents } from './read.ts';
-import { changeRefcount, isNeed } from './refcount.ts';
+import { isNeed, untakeCluster } from './refcount.ts';
 import { type Allocation, Mapping, type Qcow2Node, type Qcow2State } from './state.ts';
 import { flushMetadata } from './writeback.ts';
 
@@ -90,18 +90,20 @@ function tryAllocating(
   const { allocation } = plan;
   const whole = offset === start && offset + bytes === end;
   const host = allocation.host + (offset - allocation.start);
-  if (
-    plan.bytes === bytes &&
-    (allocation.fresh || whole) &&
-    (s.hasDataFile || !mayOverlap(s, allocation.host, end - start)) &&
-    sync.tryPwritev(s.dataFile.node, guard, host, bytes, vec)
-  ) {
-    const { from, to } = copyOnWriteRange(s, allocation, offset, bytes);
-    linkAllocation(node, allocation, from, to);
-    return true;
+  let written = false;
+  try {
+    written =
+      plan.bytes === bytes &&
+      (allocation.fresh || whole) &&
+      (s.hasDataFile || !mayOverlap(s, allocation.host, end - start)) &&
+      sync.tryPwritev(s.dataFile.node, guard, host, bytes, vec);
+  } finally {
+    if (!written) takeBack(node, allocation);
   }
-  takeBack(node, allocation);
-  return false;
+  if (!written) return false;
+  const { from, to } = copyOnWriteRange(s, allocation, offset, bytes);
+  linkAllocation(node, allocation, from, to);
+  return true;
 }
 
 /** The plan, if all tables it takes can be had at once. */
@@ -121,8 +123,7 @@ function takeBack(node: Qcow2Node, allocation: Allocation): void {
   if (!allocation.keepsHost) {
     const first = allocation.host / s.clusterBytes;
     const count = (allocation.end - allocation.start) / s.clusterBytes;
-    // The refcount block was used a moment ago: it is in memory.
-    for (let cluster = first; cluster < first + count; cluster++) changeRefcount(s, cluster, -1);
+    for (let cluster = first; cluster < first + count; cluster++) untakeCluster(s, cluster);
   }
   endAllocation(s, allocation);
 }
