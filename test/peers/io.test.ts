@@ -193,6 +193,7 @@ const GROUPS: Readonly<Record<string, readonly string[]>> = {
   ],
   'around images': ['open x', 'close', 'close', 'length', 'read 0 1', 'open nofile', 'bogus', '', 'flush 3'],
   others: [
+    'info',
     'sleep 1',
     'sleep x',
     'sleep',

@@ -100,6 +100,10 @@ export const raw: BlockDriver<RawState> = {
     const flags = Status.offsetValid | Status.recurse;
     return { bytes, flags, map: offset + node.state.offset, file: fileOf(node) };
   },
+  async measure(_values, source) {
+    const bytes = Math.ceil(source.bytes / 512) * 512;
+    return { required: bytes, fullyAllocated: bytes };
+  },
   async getLength(node) {
     return node.state.size ?? Math.max(0, fileOf(node).totalBytes - node.state.offset);
   },

@@ -1,7 +1,7 @@
 /** Images and snapshots as people read them: what `info` and `snapshot -l` print. */
 
 import type { ImageInfo, SnapshotInfo } from '../../../schema/generated/types.ts';
-import { writeOrder } from '../../qmp/member-order.ts';
+import { memberLines } from '../common/member-lines.ts';
 import { humanSize } from '../common/size.ts';
 
 /** The description of an image, with a line end behind each line. */
@@ -33,24 +33,6 @@ function backingLines(info: ImageInfo): string[] {
   else if (full !== name) line += ` (actual path: ${full})`;
   const format = info['backing-filename-format'];
   return format === undefined ? [line] : [line, `backing file format: ${format}`];
-}
-
-/** Members as "name: value"; what has parts of its own stands below, indented. */
-function memberLines(value: object, indent: string): string[] {
-  const members = value as Readonly<Record<string, unknown>>;
-  return writeOrder(Object.keys(members))
-    .filter((name) => members[name] !== undefined)
-    .flatMap((name) => valueLines(`${indent}${name.replaceAll('-', ' ')}:`, members[name], indent));
-}
-
-function valueLines(label: string, value: unknown, indent: string): string[] {
-  const inner = `${indent}    `;
-  if (Array.isArray(value)) {
-    const elements = value.flatMap((element, index) => valueLines(`${inner}[${index}]:`, element, inner));
-    return [label, ...elements];
-  }
-  if (typeof value === 'object' && value !== null) return [label, ...memberLines(value, inner)];
-  return [`${label} ${String(value)}`];
 }
 
 const SNAPSHOT_HEADING = 'ID        TAG               VM SIZE                DATE     VM CLOCK     ICOUNT';

@@ -4,6 +4,7 @@ import { infoOrNull, wrapped } from '../../block/callbacks.ts';
 import { type PreallocMode, Status } from '../../block/driver.ts';
 import { strerror } from '../../errors/errno.ts';
 import { errnoOf } from '../../errors/error.ts';
+import { memberLines } from '../common/member-lines.ts';
 import { fail, readArguments, size } from './arguments.ts';
 import { CommandFailed, type IoSession, UsageProblem } from './session.ts';
 import { amount } from './text.ts';
@@ -75,20 +76,7 @@ export async function info(session: IoSession): Promise<void> {
   const specific = node.driver.specificInfo?.(node);
   if (specific === undefined) return;
   output.print('Format specific information:\n');
-  output.print(describe(specific.data, 1));
-}
-
-/** A record as indented lines, names with blanks. */
-function describe(value: object, depth: number): string {
-  const indent = '    '.repeat(depth);
-  let text = '';
-  for (const [key, member] of Object.entries(value)) {
-    const name = Array.isArray(value) ? `[${key}]` : key.replaceAll('-', ' ');
-    if (typeof member === 'object' && member !== null)
-      text += `${indent}${name}:\n${describe(member, depth + 1)}`;
-    else text += `${indent}${name}: ${String(member)}\n`;
-  }
-  return text;
+  output.print(`${memberLines(specific.data, '    ').join('\n')}\n`);
 }
 
 const PREALLOC_MODES: readonly string[] = ['off', 'metadata', 'falloc', 'full'];

@@ -102,6 +102,7 @@ export function mutate(base: Buffer, random: Random, log: string[]): Buffer {
       const other = random.pick(regions);
       const from = other.at - (other.at % 8);
       const bytes = Math.min(8 << random.below(4), image.length - aligned, Math.max(0, image.length - from));
+      if (bytes <= 0) continue;
       log.push(`copy ${bytes} from ${from} to ${aligned}`);
       image.copy(image, aligned, from, from + bytes);
     } else if (kind === 10) {

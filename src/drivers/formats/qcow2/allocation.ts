@@ -81,7 +81,7 @@ function newL2Table(node: Qcow2Node, l1Index: number, l2Index: number): CachedTa
   const s = node.state;
   const run = allocateRun(s, 1);
   if (isNeed(run)) return run;
-  checkTablePlace(s, run.offset);
+  checkTablePlace(s, run.offset, 'L2 table');
   const wanted = sliceOffsetOf(s, run.offset, l2Index);
   // In a fresh cluster the other slices are zeroes on the disk already.
   const step = s.l2Cache.tableBytes;

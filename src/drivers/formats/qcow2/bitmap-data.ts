@@ -26,7 +26,7 @@ const WRITE_BYTES = 1024 * 1024;
 
 /** Clusters of bits that a bitmap of `bits` bits takes. */
 export function tableEntriesFor(s: Qcow2State, bits: number): number {
-  return Math.max(1, Math.ceil(bits / 8 / s.clusterBytes));
+  return Math.ceil(bits / 8 / s.clusterBytes);
 }
 
 /** Host clusters of a table. */

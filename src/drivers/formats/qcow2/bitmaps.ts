@@ -237,6 +237,8 @@ async function storeOne(
   name: Buffer,
   taken: TakenClusters,
 ): Promise<BitmapEntry> {
+  // A table needs an entry, and an image without bytes gives it none. The words are the original's.
+  if (bitmap.bits.length === 0) throw new BlockError('No memory', { errno: E.ENOMEM });
   const reason = unfitReason(node.state, name.length, bitmap.granularityBytes, bitmap.bits.length);
   if (reason !== null) throw new BlockError(`Bitmap '${bitmap.name}' can't be stored: ${reason}`);
   try {

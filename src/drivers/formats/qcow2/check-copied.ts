@@ -66,7 +66,8 @@ async function checkL2Flags(c: Check, tableOffset: number, repair: boolean): Pro
     if (offset === 0 && !(s.hasDataFile && copied)) continue;
     const cluster = Math.floor(offset / s.clusterBytes);
     // Clusters of an external data file are not counted: all belong to the active image.
-    const refcount = s.hasDataFile ? 1 : await c.refcounts.get(c, cluster);
+    let refcount: number | null | undefined = s.hasDataFile ? 1 : c.refcounts.peek(s, cluster);
+    if (refcount === undefined) refcount = await c.refcounts.get(c, cluster);
     if (refcount === null || (refcount === 1) === copied) continue;
     const text = s.hasDataFile ? '1' : await c.refcounts.text(c, cluster);
     const line = `OFLAG_COPIED data cluster: l2_entry=${entryHex(hi, lo)} refcount=${text}`;

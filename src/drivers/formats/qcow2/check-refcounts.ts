@@ -21,6 +21,9 @@ const MAX_OFFSET = 2 ** 63;
 export class DiskRefcounts {
   readonly #blocks = new Map<number, DataView>();
   readonly #capacity: number;
+  /** The block used last: neighbours are asked for one after another. */
+  #lastIndex = -1;
+  #lastView: DataView | null = null;
 
   constructor(s: Qcow2State) {
     this.#capacity = Math.max(MIN_CACHED_BLOCKS, Math.floor(CACHE_BYTES / s.clusterBytes));
@@ -32,6 +35,7 @@ export class DiskRefcounts {
     const offset = index < s.refcountTable.length ? s.refcountTable[index]! : 0;
     if (offset === 0) return null;
     const known = this.#blocks.get(index);
+    this.#lastIndex = -1;
     if (known !== undefined) {
       // A Map keeps insertion order: the first is the one not used for the longest time.
       this.#blocks.delete(index);
@@ -52,11 +56,22 @@ export class DiskRefcounts {
     return view;
   }
 
+  /** The refcount of one cluster if its block was the last one asked for; else undefined: ask `get`. */
+  peek(s: Qcow2State, cluster: number): number | undefined {
+    if (Math.floor(cluster / s.refcountsPerBlock) !== this.#lastIndex) return undefined;
+    return this.#lastView === null
+      ? 0
+      : readRefcount(this.#lastView, s.refcountOrder, cluster % s.refcountsPerBlock);
+  }
+
   /** The refcount of one cluster; null when it cannot be read. */
   async get(c: Check, cluster: number): Promise<number | null> {
     const { refcountsPerBlock, refcountOrder } = c.s;
     try {
-      const view = await this.block(c, Math.floor(cluster / refcountsPerBlock));
+      const index = Math.floor(cluster / refcountsPerBlock);
+      const view = await this.block(c, index);
+      this.#lastIndex = index;
+      this.#lastView = view;
       return view === null ? 0 : readRefcount(view, refcountOrder, cluster % refcountsPerBlock);
     } catch {
       return null;
@@ -87,6 +102,7 @@ export class DiskRefcounts {
 
   clear(): void {
     this.#blocks.clear();
+    this.#lastIndex = -1;
   }
 }
 

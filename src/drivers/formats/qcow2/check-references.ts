@@ -33,6 +33,22 @@ export class ReferenceCounts {
     return value === ASIDE ? this.#large.get(cluster)! : value;
   }
 
+  /** Counts the cluster once more; false when it has been counted `most` times already. */
+  add(cluster: number, most: number): boolean {
+    const page = this.#page(Math.floor(cluster / PAGE_CLUSTERS));
+    const value = page === undefined ? 0 : page[cluster % PAGE_CLUSTERS]!;
+    if (page === undefined || value >= ASIDE - 1) {
+      const count = this.get(cluster);
+      if (count >= most) return false;
+      this.set(cluster, count + 1);
+      return true;
+    }
+    if (value >= most) return false;
+    page[cluster % PAGE_CLUSTERS] = value + 1;
+    if (cluster >= this.end) this.end = cluster + 1;
+    return true;
+  }
+
   set(cluster: number, value: number): void {
     const index = Math.floor(cluster / PAGE_CLUSTERS);
     let page = this.#page(index);

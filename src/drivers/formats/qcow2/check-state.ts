@@ -137,28 +137,24 @@ export async function writeUnchecked(c: Check, offset: number, data: Uint8Array)
  * Counts a reference to every cluster that [offset, offset+bytes) touches. A region that ends a cluster or more behind
  * the end of the file is an error and not counted. `offsetText`: the offset in hexadecimal when the number is not exact.
  */
-export function countRegion(c: Check, offset: number, bytes: number, offsetText = offset.toString(16)): void {
+export function countRegion(c: Check, offset: number, bytes: number, offsetText: string | null = null): void {
   if (bytes <= 0) return;
   const { clusterBytes, maxRefcount } = c.s;
   if (offset + bytes - c.fileBytes >= clusterBytes) {
     corruption(
       c,
       'ERROR: counting reference for region exceeding the end of the file by one cluster or more: ' +
-        `offset 0x${offsetText} size 0x${bytes.toString(16)}`,
+        `offset 0x${offsetText ?? offset.toString(16)} size 0x${bytes.toString(16)}`,
     );
     return;
   }
   const last = Math.floor((offset + bytes - 1) / clusterBytes);
   for (let cluster = Math.floor(offset / clusterBytes); cluster <= last; cluster++) {
-    const count = c.references.get(cluster);
-    if (count >= maxRefcount) {
-      corruption(c, `ERROR: overflow cluster offset=0x${(cluster * clusterBytes).toString(16)}`);
-      c.request.report(
-        'Use qemu-img amend to increase the refcount entry width or qemu-img convert to create a clean copy ' +
-          'if the image cannot be opened for writing',
-      );
-      continue;
-    }
-    c.references.set(cluster, count + 1);
+    if (c.references.add(cluster, maxRefcount)) continue;
+    corruption(c, `ERROR: overflow cluster offset=0x${(cluster * clusterBytes).toString(16)}`);
+    c.request.report(
+      'Use qemu-img amend to increase the refcount entry width or qemu-img convert to create a clean copy ' +
+        'if the image cannot be opened for writing',
+    );
   }
 }

@@ -27,6 +27,7 @@ import { isQcow2 } from './header.ts';
 import { specificInfo } from './info.ts';
 import { Autoclear, Incompat } from './layout.ts';
 import { lookup } from './mapping.ts';
+import { measure } from './measure.ts';
 import { barrier, writeHeader } from './metadata-io.ts';
 import { satisfy } from './needs.ts';
 import { afterOpen, open, reloadTables, stopTimers } from './open.ts';
@@ -167,6 +168,7 @@ export const qcow2: BlockDriver<Qcow2State> = {
     exclusive(node, guard, () => check(node, guard, request, () => reloadTables(node, guard))),
   amend,
   changeBackingFile,
+  measure,
   getLength: async (node) => node.state.header.size,
   getInfo: async ({ state: s }) => ({
     clusterSizeBytes: s.clusterBytes,

@@ -94,12 +94,8 @@ export function checkTableOffset(clusterBytes: number, offset: number, what: str
   if (offset > Number.MAX_SAFE_INTEGER) throw ioError(E.EFBIG);
 }
 
-/** Throws when the cluster that has been found free for an L2 table is a table already: refcounts are wrong. */
-export function checkTablePlace(s: Qcow2State, offset: number): void {
-  if (offset === 0) throw new ImageCorruption('Preventing invalid allocation of L2 table at offset 0', true);
-  if (!s.metadata.has(offset / s.clusterBytes)) return;
-  throw new ImageCorruption(
-    `Preventing invalid allocation of L2 table at offset ${hex(offset)}: a table is there already`,
-    true,
-  );
+/** Throws when the cluster found free for a new table is a table already: refcounts are wrong. */
+export function checkTablePlace(s: Qcow2State, offset: number, what: 'L2 table' | 'refcount block'): void {
+  if (offset !== 0 && !s.metadata.has(offset / s.clusterBytes)) return;
+  throw new ImageCorruption(`Preventing invalid allocation of ${what} at offset ${hex(offset)}`, true);
 }

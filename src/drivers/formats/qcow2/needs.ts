@@ -107,7 +107,7 @@ async function copyL2Table(node: Qcow2Node, guard: GraphReadGuard, l1Index: numb
   // A shared table is never changed, so what is on the disk is all there is.
   const content = await readMetadata(node, guard, old, s.clusterBytes);
   const run = await retryLocked(node, guard, () => allocateRun(s, 1));
-  checkTablePlace(s, run.offset);
+  checkTablePlace(s, run.offset, 'L2 table');
   if (l2TableOffset(s, l1Index) !== old) throw ioError(E.EIO);
   const sliceBytes = s.l2Cache.tableBytes;
   for (let at = 0; at < s.clusterBytes; at += sliceBytes) {

@@ -10,7 +10,7 @@ import type { GraphReadGuard } from '../../../block/graph-lock.ts';
 import { E } from '../../../errors/errno.ts';
 import { ioError } from '../../../errors/error.ts';
 import { MAX_REFTABLE_BYTES, viewOf, writeU64 } from './layout.ts';
-import { barrier, writeHeader, writeMetadata } from './metadata-io.ts';
+import { barrier, checkTablePlace, writeHeader, writeMetadata } from './metadata-io.ts';
 import { rebuildMetadata } from './overlap.ts';
 import { deferFree, writeRefcount } from './refcount.ts';
 import type { Qcow2Node } from './state.ts';
@@ -24,6 +24,7 @@ export async function addRefcountBlock(node: Qcow2Node, guard: GraphReadGuard, i
     return;
   }
   const offset = index * s.refcountsPerBlock * s.clusterBytes;
+  checkTablePlace(s, offset, 'refcount block');
   const content = Buffer.alloc(s.clusterBytes);
   writeRefcount(viewOf(content), s.refcountOrder, 0, 1);
   claim(node, offset, 1);

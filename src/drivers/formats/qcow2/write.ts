@@ -307,7 +307,12 @@ export function readsAsZero(node: Qcow2Node, offset: number, bytes: number): boo
   const s = node.state;
   const backingBytes = node.child('backing')?.node.totalBytes ?? 0;
   for (let at = offset; at < offset + bytes; at += s.found.bytes) {
-    if (lookup(s, at, offset + bytes - at) !== null) return false;
+    try {
+      if (lookup(s, at, offset + bytes - at) !== null) return false;
+    } catch {
+      // Damage is reported by whoever needs the mapping.
+      return false;
+    }
     const { kind } = s.found;
     if (kind === Mapping.data || kind === Mapping.compressed) return false;
     if (kind !== Mapping.zero && kind !== Mapping.zeroAllocated && at < backingBytes) return false;

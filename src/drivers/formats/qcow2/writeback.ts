@@ -188,7 +188,14 @@ async function applyFrees(node: Qcow2Node, guard: GraphReadGuard): Promise<void>
     (free.generation <= s.durable && free.stamp < oldest ? ready : waiting).push(free);
   }
   s.frees = waiting;
-  for (const free of ready) await applyFree(node, guard, free);
+  for (const free of ready) {
+    try {
+      await applyFree(node, guard, free);
+    } catch {
+      // Refcounts that are wrong, or cannot be read: the rest of these clusters stay counted. A leak harms nobody, and
+      // a check finds it; the request that is waiting for its data to be safe has nothing to do with it.
+    }
+  }
 }
 
 async function applyFree(node: Qcow2Node, guard: GraphReadGuard, free: DeferredFree): Promise<void> {

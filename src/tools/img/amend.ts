@@ -1,0 +1,99 @@
+/** `amend`: changes format options of an existing image. */
+
+import { wrapped } from '../../block/callbacks.ts';
+import { drained } from '../../block/drain.ts';
+import type { BlockDriver } from '../../block/driver.ts';
+import { BlockError } from '../../errors/error.ts';
+import { openNamedImage } from '../common/environment.ts';
+import { createProgress } from '../common/progress.ts';
+import {
+  type CommandContext,
+  HELP,
+  IMAGE_OPTS,
+  joinOptions,
+  OBJECT,
+  readOptions,
+  targetCache,
+  UsageError,
+} from './command.ts';
+import { asksForHelp, findFormat, optionHelp, parseValues } from './creation.ts';
+
+const OPTIONS = {
+  help: HELP,
+  object: OBJECT,
+  imageOpts: IMAGE_OPTS,
+  force: { long: 'force', argument: false },
+  options: { short: 'o', argument: true },
+  format: { short: 'f', argument: true },
+  cache: { short: 't', argument: true },
+  progress: { short: 'p', argument: false },
+  quiet: { short: 'q', argument: false },
+} as const;
+
+export async function amend(context: CommandContext, words: readonly string[]): Promise<number> {
+  let format: string | null = null;
+  let options: string | null = null;
+  let cache = 'writeback';
+  let showProgress = false;
+  let quiet = false;
+  let imageOpts = false;
+  let force = false;
+  const operands = await readOptions(context, 'amend', words, OPTIONS, (name, value) => {
+    if (name === 'format') format = value;
+    else if (name === 'options') options = joinOptions(options, value);
+    else if (name === 'cache') cache = value;
+    else if (name === 'progress') showProgress = true;
+    else if (name === 'quiet') quiet = true;
+    else if (name === 'force') force = true;
+    else imageOpts = true;
+  });
+  if (options === null) throw new UsageError('Must specify options (-o)');
+  const env = context.environment();
+  const { output } = context;
+  if (format !== null && asksForHelp(options)) {
+    output.print(amendHelp(findFormat(env.layer, format)));
+    return 0;
+  }
+  const name = operands.at(-1);
+  if (name === undefined || operands.length !== 1) throw new BlockError('Expecting one image file name');
+  const progress = createProgress(output, showProgress && !quiet, 1);
+  try {
+    const mode = targetCache(cache);
+    const image = await openNamedImage(env, {
+      name,
+      format,
+      imageOpts,
+      cache: mode,
+      write: true,
+      resize: true,
+    });
+    const { node } = image;
+    if (asksForHelp(options)) {
+      output.print(amendHelp(node.driver));
+      return 0;
+    }
+    checkAmendable(node.driver);
+    const values = parseValues(node.driver.creation?.amendOptions ?? [], options);
+    progress.add(0);
+    await drained(node, () =>
+      wrapped.amend(node, Object.fromEntries(values), force, {
+        update: (done, total) => progress.set(total === 0 ? 0 : (done / total) * 100),
+      }),
+    );
+    await image.close();
+    progress.set(100);
+    return 0;
+  } finally {
+    progress.end();
+  }
+}
+
+function checkAmendable(driver: BlockDriver): void {
+  if (driver.amend === undefined || driver.creation?.amendOptions === undefined)
+    throw new BlockError(`Format driver '${driver.name}' does not support option amendment`);
+}
+
+function amendHelp(driver: BlockDriver): string {
+  checkAmendable(driver);
+  return `Amend options for '${driver.name}':\n${optionHelp(driver.creation!.amendOptions!)}`;
+}

@@ -1,0 +1,242 @@
+/** `compare`: whether two images have the same content. */
+
+import { allocateIoMemory, type IoMemory, isZero, vectorOf } from '../../aio/memory.ts';
+import { Status } from '../../block/driver.ts';
+import type { ChainStatus } from '../../block/status-chain.ts';
+import { strerror } from '../../errors/errno.ts';
+import { errnoOf } from '../../errors/error.ts';
+import { openNamedImage, type ToolImage } from '../common/environment.ts';
+import { createProgress, type Progress } from '../common/progress.ts';
+import {
+  type CommandContext,
+  checkFormatGiven,
+  FORCE_SHARE,
+  HELP,
+  IMAGE_OPTS,
+  OBJECT,
+  readOptions,
+  sourceCache,
+  UsageError,
+} from './command.ts';
+
+const OPTIONS = {
+  help: HELP,
+  object: OBJECT,
+  imageOpts: IMAGE_OPTS,
+  forceShare: FORCE_SHARE,
+  format1: { short: 'f', argument: true },
+  format2: { short: 'F', argument: true },
+  cache: { short: 'T', argument: true },
+  progress: { short: 'p', argument: false },
+  quiet: { short: 'q', argument: false },
+  strict: { short: 's', argument: false },
+} as const;
+
+/** Exit statuses beside 0. */
+const STATUS_DIFFERENT = 1;
+const STATUS_ERROR = 2;
+const STATUS_NO_STATUS = 3;
+const STATUS_NO_DATA = 4;
+
+/** Longest piece that is read at once. */
+const PIECE_BYTES = 2 * 1024 * 1024;
+const SECTOR_BYTES = 512;
+
+/** The comparison is over. `message` is a result, printed unless -q, or an error. */
+class Verdict {
+  readonly status: number;
+  readonly message: string;
+
+  constructor(status: number, message: string) {
+    this.status = status;
+    this.message = message;
+  }
+}
+
+export async function compare(context: CommandContext, words: readonly string[]): Promise<number> {
+  const formats: [string | null, string | null] = [null, null];
+  let cache = 'writeback';
+  let quiet = false;
+  let strict = false;
+  let showProgress = false;
+  let imageOpts = false;
+  let forceShare = false;
+  let operands: readonly string[];
+  try {
+    operands = await readOptions(context, 'compare', words, OPTIONS, (name, value) => {
+      if (name === 'format1') formats[0] = value;
+      else if (name === 'format2') formats[1] = value;
+      else if (name === 'cache') cache = value;
+      else if (name === 'progress') showProgress = true;
+      else if (name === 'quiet') quiet = true;
+      else if (name === 'strict') strict = true;
+      else if (name === 'imageOpts') imageOpts = true;
+      else forceShare = true;
+    });
+    if (operands.length !== 2) throw new UsageError('Expecting two image file names');
+    checkFormatGiven(imageOpts, formats[0] ?? formats[1]);
+  } catch (error) {
+    if (error instanceof UsageError) throw error;
+    return fail(context, error);
+  }
+  const progress = createProgress(context.output, showProgress && !quiet, 2);
+  const say = (text: string): void => {
+    if (!quiet) context.output.print(`${text}\n`);
+  };
+  try {
+    const env = context.environment();
+    const mode = sourceCache(cache);
+    const open = (index: 0 | 1): Promise<ToolImage> =>
+      openNamedImage(env, {
+        name: operands[index]!,
+        format: formats[index],
+        imageOpts,
+        forceShare,
+        cache: mode,
+      });
+    const images = [await open(0), await open(1)] as const;
+    await new Comparison(images, { strict, progress, say }).run();
+    say('Images are identical.');
+    return 0;
+  } catch (error) {
+    if (!(error instanceof Verdict)) return fail(context, error);
+    if (error.status === STATUS_DIFFERENT) say(error.message);
+    else context.output.error(error.message);
+    return error.status;
+  } finally {
+    progress.end();
+  }
+}
+
+function fail({ output }: CommandContext, error: unknown): number {
+  if (typeof error === 'object' && error !== null && 'status' in error) throw error;
+  output.error(error);
+  return STATUS_ERROR;
+}
+
+interface Side {
+  readonly image: ToolImage;
+  readonly bytes: number;
+  readonly memory: IoMemory;
+}
+
+interface Settings {
+  readonly strict: boolean;
+  readonly progress: Progress;
+  readonly say: (text: string) => void;
+}
+
+class Comparison {
+  readonly #sides: readonly [Side, Side];
+  readonly #settings: Settings;
+
+  constructor(images: readonly [ToolImage, ToolImage], settings: Settings) {
+    const side = (image: ToolImage): Side => ({
+      image,
+      bytes: image.node.totalBytes,
+      memory: allocateIoMemory(PIECE_BYTES),
+    });
+    this.#sides = [side(images[0]), side(images[1])];
+    this.#settings = settings;
+  }
+
+  async run(): Promise<void> {
+    const [one, two] = this.#sides;
+    const { strict, progress, say } = this.#settings;
+    const whole = Math.max(one.bytes, two.bytes);
+    progress.add(0);
+    if (strict && one.bytes !== two.bytes)
+      throw new Verdict(STATUS_DIFFERENT, 'Strict mode: Image size mismatch!');
+    const common = Math.min(one.bytes, two.bytes);
+    for (let at = 0; at < common; ) {
+      const length = await this.#compareAt(at);
+      at += length;
+      progress.add((length / whole) * 100);
+    }
+    if (one.bytes === two.bytes) return;
+    say('Warning: Image size mismatch!');
+    const longer = one.bytes > two.bytes ? one : two;
+    for (let at = common; at < longer.bytes; ) {
+      const status = await statusAt(longer, at);
+      let { bytes } = status;
+      if (holdsData(status) && (status.flags & Status.zero) === 0) {
+        bytes = Math.min(bytes, PIECE_BYTES);
+        await this.#checkZeroes(longer, at, bytes);
+      }
+      at += bytes;
+      progress.add((bytes / whole) * 100);
+    }
+  }
+
+  /** Compares the extent at `offset`; returns its length. */
+  async #compareAt(offset: number): Promise<number> {
+    const [one, two] = this.#sides;
+    const statuses = await Promise.all([statusAt(one, offset), statusAt(two, offset)]);
+    const [first, second] = statuses;
+    let length = Math.min(first.bytes, second.bytes);
+    const relevant = ~(Status.offsetValid | Status.eof | Status.recurse | Status.compressed);
+    if (this.#settings.strict && ((first.flags ^ second.flags) & relevant) !== 0)
+      throw new Verdict(STATUS_DIFFERENT, `Strict mode: Offset ${offset} block status mismatch!`);
+    if ((first.flags & second.flags & Status.zero) !== 0) return length;
+    if (holdsData(first) && holdsData(second)) {
+      length = Math.min(length, PIECE_BYTES);
+      await Promise.all([read(one, offset, length), read(two, offset, length)]);
+      const different = firstDifference(one.memory.buf, two.memory.buf, length);
+      if (different !== null) throw mismatch(offset + different);
+    } else if (holdsData(first) || holdsData(second)) {
+      length = Math.min(length, PIECE_BYTES);
+      await this.#checkZeroes(holdsData(first) ? one : two, offset, length);
+    }
+    return length;
+  }
+
+  async #checkZeroes(side: Side, offset: number, bytes: number): Promise<void> {
+    await read(side, offset, bytes);
+    for (let at = 0; at < bytes; at += SECTOR_BYTES) {
+      const end = Math.min(at + SECTOR_BYTES, bytes);
+      if (!isZero(side.memory.buf.subarray(at, end))) throw mismatch(offset + at);
+    }
+  }
+}
+
+function mismatch(offset: number): Verdict {
+  return new Verdict(STATUS_DIFFERENT, `Content mismatch at offset ${offset}!`);
+}
+
+function holdsData({ flags }: ChainStatus): boolean {
+  return (flags & Status.allocated) !== 0;
+}
+
+/** Start of the first sector that differs; null: none does. */
+function firstDifference(one: Buffer, two: Buffer, length: number): number | null {
+  if (one.compare(two, 0, length, 0, length) === 0) return null;
+  let low = 0;
+  let size = length;
+  while (size > SECTOR_BYTES) {
+    const half = Math.ceil(size / 2 / SECTOR_BYTES) * SECTOR_BYTES;
+    if (one.compare(two, low, low + half, low, low + half) === 0) {
+      low += half;
+      size -= half;
+    } else {
+      size = half;
+    }
+  }
+  return low;
+}
+
+async function statusAt({ image, bytes }: Side, offset: number): Promise<ChainStatus> {
+  try {
+    return await image.backend.chainStatus(offset, bytes - offset, null);
+  } catch {
+    throw new Verdict(STATUS_NO_STATUS, `Sector allocation test failed for ${image.name}`);
+  }
+}
+
+async function read({ image, memory }: Side, offset: number, bytes: number): Promise<void> {
+  try {
+    await image.backend.preadv(offset, bytes, vectorOf(memory, 0, bytes), 0);
+  } catch (error) {
+    const reason = strerror(errnoOf(error));
+    throw new Verdict(STATUS_NO_DATA, `Error while reading offset ${offset} of ${image.name}: ${reason}`);
+  }
+}

@@ -1,0 +1,337 @@
+/**
+ * The copying of `convert`: from one or several images, one behind the other, into a target.
+ *
+ * The sources' block status decides what is done with each extent: data is read and written, zeroes are written as
+ * zeroes unless the target is known to have them already, and what the target's backing image shows anyway is left
+ * out. In data, blocks of zeroes are looked for as well. Several extents are read at once; they are written in order,
+ * unless the user allows any order, so that the target's data lies in the order of the guest's.
+ */
+
+import { allocateIoMemory, type IoMemory, isZero, vectorOf } from '../../aio/memory.ts';
+import { Req, Status } from '../../block/driver.ts';
+import type { BlockNode } from '../../block/node.ts';
+import { backingOf } from '../../block/status-chain.ts';
+import { CoMutex } from '../../coroutine/co-mutex.ts';
+import { strerror } from '../../errors/errno.ts';
+import { BlockError, errnoOf } from '../../errors/error.ts';
+import type { ToolImage } from '../common/environment.ts';
+import type { ToolOutput } from '../common/output.ts';
+import type { Progress } from '../common/progress.ts';
+import { firstRun, type ZeroRules } from './zero-runs.ts';
+
+/** Longest piece of data that is read and written at once. */
+export const PIECE_BYTES = 2 * 1024 * 1024;
+const SECTOR_BYTES = 512;
+
+export interface Source {
+  readonly image: ToolImage;
+  /** Where its first byte goes in the target. */
+  readonly start: number;
+  readonly bytes: number;
+  /** Extents end at multiples of this where they can. */
+  readonly alignmentBytes: number;
+}
+
+export interface CopySettings {
+  readonly sources: readonly Source[];
+  readonly totalBytes: number;
+  readonly target: ToolImage;
+  /** The target reads as zeroes where nothing is written. */
+  readonly targetIsZero: boolean;
+  /** Length of the target's backing image; null: it has none that matters. */
+  readonly targetBackingBytes: number | null;
+  /** Null: nothing is looked for, zeroes are written as data. */
+  readonly zeroes: ZeroRules | null;
+  /** Blocks of zeroes in data stay data. */
+  readonly keepZeroData: boolean;
+  /** Bytes of a compressed unit; null: nothing is compressed. */
+  readonly compressBytes: number | null;
+  readonly coroutines: number;
+  readonly inOrder: boolean;
+  /** Go on after read errors, with zeroes. */
+  readonly salvage: boolean;
+  /** Bytes a second; 0: no limit. */
+  readonly rate: number;
+  readonly output: ToolOutput;
+  readonly progress: Progress;
+}
+
+type Kind = 'data' | 'zero' | 'backing';
+
+interface Extent {
+  readonly offset: number;
+  readonly bytes: number;
+  readonly kind: Kind;
+}
+
+interface Piece extends Extent {
+  /** Resolves when everything before this piece has been written. */
+  readonly turn: Promise<void>;
+  readonly done: () => void;
+}
+
+export class Copy {
+  readonly #settings: CopySettings;
+  /** The status that holds up to `#statusEnd`. */
+  #kind: Kind = 'data';
+  #statusEnd = 0;
+  #position = 0;
+  #dataBytes = 0;
+  #dataDone = 0;
+  readonly #next = new CoMutex();
+  #lastTurn: Promise<void> = Promise.resolve();
+  #failure: { readonly error: unknown } | null = null;
+  /** When the next byte may go, with a rate limit. */
+  #freeAtMs = 0;
+
+  constructor(settings: CopySettings) {
+    this.#settings = settings;
+  }
+
+  async run(): Promise<void> {
+    const { totalBytes, compressBytes, target, coroutines } = this.#settings;
+    await this.#countData();
+    await Promise.all(Array.from({ length: coroutines }, () => this.#worker()));
+    if (this.#failure !== null) throw (this.#failure as { readonly error: unknown }).error;
+    if (compressBytes !== null) await target.backend.pwritevCompressed(0, 0, { segments: [], bytes: 0 });
+    if (totalBytes > 0) this.#settings.progress.set(100);
+  }
+
+  /** What progress is measured by. */
+  async #countData(): Promise<void> {
+    for (let at = 0; at < this.#settings.totalBytes; ) {
+      const extent = await this.#extentAt(at);
+      if (this.#isWork(extent.kind)) this.#dataBytes += extent.bytes;
+      at += extent.bytes;
+    }
+    this.#statusEnd = 0;
+  }
+
+  #isWork(kind: Kind): boolean {
+    return kind === 'data' || (this.#settings.zeroes === null && kind === 'zero');
+  }
+
+  // ---- what is where -----------------------------------------------------------------------------------------
+
+  /** The extent at `offset`, as far as it is handled in one go. */
+  async #extentAt(offset: number): Promise<Extent> {
+    const { totalBytes, compressBytes } = this.#settings;
+    if (offset >= this.#statusEnd) await this.#readStatus(offset);
+    let kind = this.#kind;
+    let bytes = this.#statusEnd - offset;
+    if (kind === 'data') bytes = Math.min(bytes, PIECE_BYTES);
+    if (compressBytes === null) return { offset, bytes, kind };
+    // Compressed units are written as a whole, so one with any data in it is all data.
+    if (bytes < compressBytes) {
+      kind = 'data';
+      bytes = Math.min(compressBytes, totalBytes - offset);
+    } else {
+      bytes -= bytes % compressBytes;
+    }
+    return { offset, bytes, kind };
+  }
+
+  async #readStatus(offset: number): Promise<void> {
+    const { targetBackingBytes, salvage } = this.#settings;
+    const source = this.#sourceAt(offset);
+    const within = offset - source.start;
+    let length = source.bytes - within;
+    const behindBacking = targetBackingBytes !== null && offset >= targetBackingBytes;
+    if (targetBackingBytes !== null && !behindBacking) length = Math.min(length, targetBackingBytes - offset);
+    const { node, backend } = source.image;
+    // What the source leaves to its backing image, the target leaves to its own.
+    const base = targetBackingBytes === null ? null : backingOf(skipFilters(node));
+    let flags: number = Status.data;
+    try {
+      const status = await backend.chainStatus(within, length, base);
+      length = status.bytes;
+      ({ flags } = status);
+    } catch (error) {
+      const reason = strerror(errnoOf(error));
+      if (!salvage)
+        throw new BlockError(`error while reading block status at offset ${offset}: ${reason}`, {
+          errno: errnoOf(error),
+        });
+      this.#settings.output.warn(`error while reading block status at offset ${offset}: ${reason}`);
+      length = Math.min(length, SECTOR_BYTES);
+    }
+    const tail = (within + length) % source.alignmentBytes;
+    if (length > tail) length -= tail;
+    this.#statusEnd = offset + length;
+    this.#kind = this.#kindOf(flags, behindBacking);
+  }
+
+  #kindOf(flags: number, behindBacking: boolean): Kind {
+    if ((flags & Status.zero) !== 0) return behindBacking ? 'backing' : 'zero';
+    if ((flags & Status.data) !== 0) return 'data';
+    return this.#settings.targetBackingBytes === null ? 'data' : 'backing';
+  }
+
+  #sourceAt(offset: number): Source {
+    return this.#settings.sources.find(({ start, bytes }) => offset < start + bytes)!;
+  }
+
+  // ---- workers -----------------------------------------------------------------------------------------------
+
+  async #worker(): Promise<void> {
+    const { inOrder, compressBytes } = this.#settings;
+    // Compressed clusters are read one by one: their order in the file does not matter.
+    const ordered = inOrder && compressBytes === null;
+    let memory: IoMemory | null = null;
+    for (;;) {
+      let piece: Piece | null = null;
+      try {
+        piece = await this.#nextPiece();
+        if (piece === null) return;
+        if (piece.kind === 'data') {
+          memory ??= allocateIoMemory(PIECE_BYTES);
+          await this.#read(piece, memory);
+        }
+        if (ordered) await piece.turn;
+        if (this.#failure === null) await this.#write(piece, memory);
+      } catch (error) {
+        this.#failure ??= { error };
+      } finally {
+        piece?.done();
+      }
+    }
+  }
+
+  /** The next piece nobody works on; null when there is none, or something has failed. */
+  #nextPiece(): Promise<Piece | null> {
+    return this.#next.with('the next piece', async () => {
+      const { totalBytes, zeroes } = this.#settings;
+      if (this.#failure !== null || this.#position >= totalBytes) return null;
+      let extent = await this.#extentAt(this.#position);
+      if (zeroes === null && extent.kind === 'zero')
+        extent = { ...extent, bytes: Math.min(extent.bytes, PIECE_BYTES) };
+      this.#position += extent.bytes;
+      if (this.#isWork(extent.kind)) await this.#account(extent.bytes);
+      const turn = this.#lastTurn;
+      let done = (): void => undefined;
+      this.#lastTurn = new Promise((resolve) => {
+        done = resolve;
+      });
+      return { ...extent, turn, done };
+    });
+  }
+
+  /** Shows progress, in the steps in which the original works, and keeps to the rate. */
+  async #account(bytes: number): Promise<void> {
+    const step = this.#settings.compressBytes ?? bytes;
+    for (let at = 0; at < bytes; at += step) {
+      this.#dataDone += Math.min(step, bytes - at);
+      this.#settings.progress.set((this.#dataDone / this.#dataBytes) * 100);
+    }
+    await this.#waitForRate(bytes);
+  }
+
+  async #waitForRate(bytes: number): Promise<void> {
+    const { rate } = this.#settings;
+    if (rate === 0) return;
+    const now = performance.now();
+    const wait = this.#freeAtMs - now;
+    this.#freeAtMs = Math.max(now, this.#freeAtMs) + (bytes / rate) * 1000;
+    if (wait > 0) await new Promise((resolve) => setTimeout(resolve, wait));
+  }
+
+  // ---- data --------------------------------------------------------------------------------------------------
+
+  async #read(piece: Piece, memory: IoMemory): Promise<void> {
+    const end = piece.offset + piece.bytes;
+    for (let at = piece.offset; at < end; ) {
+      const source = this.#sourceAt(at);
+      const length = Math.min(end - at, source.start + source.bytes - at);
+      await this.#readFrom(source, at, length, memory, at - piece.offset);
+      at += length;
+    }
+  }
+
+  async #readFrom(
+    source: Source,
+    offset: number,
+    bytes: number,
+    memory: IoMemory,
+    position: number,
+  ): Promise<void> {
+    try {
+      await source.image.backend.preadv(offset - source.start, bytes, vectorOf(memory, position, bytes), 0);
+    } catch (error) {
+      const reason = strerror(errnoOf(error));
+      if (!this.#settings.salvage)
+        throw new BlockError(`error while reading at byte ${offset}: ${reason}`, { errno: errnoOf(error) });
+      if (bytes > SECTOR_BYTES) {
+        // Sector by sector, so that no more is lost than must be.
+        for (let at = 0; at < bytes; at += SECTOR_BYTES)
+          await this.#readFrom(source, offset + at, SECTOR_BYTES, memory, position + at);
+        return;
+      }
+      this.#settings.output.warn(`error while reading offset ${offset}: ${reason}`);
+      memory.buf.fill(0, position, position + bytes);
+    }
+  }
+
+  async #write(piece: Piece, memory: IoMemory | null): Promise<void> {
+    try {
+      if (piece.kind === 'data') await this.#writeData(piece, memory!);
+      else if (piece.kind === 'zero') await this.#writeZeroes(piece.offset, piece.bytes);
+    } catch (error) {
+      const reason = strerror(errnoOf(error));
+      throw new BlockError(`error while writing at byte ${piece.offset}: ${reason}`, {
+        errno: errnoOf(error),
+      });
+    }
+  }
+
+  async #writeData(piece: Piece, memory: IoMemory): Promise<void> {
+    const { zeroes, keepZeroData, compressBytes } = this.#settings;
+    for (let at = 0; at < piece.bytes; ) {
+      const data = memory.buf.subarray(at, piece.bytes);
+      const offset = piece.offset + at;
+      const run =
+        zeroes === null || keepZeroData
+          ? { bytes: data.length, isData: true }
+          : compressBytes === null
+            ? firstRun(data, offset, zeroes)
+            : firstUnits(data, compressBytes);
+      if (!run.isData) await this.#writeZeroes(offset, run.bytes);
+      else await this.#writeRun(offset, run.bytes, memory, at);
+      at += run.bytes;
+    }
+  }
+
+  #writeRun(offset: number, bytes: number, memory: IoMemory, position: number): Promise<void> {
+    const { backend, writeFlags } = this.#settings.target;
+    const vector = vectorOf(memory, position, bytes);
+    if (this.#settings.compressBytes !== null) return backend.pwritevCompressed(offset, bytes, vector);
+    return backend.pwritev(offset, bytes, vector, writeFlags);
+  }
+
+  async #writeZeroes(offset: number, bytes: number): Promise<void> {
+    const { target, targetIsZero, zeroes } = this.#settings;
+    if (zeroes === null) {
+      const memory = allocateIoMemory(bytes);
+      memory.buf.fill(0);
+      await this.#writeRun(offset, bytes, memory, 0);
+    } else if (!targetIsZero) {
+      await target.backend.pwriteZeroes(offset, bytes, target.writeFlags | Req.mayUnmap);
+    }
+  }
+}
+
+/** The compressed units at the start of `data` that are all zeroes, or all have data. */
+function firstUnits(data: Buffer, unitBytes: number): { readonly bytes: number; readonly isData: boolean } {
+  const isZeroUnit = (at: number): boolean =>
+    isZero(data.subarray(at, Math.min(at + unitBytes, data.length)));
+  const zero = isZeroUnit(0);
+  let end = unitBytes;
+  while (end < data.length && isZeroUnit(end) === zero) end += unitBytes;
+  return { bytes: Math.min(end, data.length), isData: !zero };
+}
+
+/** The node below filters that has a backing image, if any has. */
+function skipFilters(node: BlockNode): BlockNode {
+  let at = node;
+  while (at.driver.kind === 'filter' && at.primaryChild !== null) at = at.primaryChild.node;
+  return at;
+}

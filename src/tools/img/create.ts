@@ -1,0 +1,195 @@
+/** `create`: makes an empty image. */
+
+import type { BlockDriver } from '../../block/driver.ts';
+import { relativeName } from '../../block/image-name.ts';
+import { E } from '../../errors/errno.ts';
+import { BlockError, errnoOf } from '../../errors/error.ts';
+import { openToolImage, prefixed, type ToolEnvironment } from '../common/environment.ts';
+import {
+  type CommandContext,
+  EarlyExit,
+  HELP,
+  joinOptions,
+  OBJECT,
+  readOptions,
+  readSize,
+  UsageError,
+} from './command.ts';
+import {
+  asksForHelp,
+  checkCreatable,
+  creationOptions,
+  describeValues,
+  findFormat,
+  findProtocol,
+  optionHelp,
+  parseValues,
+  type Values,
+} from './creation.ts';
+
+const OPTIONS = {
+  help: HELP,
+  object: OBJECT,
+  format: { short: 'f', argument: true },
+  backingFile: { short: 'b', argument: true },
+  backingFormat: { short: 'F', argument: true },
+  options: { short: 'o', argument: true },
+  quiet: { short: 'q', argument: false },
+  unsafe: { short: 'u', argument: false },
+} as const;
+
+interface Request {
+  readonly filename: string;
+  readonly format: string;
+  readonly backingFile: string | null;
+  readonly backingFormat: string | null;
+  readonly options: string | null;
+  /** Bytes; null: by -o or the backing image. */
+  readonly size: number | null;
+  readonly quiet: boolean;
+  /** The backing image is not looked at. */
+  readonly unsafe: boolean;
+}
+
+export async function create(context: CommandContext, words: readonly string[]): Promise<number> {
+  let format = 'raw';
+  let backingFile: string | null = null;
+  let backingFormat: string | null = null;
+  let options: string | null = null;
+  let quiet = false;
+  let unsafe = false;
+  const operands = await readOptions(context, 'create', words, OPTIONS, (name, value) => {
+    if (name === 'format') format = value;
+    else if (name === 'backingFile') backingFile = value;
+    else if (name === 'backingFormat') backingFormat = value;
+    else if (name === 'options') options = joinOptions(options, value);
+    else if (name === 'quiet') quiet = true;
+    else unsafe = true;
+  });
+  const [filename, sizeText, extra] = operands;
+  if (options !== null && asksForHelp(options)) {
+    printHelp(context, format, filename ?? null);
+    return 0;
+  }
+  if (filename === undefined) throw new UsageError('Expecting image file name');
+  const size = sizeText === undefined ? null : readSize(context.output, 'image size', sizeText);
+  if (extra !== undefined) throw new UsageError(`Unexpected argument: ${extra}`);
+  const request = { filename, format, backingFile, backingFormat, options, size, quiet, unsafe };
+  try {
+    await createImage(context, request);
+  } catch (error) {
+    throw prefixed(`${filename}: `, error);
+  }
+  return 0;
+}
+
+/** Prints the options of a format; with a file name those of its protocol too. */
+export function printHelp(context: CommandContext, format: string, filename: string | null): void {
+  const { layer } = context.environment();
+  const driver = findFormat(layer, format);
+  if (driver.creation === undefined)
+    throw new BlockError(`Format driver '${format}' does not support image creation`);
+  const { output } = context;
+  if (filename === null) {
+    output.print(`Supported ${format} options:\n${optionHelp(creationOptions(driver, null))}\n`);
+    output.print('The protocol level may support further options.\n');
+    output.print('Specify the target filename to include those options.\n');
+    return;
+  }
+  const protocol = findProtocol(layer, filename);
+  checkCreatable(driver, protocol);
+  output.print(`Supported options:\n${optionHelp(creationOptions(driver, protocol))}`);
+}
+
+async function createImage(context: CommandContext, request: Request): Promise<void> {
+  const env = context.environment();
+  const { filename, format } = request;
+  const driver = findFormat(env.layer, format);
+  const protocol = findProtocol(env.layer, filename);
+  checkCreatable(driver, protocol);
+  const options = creationOptions(driver, protocol);
+  const values = parseValues(options, request.options);
+  if (request.size !== null) {
+    if (values.has('size')) throw new BlockError('The image size must be specified only once');
+    values.set('size', BigInt(request.size).toString());
+  }
+  const takes = (name: string): boolean => options.some((option) => option.name === name);
+  if (request.backingFile !== null) {
+    if (!takes('backing_file'))
+      throw new BlockError(`Backing file not supported for file format '${format}'`);
+    values.set('backing_file', request.backingFile);
+  }
+  if (request.backingFormat !== null) {
+    if (!takes('backing_fmt'))
+      throw new BlockError(`Backing format not supported for file format '${format}'`);
+    values.set('backing_fmt', request.backingFormat);
+  }
+  await checkBacking(env, filename, values, request.unsafe);
+  if (!values.has('size')) throw new BlockError('Image creation needs a size parameter');
+  if (!request.quiet)
+    env.output.print(`Formatting '${filename}', fmt=${format} ${describeValues(options, values)}\n`);
+  await makeImage(env, driver, filename, values);
+}
+
+/** Makes the image; the errors are those of the driver, but for a size that is too large. */
+export async function makeImage(
+  env: ToolEnvironment,
+  driver: BlockDriver,
+  filename: string,
+  values: Values,
+): Promise<void> {
+  try {
+    const progress = { update: () => undefined };
+    await driver.creation!.createFile(env.layer, filename, Object.fromEntries(values), progress);
+  } catch (error) {
+    if (errnoOf(error) !== E.EFBIG) throw error;
+    const hasClusters = driver.creation!.options.some(({ name }) => name === 'cluster_size');
+    const advice = hasClusters ? ' (try using a larger cluster size)' : '';
+    throw new BlockError(`The image size is too large for file format '${driver.name}'${advice}`, {
+      errno: E.EFBIG,
+    });
+  }
+}
+
+/** Looks at the backing image, unless told not to, and takes its size when no other is given. */
+async function checkBacking(
+  env: ToolEnvironment,
+  filename: string,
+  values: Values,
+  unsafe: boolean,
+): Promise<void> {
+  const name = values.get('backing_file');
+  if (name === undefined) return;
+  if (name === '') throw new BlockError('Expected backing file name, got empty string');
+  if (name === filename) {
+    throw new BlockError('Error: Trying to create an image with the same filename as the backing file');
+  }
+  const format = values.get('backing_fmt') ?? null;
+  const missingFormat = 'Backing file specified without backing format';
+  if (unsafe) {
+    if (format === null) throw new BlockError(missingFormat);
+    return;
+  }
+  const backing = await openBacking(env, relativeName(filename, name), format);
+  try {
+    if (format === null) {
+      env.output.error(`${filename}: ${missingFormat}`);
+      // The original leaves its line open.
+      env.output.note(`Detected format of ${backing.node.driver.name}.`);
+      throw new EarlyExit(1);
+    }
+    if (!values.has('size')) values.set('size', String(backing.node.totalBytes));
+  } finally {
+    await backing.close();
+  }
+}
+
+async function openBacking(env: ToolEnvironment, name: string, format: string | null) {
+  try {
+    return await openToolImage(env, { name, format, imageOpts: false });
+  } catch (error) {
+    if (!(error instanceof BlockError)) throw error;
+    const hint = `${error.hint === undefined ? '' : `${error.hint}\n`}Could not open backing image.`;
+    throw new BlockError(error.message, { errno: error.errno, hint });
+  }
+}

@@ -1,0 +1,112 @@
+/**
+ * The options of images to be made (`-o`): which there are, their help, and their values read by type.
+ *
+ * A format's options come first, then those of the protocol that its file is made with.
+ */
+
+import type { BlockDriver, CreateOption } from '../../block/driver.ts';
+import { protocolOptions, protocolPrefix } from '../../block/image-name.ts';
+import type { BlockLayer } from '../../block/layer.ts';
+import { BlockError } from '../../errors/error.ts';
+import { parseFlatOptions } from '../common/flat-options.ts';
+import { parseSize } from '../common/size.ts';
+
+/** Values by option name: sizes and numbers as decimal digits, switches as on or off. */
+export type Values = Map<string, string>;
+
+export function findFormat(layer: BlockLayer, name: string): BlockDriver {
+  const driver = layer.drivers[name];
+  if (driver === undefined) throw new BlockError(`Unknown file format '${name}'`);
+  return driver;
+}
+
+/** The driver of the protocol that a file name stands for. */
+export function findProtocol(layer: BlockLayer, filename: string): BlockDriver {
+  if (protocolPrefix(filename) === 'json') throw new BlockError("Unknown protocol 'json'");
+  return layer.drivers[String(protocolOptions(layer, filename).driver)]!;
+}
+
+/** Throws unless images can be made with both. */
+export function checkCreatable(format: BlockDriver, protocol: BlockDriver): void {
+  if (format.creation === undefined)
+    throw new BlockError(`Format driver '${format.name}' does not support image creation`);
+  if (protocol.creation === undefined)
+    throw new BlockError(`Protocol driver '${protocol.name}' does not support image creation`);
+}
+
+/** The options of both, each name once. */
+export function creationOptions(format: BlockDriver, protocol: BlockDriver | null): readonly CreateOption[] {
+  const own = format.creation?.options ?? [];
+  const names = new Set(own.map(({ name }) => name));
+  return [...own, ...(protocol?.creation?.options ?? []).filter(({ name }) => !names.has(name))];
+}
+
+// ---- help ----------------------------------------------------------------------------------------------------
+
+const TYPE_TEXTS = { size: 'size', bool: 'bool (on/off)', string: 'str', number: 'num' } as const;
+
+/** Whether option text asks for help instead. */
+export function asksForHelp(text: string): boolean {
+  return parseFlatOptions(text, 'help', () => undefined).help;
+}
+
+/** One line per option, by name. */
+export function optionHelp(options: readonly CreateOption[]): string {
+  return options
+    .map(({ name, type, help }) => `  ${`${name}=<${TYPE_TEXTS[type]}>`.padEnd(22)} - ${help}\n`)
+    .sort()
+    .join('');
+}
+
+// ---- values --------------------------------------------------------------------------------------------------
+
+const SIZE_HINT =
+  'Optional suffix k, M, G, T, P or E means kilo-, mega-, giga-, tera-, peta-\nand exabytes, respectively.';
+
+/** Reads option text; throws the original's errors for names and values that cannot be. */
+export function parseValues(options: readonly CreateOption[], text: string | null): Values {
+  const values: Values = new Map();
+  if (text === null) return values;
+  // Nobody is told that a key alone is deprecated here.
+  for (const { key, value } of parseFlatOptions(text, null, () => undefined).pairs) {
+    const option = options.find(({ name }) => name === key);
+    if (option === undefined) throw new BlockError(`Invalid parameter '${key}'`);
+    values.set(key, typedText(option, value));
+  }
+  return values;
+}
+
+function typedText({ name, type }: CreateOption, value: string): string {
+  switch (type) {
+    case 'string':
+      return value;
+    case 'bool':
+      if (['on', 'yes', 'true', 'y'].includes(value)) return 'on';
+      if (['off', 'no', 'false', 'n'].includes(value)) return 'off';
+      throw new BlockError(`Parameter '${name}' expects 'on' or 'off'`);
+    case 'number':
+      if (!/^(?:\d{1,20}|0x[0-9a-f]{1,16})$/i.test(value))
+        throw new BlockError(`Parameter '${name}' expects a number`);
+      return BigInt(value).toString();
+    case 'size':
+      return parseSizeValue(name, value).toString();
+  }
+}
+
+/** The value of a size option. */
+export function parseSizeValue(name: string, value: string): bigint {
+  const size = parseSize(value);
+  if (size.kind === 'size') return size.bytes;
+  if (size.kind === 'range') throw new BlockError(`Value '${value}' is out of range for parameter '${name}'`);
+  throw new BlockError(`Parameter '${name}' expects a non-negative number below 2^64`, { hint: SIZE_HINT });
+}
+
+/** "name=value ..." for the options that have a value, given or by default. */
+export function describeValues(options: readonly CreateOption[], values: Values): string {
+  return options
+    .flatMap(({ name, default: byDefault }) => {
+      const value = values.get(name) ?? byDefault;
+      return value === undefined ? [] : [`${name}=${value}`];
+    })
+    .join(' ');
+}

@@ -1,0 +1,127 @@
+/** `measure`: how large the file of an image will be. */
+
+import type { MeasureSource } from '../../block/driver.ts';
+import { Status } from '../../block/driver.ts';
+import { BlockError } from '../../errors/error.ts';
+import { printJsonPretty } from '../../qmp/json-print.ts';
+import { openNamedImage, type ToolImage } from '../common/environment.ts';
+import {
+  type CommandContext,
+  checkFormatGiven,
+  EarlyExit,
+  FORCE_SHARE,
+  HELP,
+  IMAGE_OPTS,
+  joinOptions,
+  OBJECT,
+  type OutputFormat,
+  outputFormat,
+  readOptions,
+  readSize,
+} from './command.ts';
+import { creationOptions, findFormat, parseValues, type Values } from './creation.ts';
+import { loadSnapshot, parseSnapshotParam, type SnapshotParam } from './snapshot-param.ts';
+
+const OPTIONS = {
+  help: HELP,
+  imageOpts: IMAGE_OPTS,
+  object: OBJECT,
+  output: { long: 'output', argument: true },
+  size: { long: 'size', argument: true },
+  forceShare: FORCE_SHARE,
+  format: { short: 'f', argument: true },
+  snapshot: { short: 'l', argument: true },
+  options: { short: 'o', argument: true },
+  outFormat: { short: 'O', argument: true },
+} as const;
+
+export async function measure(context: CommandContext, words: readonly string[]): Promise<number> {
+  let format: string | null = null;
+  let outFormat = 'raw';
+  let options: string | null = null;
+  let snapshot: SnapshotParam | null = null;
+  let form = 'human' as OutputFormat;
+  let size: number | null = null;
+  let imageOpts = false;
+  let forceShare = false;
+  const { output } = context;
+  const operands = await readOptions(context, 'measure', words, OPTIONS, (name, value) => {
+    if (name === 'format') format = value;
+    else if (name === 'outFormat') outFormat = value;
+    else if (name === 'options') options = joinOptions(options, value);
+    else if (name === 'snapshot') snapshot = parseSnapshotParam(output, value);
+    else if (name === 'output') form = outputFormat(value);
+    else if (name === 'size') size = readSize(output, 'image size', value);
+    else if (name === 'imageOpts') imageOpts = true;
+    else forceShare = true;
+  });
+  if (operands.length > 1) throw new BlockError('At most one filename argument is allowed.');
+  const [name] = operands;
+  if (name === undefined && (imageOpts || format !== null || snapshot !== null))
+    throw new BlockError('--image-opts, -f, and -l require a filename argument.');
+  if (name === undefined && size === null)
+    throw new BlockError('Either --size N or one filename must be specified.');
+  if (name !== undefined && size !== null)
+    throw new BlockError('--size N cannot be used together with a filename.');
+  checkFormatGiven(imageOpts, format);
+  const env = context.environment();
+  const image =
+    name === undefined ? null : await openNamedImage(env, { name, format, imageOpts, forceShare });
+  if (image !== null && snapshot !== null) await loadSnapshot(image, snapshot);
+  const driver = findFormat(env.layer, outFormat);
+  const values = readValues(context, outFormat, options);
+  if (driver.measure === undefined)
+    throw new BlockError(`Block driver '${outFormat}' does not support size measurement`);
+  const source = image === null ? emptySource(size ?? 0) : imageSource(image);
+  const result = await driver.measure(Object.fromEntries(values), source);
+  const { required, fullyAllocated, bitmaps } = result;
+  if (form === 'json') {
+    const record = { required, 'fully-allocated': fullyAllocated, ...(bitmaps !== undefined && { bitmaps }) };
+    output.print(`${printJsonPretty(record).replaceAll('\r\n', '\n')}\n`);
+    return 0;
+  }
+  output.print(`required size: ${BigInt(required)}\nfully allocated size: ${BigInt(fullyAllocated)}\n`);
+  if (bitmaps !== undefined) output.print(`bitmaps size: ${bitmaps}\n`);
+  return 0;
+}
+
+function readValues(context: CommandContext, format: string, options: string | null): Values {
+  const { layer } = context.environment();
+  const known = creationOptions(findFormat(layer, format), layer.drivers.file ?? null);
+  try {
+    return parseValues(known, options);
+  } catch (error) {
+    if (!(error instanceof BlockError)) throw error;
+    context.output.error(error);
+    context.output.error(`Invalid options for file format '${format}'`);
+    throw new EarlyExit(1);
+  }
+}
+
+function emptySource(bytes: number): MeasureSource {
+  return {
+    bytes,
+    // biome-ignore lint/correctness/useYield: there is nothing in it
+    async *extents() {
+      return;
+    },
+  };
+}
+
+/** The content of an image as its backing chain shows it. */
+function imageSource({ node, backend }: ToolImage): MeasureSource {
+  return {
+    bytes: node.totalBytes,
+    async *extents() {
+      for (let at = 0; at < node.totalBytes; ) {
+        const { bytes, flags } = await backend.chainStatus(at, node.totalBytes - at, null);
+        yield {
+          bytes,
+          zero: (flags & Status.zero) !== 0,
+          allocated: (flags & Status.allocated) !== 0 && (flags & Status.data) !== 0,
+        };
+        at += bytes;
+      }
+    },
+  };
+}

@@ -1,0 +1,86 @@
+/** `resize`: makes an image longer or shorter. */
+
+import type { PreallocMode } from '../../block/driver.ts';
+import { BlockError } from '../../errors/error.ts';
+import { openNamedImage } from '../common/environment.ts';
+import {
+  type CommandContext,
+  checkFormatGiven,
+  HELP,
+  IMAGE_OPTS,
+  OBJECT,
+  readOptions,
+  UsageError,
+} from './command.ts';
+import { parseSizeValue } from './creation.ts';
+
+const OPTIONS = {
+  help: HELP,
+  object: OBJECT,
+  imageOpts: IMAGE_OPTS,
+  preallocation: { long: 'preallocation', argument: true },
+  shrink: { long: 'shrink', argument: false },
+  format: { short: 'f', argument: true },
+  quiet: { short: 'q', argument: false },
+} as const;
+
+const MODES: readonly string[] = ['off', 'metadata', 'falloc', 'full'] satisfies PreallocMode[];
+
+function preallocMode(value: string): PreallocMode {
+  if (!MODES.includes(value)) throw new BlockError(`Invalid preallocation mode '${value}'`);
+  return value as PreallocMode;
+}
+
+export async function resize(context: CommandContext, words: readonly string[]): Promise<number> {
+  // The last word is the size, so that it may begin with a minus sign.
+  const sizeText = words.at(-1);
+  if (sizeText === undefined || words.length < 2) throw new UsageError('Not enough arguments');
+  let format: string | null = null;
+  let prealloc: PreallocMode = 'off';
+  let quiet = false;
+  let shrink = false;
+  let imageOpts = false;
+  const operands = await readOptions(context, 'resize', words.slice(0, -1), OPTIONS, (name, value) => {
+    if (name === 'format') format = value;
+    else if (name === 'preallocation') prealloc = preallocMode(value);
+    else if (name === 'quiet') quiet = true;
+    else if (name === 'shrink') shrink = true;
+    else imageOpts = true;
+  });
+  checkFormatGiven(imageOpts, format);
+  const [name] = operands;
+  if (name === undefined || operands.length !== 1) throw new UsageError('Expecting image file name and size');
+  const change = parseChange(sizeText);
+  const image = await openNamedImage(context.environment(), {
+    name,
+    format,
+    imageOpts,
+    write: true,
+    resize: true,
+  });
+  const current = image.node.totalBytes;
+  const total =
+    change.relative === 0 ? change.bytes : BigInt(current) + change.bytes * BigInt(change.relative);
+  if (total <= 0n || total >= 2n ** 63n) throw new BlockError('New image size must be positive');
+  if (total <= BigInt(current) && prealloc !== 'off')
+    throw new BlockError('Preallocation can only be used for growing images');
+  const { output } = context;
+  if (total < BigInt(current) && !shrink) {
+    output.error('Use the --shrink option to perform a shrink operation.');
+    output.warn(
+      "Shrinking an image will delete all data beyond the shrunken image's end. " +
+        'Before performing such an operation, make sure there is no important data there.',
+    );
+    return 1;
+  }
+  await image.backend.truncate(Number(total), false, prealloc);
+  await image.close();
+  if (!quiet) output.print('Image resized.\n');
+  return 0;
+}
+
+/** A size, or a difference with a sign in front. */
+function parseChange(text: string): { readonly relative: -1 | 0 | 1; readonly bytes: bigint } {
+  const relative = text.startsWith('+') ? 1 : text.startsWith('-') ? -1 : 0;
+  return { relative, bytes: parseSizeValue('size', relative === 0 ? text : text.slice(1)) };
+}

@@ -1,0 +1,129 @@
+/** `snapshot`: lists, makes, applies and deletes the internal snapshots of an image. */
+
+import { drained } from '../../block/drain.ts';
+import type { InternalSnapshots } from '../../block/driver.ts';
+import { imageInfo } from '../../block/query.ts';
+import { E, strerror } from '../../errors/errno.ts';
+import { BlockError, errnoOf } from '../../errors/error.ts';
+import { openNamedImage, prefixed, type ToolImage } from '../common/environment.ts';
+import {
+  type CommandContext,
+  FORCE_SHARE,
+  HELP,
+  IMAGE_OPTS,
+  OBJECT,
+  readOptions,
+  UsageError,
+} from './command.ts';
+import { snapshotLines } from './image-text.ts';
+
+const OPTIONS = {
+  help: HELP,
+  object: OBJECT,
+  imageOpts: IMAGE_OPTS,
+  forceShare: FORCE_SHARE,
+  list: { short: 'l', argument: false },
+  apply: { short: 'a', argument: true },
+  create: { short: 'c', argument: true },
+  delete: { short: 'd', argument: true },
+  quiet: { short: 'q', argument: false },
+} as const;
+
+type Action = 'list' | 'apply' | 'create' | 'delete';
+
+export async function snapshot(context: CommandContext, words: readonly string[]): Promise<number> {
+  let action: Action | null = null;
+  let snapshotName = '';
+  let imageOpts = false;
+  let forceShare = false;
+  const operands = await readOptions(context, 'snapshot', words, OPTIONS, (name, value) => {
+    if (name === 'imageOpts') imageOpts = true;
+    else if (name === 'forceShare') forceShare = true;
+    else if (name !== 'quiet') {
+      if (action !== null) throw new UsageError("Cannot mix '-l', '-a', '-c', '-d'");
+      action = name;
+      snapshotName = value;
+    }
+  });
+  const [name] = operands;
+  if (name === undefined || operands.length !== 1) throw new UsageError('Expecting one image file name');
+  const image = await openNamedImage(context.environment(), {
+    name,
+    imageOpts,
+    forceShare,
+    format: null,
+    // Without -l the original opens the image for writing even if it then only lists.
+    write: action !== 'list',
+    unmap: true,
+  });
+  await ACTIONS[action ?? 'list'](context, image, snapshotName);
+  await image.close();
+  return 0;
+}
+
+type ActionFunction = (context: CommandContext, image: ToolImage, name: string) => Promise<void>;
+
+const ACTIONS: Readonly<Record<Action, ActionFunction>> = {
+  list: async ({ output }, { node }) => {
+    const { snapshots } = await imageInfo(node);
+    if (snapshots !== undefined) output.print(`Snapshot list:\n${snapshotLines(snapshots).join('\n')}\n`);
+  },
+
+  create: async (_context, { node }, name) => {
+    const now = Date.now();
+    const { snapshots } = node.driver;
+    try {
+      await change(node.driver.snapshots, node, (guard) =>
+        snapshots!.create(node, guard, {
+          name,
+          vmStateBytes: 0,
+          dateSeconds: Math.floor(now / 1000),
+          dateNanoseconds: (now % 1000) * 1_000_000,
+          vmClockNanoseconds: 0n,
+          icount: 0n,
+        }),
+      );
+    } catch (error) {
+      const errno = errnoOf(error);
+      throw new BlockError(`Could not create snapshot '${name}': ${-errno} (${strerror(errno)})`, { errno });
+    }
+  },
+
+  apply: async (_context, { node }, name) => {
+    const { snapshots } = node.driver;
+    const prefix = `Could not apply snapshot '${name}': `;
+    if (snapshots === undefined) throw new BlockError(`${prefix}Block driver does not support snapshots`);
+    try {
+      await change(snapshots, node, (guard) => snapshots.apply(node, guard, name));
+    } catch (error) {
+      const errno = errnoOf(error);
+      throw new BlockError(`${prefix}Failed to load snapshot: ${strerror(errno)}`, { errno });
+    }
+  },
+
+  delete: async (_context, { node }, name) => {
+    const { snapshots } = node.driver;
+    const prefix = `Could not delete snapshot '${name}': `;
+    const found = snapshots?.list(node).find((one) => one.name === name);
+    if (snapshots === undefined || found === undefined) throw new BlockError(`${prefix}snapshot not found`);
+    try {
+      await change(snapshots, node, (guard) => snapshots.delete(node, guard, found.id, found.name));
+    } catch (error) {
+      throw prefixed(prefix, error);
+    }
+  },
+};
+
+type Node = ToolImage['node'];
+type Guard = Parameters<InternalSnapshots['apply']>[1];
+
+/** Runs a change while nothing else goes on in the node. */
+function change(
+  snapshots: InternalSnapshots | undefined,
+  node: Node,
+  run: (guard: Guard) => Promise<void>,
+): Promise<void> {
+  if (snapshots === undefined)
+    return Promise.reject(new BlockError(strerror(E.ENOTSUP), { errno: E.ENOTSUP }));
+  return drained(node, () => node.layer.graphLock.withRead(run));
+}
