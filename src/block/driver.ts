@@ -254,6 +254,8 @@ export interface MeasureSource {
   readonly bytes: number;
   /** Extents of the source in order; a source without content has none. */
   extents(): AsyncIterable<{ readonly bytes: number; readonly zero: boolean; readonly allocated: boolean }>;
+  /** Granularities, in bytes, of the source's persistent bitmaps; absent where it cannot have any. */
+  readonly bitmapGranularities?: readonly number[];
 }
 
 export interface BlockDriver<S = unknown> {

@@ -50,8 +50,12 @@ export async function findPieces(exp: NbdExport, request: NbdRequest): Promise<P
     // One question about the region the range is in answers it for most reads, and can be remembered.
     const from = exp.dataMap.regionStart(offset);
     const ahead = Math.max(Math.min(exp.sizeBytes - from, STATUS_LOOKAHEAD_BYTES), end - from);
-    const first = await exp.backend.blockStatus(from, ahead);
-    if (from + first.bytes >= end) {
+    // What is wrong elsewhere in the region is no concern of this read.
+    const first = await exp.backend.blockStatus(from, ahead).catch((error: unknown) => {
+      if (from === offset) throw error;
+      return null;
+    });
+    if (first !== null && from + first.bytes >= end) {
       if (!first.zero) exp.dataMap.remember(from, from + first.bytes);
       return [{ offset, bytes: length, hole: first.zero }];
     }

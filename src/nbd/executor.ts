@@ -68,7 +68,11 @@ export class Executor {
       this.#structured &&
       (flags & CommandFlag.df) === 0 &&
       !this.#exp.dataMap.covers(offset, offset + length);
-    if (length === 0 || (flags & CommandFlag.fua) !== 0 || (mayHaveHoles && (offset % BLOCK_BYTES) + length > BLOCK_BYTES)) {
+    if (
+      length === 0 ||
+      (flags & CommandFlag.fua) !== 0 ||
+      (mayHaveHoles && (offset % BLOCK_BYTES) + length > BLOCK_BYTES)
+    ) {
       this.startCommand(slot);
       return;
     }

@@ -359,7 +359,6 @@ export const optionDamages: readonly Damage[] = [
   option('plain', 'overlap object', { 'overlap-check': { template: 'all', 'inactive-l2': false } }),
   option('plain', 'overlap object without template', { 'overlap-check': { 'inactive-l2': false } }),
   option('plain', 'overlap unknown kind', { 'overlap-check': { 'inactive-l3': false } }),
-  option('plain', 'discard-no-unref', { 'discard-no-unref': true }),
   option('plain', 'backing null', { backing: null }),
   option('plain', 'backing node unknown', { backing: 'nobody' }),
   option('plain', 'backing inline', { backing: { driver: 'null-co', size: MiB } }),

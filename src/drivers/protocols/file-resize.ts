@@ -96,6 +96,7 @@ async function preallocate(
     if (!Number.isSafeInteger(to)) throw errnoError('Could not preallocate new data', E.EFBIG);
     const result = await state.engine.fallocate(state.fd, 0, from, to - from);
     if (result < 0) throw errnoError('Could not preallocate new data', -result);
+    if (from === 0) await allocateFirstBlock(state, to);
     return;
   }
   setLength(state, to);

@@ -114,6 +114,8 @@ export interface ImageRequest {
   readonly purpose?: OpenPurpose;
   /** More options of the node, by the schema's names. */
   readonly options?: DriverOptions;
+  /** Defines the node as an option text does, instead of name and format; values may be text. */
+  readonly definition?: DriverOptions;
 }
 
 export interface ToolImage {
@@ -146,7 +148,7 @@ function nodeSettings(request: ImageRequest): DriverOptions {
 
 /** Opens an image. The error names what is wrong, not the image: see openNamedImage. */
 export async function openToolImage(env: ToolEnvironment, request: ImageRequest): Promise<ToolImage> {
-  const node = await openNode(env, request);
+  const node = await openToolNode(env, request);
   const perm =
     (request.purpose === 'info' ? 0 : Perm.consistentRead) |
     (request.write === true ? Perm.write : 0) |
@@ -188,10 +190,12 @@ export function prefixed(prefix: string, error: unknown): unknown {
   });
 }
 
-async function openNode(env: ToolEnvironment, request: ImageRequest): Promise<BlockNode> {
+/** Opens the node of an image, for use below another one; the caller owns it. */
+export async function openToolNode(env: ToolEnvironment, request: ImageRequest): Promise<BlockNode> {
   const { layer, output } = env;
-  const { name, format, purpose = 'io' } = request;
+  const { name, format, purpose = 'io', definition } = request;
   const settings = nodeSettings(request);
+  if (definition !== undefined) return openDescribed(layer, definition, settings, purpose);
   if (request.imageOpts) {
     const { pairs } = parseFlatOptions(name, 'file', (text) => output.warn(text));
     const options = nestOptions(pairs.filter(({ key }) => key !== 'id'));
@@ -207,7 +211,8 @@ async function openNode(env: ToolEnvironment, request: ImageRequest): Promise<Bl
   return node;
 }
 
-function warnOfProbedRaw(output: ToolOutput, name: string): void {
+/** Says that a writable image was taken for raw by probing. */
+export function warnOfProbedRaw(output: ToolOutput, name: string): void {
   output.note(
     `WARNING: Image format was not specified for '${name}' and probing guessed raw.\n` +
       '         Automatically detecting the format is dangerous for raw images, ' +

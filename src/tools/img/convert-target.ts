@@ -130,8 +130,9 @@ async function checkBitmaps(
   if (driver !== null && driver.name !== 'qcow2')
     throw new BlockError(`Format driver '${driver.name}' does not support bitmaps`);
   const specific = (await imageInfo(sources[0]!.image.node))['format-specific'];
-  const data = (specific?.data ?? {}) as { readonly bitmaps?: readonly unknown[] };
-  if ((data.bitmaps?.length ?? 0) > 0) throw new BlockError('Copying bitmaps is not supported yet');
+  if (specific?.type !== 'qcow2' || specific.data.compat === '0.10')
+    throw new BlockError('Source lacks bitmap support');
+  if ((specific.data.bitmaps?.length ?? 0) > 0) throw new BlockError('Copying bitmaps is not supported yet');
 }
 
 async function make(env: ToolEnvironment, { driver, values }: Plan, request: TargetRequest): Promise<void> {

@@ -192,7 +192,7 @@ async function run(
   // Blocks of zeroes are worth a hole where the target can have one.
   const alignmentBytes = Math.max(
     2 ** Math.floor(Math.log2(sparse || 1)),
-    targetNode.limits.pwriteZeroesAlignment,
+    targetNode.limits.requestAlignment,
   );
   const copy = new Copy({
     sources,

@@ -1,7 +1,9 @@
 /** `measure`: how large the file of an image will be. */
 
+import type { ImageInfo } from '../../../schema/generated/types.ts';
 import type { MeasureSource } from '../../block/driver.ts';
 import { Status } from '../../block/driver.ts';
+import { imageInfo } from '../../block/query.ts';
 import { BlockError } from '../../errors/error.ts';
 import { printJsonPretty } from '../../qmp/json-print.ts';
 import { openNamedImage, type ToolImage } from '../common/environment.ts';
@@ -72,7 +74,7 @@ export async function measure(context: CommandContext, words: readonly string[])
   const values = readValues(context, outFormat, options);
   if (driver.measure === undefined)
     throw new BlockError(`Block driver '${outFormat}' does not support size measurement`);
-  const source = image === null ? emptySource(size ?? 0) : imageSource(image);
+  const source = image === null ? emptySource(size ?? 0) : await imageSource(image);
   const result = await driver.measure(Object.fromEntries(values), source);
   const { required, fullyAllocated, bitmaps } = result;
   if (form === 'json') {
@@ -108,10 +110,19 @@ function emptySource(bytes: number): MeasureSource {
   };
 }
 
+/** Of the bitmaps an image keeps; null when it is of no kind that keeps any. */
+function bitmapGranularities(info: ImageInfo): readonly number[] | null {
+  const specific = info['format-specific'];
+  if (specific?.type !== 'qcow2' || specific.data.compat === '0.10') return null;
+  return (specific.data.bitmaps ?? []).map(({ granularity }) => granularity);
+}
+
 /** The content of an image as its backing chain shows it. */
-function imageSource({ node, backend }: ToolImage): MeasureSource {
+async function imageSource({ node, backend }: ToolImage): Promise<MeasureSource> {
+  const granularities = bitmapGranularities(await imageInfo(node));
   return {
     bytes: node.totalBytes,
+    ...(granularities !== null && { bitmapGranularities: granularities }),
     async *extents() {
       for (let at = 0; at < node.totalBytes; ) {
         const { bytes, flags } = await backend.chainStatus(at, node.totalBytes - at, null);

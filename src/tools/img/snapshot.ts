@@ -52,11 +52,11 @@ export async function snapshot(context: CommandContext, words: readonly string[]
     imageOpts,
     forceShare,
     format: null,
-    // Without -l the original opens the image for writing even if it then only lists.
     write: action !== 'list',
     unmap: true,
   });
-  await ACTIONS[action ?? 'list'](context, image, snapshotName);
+  // Without an option there is nothing to do.
+  if (action !== null) await ACTIONS[action as Action](context, image, snapshotName);
   await image.close();
   return 0;
 }

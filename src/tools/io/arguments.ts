@@ -10,15 +10,21 @@ const MAX_REQUEST_BYTES = 2147483136;
 export interface Arguments {
   /** Value of an option, '' for one without an argument; absent: not given. */
   readonly options: ReadonlyMap<string, string>;
+  /** Byte given with -P; null: not given. */
+  readonly pattern: number | null;
   readonly operands: readonly string[];
 }
 
-/** Splits off the options; "P:" in `letters` means that P has an argument. */
+/**
+ * Splits off the options; "P:" in `letters` means that P has an argument, which is a pattern. Nothing behind the option
+ * `last` is looked at.
+ */
 export function readArguments(
   session: IoSession,
   command: string,
   words: readonly string[],
   letters: string,
+  last: string | null = null,
 ): Arguments {
   const table: Record<string, { short: string; argument: boolean }> = {};
   for (const [, letter = '', colon] of letters.matchAll(/(\w)(:?)/g)) {
@@ -26,14 +32,19 @@ export function readArguments(
   }
   const getopt = createGetopt(words, table satisfies OptionTable, { program: command });
   const options = new Map<string, string>();
+  let value: number | null = null;
   for (let item = getopt.next(); item !== null; item = getopt.next()) {
     if (item.kind === 'error') {
-      session.env.output.note(`${command}: ${item.message}\n`);
+      // Commands have no long options: the second dash is taken for a letter.
+      const isLong = item.message.startsWith('unrecognized option');
+      session.env.output.note(`${command}: ${isLong ? "invalid option -- '-'" : item.message}\n`);
       throw new UsageProblem();
     }
     options.set(item.name, item.value);
+    if (item.name === 'P') value = pattern(session, item.value);
+    if (item.name === last) break;
   }
-  return { options, operands: getopt.operands };
+  return { options, pattern: value, operands: getopt.operands };
 }
 
 /** Prints a line and gives up. */
@@ -42,20 +53,24 @@ export function fail(session: IoSession, line: string): never {
   throw new CommandFailed();
 }
 
-/** A size with suffix. */
-export function size(session: IoSession, text: string): number {
+/** A size with suffix. `shown` is what a message about it names. */
+export function size(session: IoSession, text: string, shown = text): number {
   const parsed = parseSize(text);
-  if (parsed.kind === 'size' && parsed.bytes < 2n ** 63n) return Number(parsed.bytes);
-  if (parsed.kind === 'invalid') {
-    fail(session, `Parsing error: non-numeric argument, or extraneous/unrecognized suffix -- ${text}`);
+  if (parsed.kind === 'size' && parsed.bytes < 2n ** 63n) {
+    if (parsed.warning !== undefined) session.env.output.warn(parsed.warning);
+    return Number(parsed.bytes);
   }
-  return fail(session, `Parsing error: argument too large -- ${text}`);
+  if (parsed.kind === 'invalid') {
+    fail(session, `Parsing error: non-numeric argument, or extraneous/unrecognized suffix -- ${shown}`);
+  }
+  return fail(session, `Parsing error: argument too large -- ${shown}`);
 }
 
-/** The length of a request. */
-export function length(session: IoSession, text: string): number {
+/** The length of a request. `unless` is what a message about one too long says of a way around. */
+export function length(session: IoSession, text: string, unless = ''): number {
   const bytes = size(session, text);
-  if (bytes > MAX_REQUEST_BYTES) fail(session, `length cannot exceed ${MAX_REQUEST_BYTES}, given ${text}`);
+  if (bytes > MAX_REQUEST_BYTES)
+    fail(session, `length cannot exceed ${MAX_REQUEST_BYTES}${unless}, given ${text}`);
   return bytes;
 }
 
@@ -75,11 +90,18 @@ export function lengths(session: IoSession, texts: readonly string[]): number[] 
   return parts;
 }
 
+/** A whole number as C reads it: with a sign, decimal, octal or hexadecimal; null: not one. */
+export function wholeNumber(text: string): number | null {
+  const match = /^\s*([+-]?)(0[xX][0-9a-fA-F]+|0[0-7]*|[1-9]\d*)$/.exec(text);
+  if (match === null) return null;
+  const [, sign, digits = ''] = match;
+  const value = Number(/^0\d/.test(digits) ? `0o${digits}` : digits);
+  return sign === '-' ? -value : value;
+}
+
 /** A byte value of a pattern. */
-export function pattern(session: IoSession, text: string): number {
-  const value = /^(0[xX][0-9a-fA-F]+|\d+)$/.test(text)
-    ? Number(/^0\d/.test(text) ? `0o${text.slice(1)}` : text)
-    : -1;
-  if (!(value >= 0 && value <= 255)) fail(session, `${text} is not a valid pattern byte`);
+function pattern(session: IoSession, text: string): number {
+  const value = wholeNumber(text);
+  if (value === null || value < 0 || value > 255) fail(session, `${text} is not a valid pattern byte`);
   return value;
 }

@@ -1,6 +1,7 @@
 /** The table of commands: names, arguments, help, and what carries them out. */
 
 import * as manage from './manage.ts';
+import { reopen } from './reopen.ts';
 import * as requests from './requests.ts';
 import { CommandFailed, type IoSession } from './session.ts';
 import * as status from './status.ts';
@@ -187,7 +188,10 @@ ${SHARED_FLAGS}`,
  -d   discard mode: ignore or unmap
  -o   options of the image's node; with driver=..., its format
  -U   let other processes write to it meanwhile
- -s, -C, -k, -i   taken and without effect
+ -s   write to a temporary image on top, which is gone at the end
+ -C   copy what is read from a backing image
+ -i   how requests are carried out: threads, native or io_uring
+ -k   like -i native
 `,
   },
   {
@@ -248,7 +252,7 @@ ${SHARED_FLAGS} -P   compare what was read with this byte
     words: '[(-r|-w)] [-c cache] [-o options]',
     oneLine: 'reopens an image with new options',
     needsImage: true,
-    run: manage.reopen,
+    run: reopen,
     help: `
  Opens the image again with other options.
  -r   read-only

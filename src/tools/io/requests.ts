@@ -7,7 +7,8 @@ import { Req } from '../../block/driver.ts';
 import { strerror } from '../../errors/errno.ts';
 import { errnoOf } from '../../errors/error.ts';
 import type { ToolImage } from '../common/environment.ts';
-import { type Arguments, fail, length, lengths, pattern, readArguments, size } from './arguments.ts';
+import { type Arguments, fail, length, lengths, readArguments, size } from './arguments.ts';
+import { copyOnRead } from './copy-on-read.ts';
 import { CommandFailed, type IoSession, UsageProblem } from './session.ts';
 import { dump, report } from './text.ts';
 
@@ -22,7 +23,7 @@ interface Transfer {
 
 /** Memory for parts of the given lengths, filled with `fill`. */
 function transfer(session: IoSession, parts: readonly number[], fill: number): Transfer {
-  const bytes = parts.reduce((sum, part) => sum + part, 0);
+  const bytes = sum(parts);
   const shift = session.misalign ? 16 : 0;
   const memory = allocateIoMemory(bytes + shift);
   memory.buf.fill(fill);
@@ -38,6 +39,10 @@ function transfer(session: IoSession, parts: readonly number[], fill: number): T
     memory: content,
     bytes,
   };
+}
+
+function sum(parts: readonly number[]): number {
+  return parts.reduce((total, part) => total + part, 0);
 }
 
 function openImage(session: IoSession): ToolImage {
@@ -56,19 +61,24 @@ async function timed(session: IoSession, what: string, run: () => Promise<void>)
   return performance.now() - startMs;
 }
 
+/** With -C: copies what is to be read and not there yet. Nothing else runs meanwhile, see copyOnRead. */
+async function copyFirst(session: IoSession, what: string, offset: number, bytes: number): Promise<void> {
+  if (session.opened?.copyOnRead !== true) return;
+  await aioFlush(session);
+  await timed(session, what, () => copyOnRead(openImage(session), offset, bytes));
+}
+
 function failedPattern(session: IoSession, offset: number, bytes: number): void {
   session.env.output.print(`Pattern verification failed at offset ${offset}, ${bytes} bytes\n`);
-  session.failed = true;
 }
 
 // ---- read ----------------------------------------------------------------------------------------------------
 
 export async function read(session: IoSession, words: readonly string[]): Promise<void> {
-  const { options, operands } = readArguments(session, 'read', words, 'bCl:pP:qs:v');
+  const { options, operands, pattern } = readArguments(session, 'read', words, 'bCl:pP:qs:v');
   if (operands.length !== 2 || (!options.has('P') && (options.has('s') || options.has('l'))))
     throw new UsageProblem();
   const checkLength = options.has('l') ? size(session, options.get('l')!) : null;
-  const expected = options.has('P') ? pattern(session, options.get('P')!) : null;
   const checkOffset = options.has('s') ? size(session, options.get('s')!) : 0;
   const offset = size(session, operands[0]!);
   const bytes = length(session, operands[1]!);
@@ -79,12 +89,16 @@ export async function read(session: IoSession, words: readonly string[]): Promis
   if (options.has('b')) checkSectors(session, offset, bytes);
   const image = openImage(session);
   const { vec, memory } = transfer(session, [bytes], 0xab);
+  if (!options.has('b')) await copyFirst(session, 'read', offset, bytes);
   const elapsedMs = await timed(session, 'read', () =>
     options.has('b') ? vmState(image) : image.backend.preadv(offset, bytes, vec, 0),
   );
-  if (expected !== null) {
+  if (pattern !== null) {
     const part = memory.buf.subarray(checkOffset, checkOffset + checked);
-    if (!part.every((byte) => byte === expected)) failedPattern(session, offset + checkOffset, checked);
+    if (!part.every((byte) => byte === pattern)) {
+      failedPattern(session, offset + checkOffset, checked);
+      session.failed = true;
+    }
   }
   if (options.has('q')) return;
   if (options.has('v')) dump(session, memory.buf.subarray(0, bytes), offset);
@@ -123,33 +137,34 @@ function checkWriteOptions(session: IoSession, { options, operands }: Arguments)
 
 /** Fills the buffer with what the file holds, over and over. */
 function fillFromFile(session: IoSession, name: string, buf: Buffer): void {
-  let fd: number;
   try {
-    fd = openSync(name, 'r');
+    const fd = openSync(name, 'r');
+    try {
+      const got = readSync(fd, buf, 0, buf.length, 0);
+      for (let at = got; got > 0 && at < buf.length; at += got)
+        buf.copy(buf, at, 0, Math.min(got, buf.length - at));
+      if (got > 0) return;
+    } finally {
+      closeSync(fd);
+    }
   } catch (error) {
     session.env.output.note(`${name}: ${strerror(errnoOf(error))}\n`);
     throw new CommandFailed();
   }
-  try {
-    const got = readSync(fd, buf, 0, buf.length, 0);
-    if (got === 0) fail(session, `${name}: End of file reached`);
-    for (let at = got; at < buf.length; at += got) buf.copy(buf, at, 0, Math.min(got, buf.length - at));
-  } finally {
-    closeSync(fd);
-  }
+  session.env.output.note(`${name}: file is empty\n`);
+  throw new CommandFailed();
 }
 
 export async function write(session: IoSession, words: readonly string[]): Promise<void> {
   const given = readArguments(session, 'write', words, 'bcCfnpP:qs:uz');
-  const { options, operands } = given;
+  const { options, operands, pattern } = given;
   checkWriteOptions(session, given);
-  const value = options.has('P') ? pattern(session, options.get('P')!) : DEFAULT_PATTERN;
   const offset = size(session, operands[0]!);
-  const bytes = length(session, operands[1]!);
+  const bytes = options.has('n') ? size(session, operands[1]!) : length(session, operands[1]!, ' without -n');
   if (options.has('b') || options.has('c')) checkSectors(session, offset, bytes);
   const image = openImage(session);
   const flags = image.writeFlags | (options.has('f') ? Req.fua : 0);
-  const { vec, memory } = transfer(session, options.has('z') ? [0] : [bytes], value);
+  const { vec, memory } = transfer(session, options.has('z') ? [0] : [bytes], pattern ?? DEFAULT_PATTERN);
   if (options.has('s')) fillFromFile(session, options.get('s')!, memory.buf.subarray(0, bytes));
   const elapsedMs = await timed(session, 'write', () => {
     if (options.has('b')) return vmState(image);
@@ -176,6 +191,7 @@ interface VectorRequest {
   readonly offset: number;
   readonly parts: readonly number[];
   readonly options: ReadonlyMap<string, string>;
+  readonly pattern: number | null;
 }
 
 function vectorArguments(
@@ -184,45 +200,47 @@ function vectorArguments(
   words: readonly string[],
   letters: string,
 ): VectorRequest {
-  const { options, operands } = readArguments(session, command, words, letters);
+  return vectorRequest(session, readArguments(session, command, words, letters));
+}
+
+function vectorRequest(session: IoSession, { options, operands, pattern }: Arguments): VectorRequest {
   if (operands.length < 2) throw new UsageProblem();
-  return { options, offset: size(session, operands[0]!), parts: lengths(session, operands.slice(1)) };
+  const offset = size(session, operands[0]!);
+  return { options, pattern, offset, parts: lengths(session, operands.slice(1)) };
 }
 
 export async function readv(session: IoSession, words: readonly string[]): Promise<void> {
-  const { options, offset, parts } = vectorArguments(session, 'readv', words, 'CP:qv');
-  const expected = options.has('P') ? pattern(session, options.get('P')!) : null;
-  await readVector(session, { options, offset, parts }, expected);
+  const request = vectorArguments(session, 'readv', words, 'CP:qv');
+  await copyFirst(session, 'readv', request.offset, sum(request.parts));
+  if (!(await readVector(session, request))) session.failed = true;
 }
 
+/** Reads and reports; false: the content is not what was expected. */
 async function readVector(
   session: IoSession,
-  { options, offset, parts }: VectorRequest,
-  expected: number | null,
-): Promise<void> {
+  { options, offset, parts, pattern }: VectorRequest,
+): Promise<boolean> {
   const { vec, memory, bytes } = transfer(session, parts, 0xab);
   const image = openImage(session);
   const elapsedMs = await timed(session, 'readv', () => image.backend.preadv(offset, bytes, vec, 0));
-  if (expected !== null && !memory.buf.subarray(0, bytes).every((byte) => byte === expected)) {
-    failedPattern(session, offset, bytes);
-  }
-  if (options.has('q')) return;
+  const isExpected = pattern === null || memory.buf.subarray(0, bytes).every((byte) => byte === pattern);
+  if (!isExpected) failedPattern(session, offset, bytes);
+  if (options.has('q')) return isExpected;
   if (options.has('v')) dump(session, memory.buf.subarray(0, bytes), offset);
   report(session, 'read', { offset, bytes, total: bytes, machine: options.has('C') }, elapsedMs);
+  return isExpected;
 }
 
 export async function writev(session: IoSession, words: readonly string[]): Promise<void> {
-  const { options, offset, parts } = vectorArguments(session, 'writev', words, 'CfqP:');
-  await writeVector(session, 'writev', { options, offset, parts });
+  await writeVector(session, 'writev', vectorArguments(session, 'writev', words, 'CfqP:'));
 }
 
 async function writeVector(
   session: IoSession,
   what: string,
-  { options, offset, parts }: VectorRequest,
+  { options, offset, parts, pattern }: VectorRequest,
 ): Promise<void> {
-  const value = options.has('P') ? pattern(session, options.get('P')!) : DEFAULT_PATTERN;
-  const { vec, bytes } = transfer(session, parts, value);
+  const { vec, bytes } = transfer(session, parts, pattern ?? DEFAULT_PATTERN);
   const image = openImage(session);
   const flags = image.writeFlags | (options.has('f') ? Req.fua : 0);
   const elapsedMs = await timed(session, what, () => image.backend.pwritev(offset, bytes, vec, flags));
@@ -232,15 +250,16 @@ async function writeVector(
 
 // ---- asynchronous --------------------------------------------------------------------------------------------
 
-/** Starts a request whose outcome is printed when it is there; it counts as a success. */
-function start(session: IoSession, request: Promise<void>): void {
-  const failedBefore = session.failed;
+/** Starts a request whose outcome is printed when it is there; the command was a success once it has started. */
+function start(session: IoSession, request: Promise<unknown>): void {
   const reported: Promise<void> = request
-    .catch((error: unknown) => {
-      if (!(error instanceof CommandFailed)) throw error;
-    })
+    .then(
+      () => undefined,
+      (error: unknown) => {
+        if (!(error instanceof CommandFailed)) throw error;
+      },
+    )
     .finally(() => {
-      session.failed = failedBefore || session.failed;
       session.env.output.flush();
       session.pending.delete(reported);
     });
@@ -248,42 +267,32 @@ function start(session: IoSession, request: Promise<void>): void {
 }
 
 export async function aioRead(session: IoSession, words: readonly string[]): Promise<void> {
-  const { options, offset, parts } = vectorArguments(session, 'aio_read', words, 'CP:iqv');
-  const expected = options.has('P') ? pattern(session, options.get('P')!) : null;
-  if (options.has('i')) {
+  const given = readArguments(session, 'aio_read', words, 'CP:iqv', 'i');
+  if (given.options.has('i')) {
     session.env.output.print('injecting invalid read request\n');
     return;
   }
-  start(
-    session,
-    withoutVerdict(session, () => readVector(session, { options, offset, parts }, expected)),
-  );
-}
-
-/** A pattern that does not match is printed, but the command was a success when it was submitted. */
-async function withoutVerdict(session: IoSession, run: () => Promise<void>): Promise<void> {
-  const before = session.failed;
-  await run();
-  session.failed = before;
+  const request = vectorRequest(session, given);
+  await copyFirst(session, 'readv', request.offset, sum(request.parts));
+  start(session, readVector(session, request));
 }
 
 export async function aioWrite(session: IoSession, words: readonly string[]): Promise<void> {
-  const { options, operands } = readArguments(session, 'aio_write', words, 'CfiP:quz');
-  if (operands.length < 2) throw new UsageProblem();
-  if (options.has('z') && operands.length !== 2) fail(session, '-z supports only a single length parameter');
-  if (options.has('u') && !options.has('z')) fail(session, '-u requires -z to be specified');
-  const offset = size(session, operands[0]!);
+  const given = readArguments(session, 'aio_write', words, 'CfiP:quz', 'i');
+  const { options, operands } = given;
   if (options.has('i')) {
     session.env.output.print('injecting invalid write request\n');
     return;
   }
+  if (operands.length < 2) throw new UsageProblem();
+  if (options.has('z') && operands.length !== 2) fail(session, '-z supports only a single length parameter');
+  if (options.has('u') && !options.has('z')) fail(session, '-u requires -z to be specified');
   if (!options.has('z')) {
-    const parts = lengths(session, operands.slice(1));
-    if (options.has('P')) pattern(session, options.get('P')!);
-    start(session, writeVector(session, 'aio_write', { options, offset, parts }));
+    start(session, writeVector(session, 'aio_write', vectorRequest(session, given)));
     return;
   }
-  const bytes = length(session, operands[1]!);
+  const offset = size(session, operands[0]!);
+  const bytes = size(session, operands[1]!);
   const image = openImage(session);
   const flags = image.writeFlags | zeroFlags(options) | (options.has('f') ? Req.fua : 0);
   start(

@@ -1,18 +1,24 @@
 /** What a run of qblock-io keeps between commands. */
 
+import type { DriverOptions } from '../../block/driver.ts';
 import type { ToolEnvironment, ToolImage } from '../common/environment.ts';
 
 /** How an image is opened; `open` and the command line fill it in. */
 export interface OpenSettings {
-  readonly name: string;
-  readonly imageOpts: boolean;
+  /** Null: `options` alone say what is opened. */
+  readonly name: string | null;
   readonly format: string | null;
   readonly readOnly: boolean;
   readonly forceShare: boolean;
   readonly cache: string;
   readonly unmap: boolean;
-  /** More options of the node, as text. */
-  readonly options: Readonly<Record<string, unknown>>;
+  /** threads, native or io_uring; null: what the file driver chooses. */
+  readonly aio: string | null;
+  /** Writes go to a temporary image on top. */
+  readonly snapshot: boolean;
+  readonly copyOnRead: boolean;
+  /** More options of the node, values as text. */
+  readonly options: DriverOptions;
 }
 
 export interface IoSession {
@@ -20,7 +26,7 @@ export interface IoSession {
   image: ToolImage | null;
   /** How `image` was opened: reopen starts from here. */
   opened: OpenSettings | null;
-  /** Bytes that buffers are moved off their alignment. */
+  /** Buffers are moved off their alignment. */
   readonly misalign: boolean;
   /** Requests of aio_read and aio_write that have not been reported. */
   readonly pending: Set<Promise<void>>;

@@ -68,15 +68,17 @@ export async function alloc(session: IoSession, words: readonly string[]): Promi
 export async function info(session: IoSession): Promise<void> {
   const { node } = session.image!;
   const { output } = session.env;
-  output.print(`format name: ${node.driver.name}\n`);
+  const { name, kind } = node.driver;
+  output.print(`format name: ${name}\n`);
+  // The original tells the name of the format and that of the protocol.
+  if (kind === 'protocol') output.print(`format name: ${name}\n`);
   const facts = await infoOrNull(node);
   if (facts === null) throw new CommandFailed();
   output.print(`cluster size: ${amount(facts.clusterSizeBytes)}\n`);
   output.print(`vm state offset: ${amount(facts.vmStateOffset ?? 0)}\n`);
   const specific = node.driver.specificInfo?.(node);
   if (specific === undefined) return;
-  output.print('Format specific information:\n');
-  output.print(`${memberLines(specific.data, '    ').join('\n')}\n`);
+  output.print(`${['Format specific information:', ...memberLines(specific.data, '    ')].join('\n')}\n`);
 }
 
 const PREALLOC_MODES: readonly string[] = ['off', 'metadata', 'falloc', 'full'];
@@ -89,7 +91,8 @@ export async function truncate(session: IoSession, words: readonly string[]): Pr
     session.env.output.error(`Invalid preallocation mode '${mode}'`);
     throw new CommandFailed();
   }
-  const bytes = size(session, operands[0]!);
+  // A mistake is reported with the first word, as the original does.
+  const bytes = size(session, operands[0]!, words[0]);
   try {
     await session.image!.backend.truncate(bytes, false, mode as PreallocMode);
   } catch (error) {

@@ -2,14 +2,11 @@
 
 import { spawnSync } from 'node:child_process';
 import path from 'node:path';
+import { wrapped } from '../../../src/block/callbacks.ts';
 import type { ImageCheckRequest, ImageCheckResult } from '../../../src/block/driver.ts';
 import { Perm } from '../../../src/block/driver.ts';
 import type { BlockLayer } from '../../../src/block/layer.ts';
 import { openFromOptions } from '../../../src/block/open.ts';
-import { check } from '../../../src/drivers/formats/qcow2/check.ts';
-import { exclusive } from '../../../src/drivers/formats/qcow2/exclusive.ts';
-import { reloadTables } from '../../../src/drivers/formats/qcow2/open.ts';
-import type { Qcow2Node } from '../../../src/drivers/formats/qcow2/state.ts';
 import { strerror } from '../../../src/errors/errno.ts';
 import { errnoOf } from '../../../src/errors/error.ts';
 
@@ -64,20 +61,16 @@ async function runCheck(
   checks: (one: (request: ImageCheckRequest) => Promise<ImageCheckResult>) => Promise<CheckOutcome>,
 ): Promise<CheckOutcome> {
   const readOnly = repair === 'none';
-  const node = (await openFromOptions(
+  const node = await openFromOptions(
     layer,
     { driver: 'qcow2', 'read-only': readOnly, file: { driver: 'file', filename: file }, ...options },
     'check',
-  )) as Qcow2Node;
+  );
   const owner = { describe: () => 'the test', drainedBegin: () => undefined, drainedEnd: () => undefined };
   const perm = readOnly ? Perm.consistentRead : Perm.consistentRead | Perm.write | Perm.resize;
   const backend = await layer.createBackend(node, { perm, shared: Perm.all }, owner);
   try {
-    return await checks((request) =>
-      layer.graphLock.withRead((guard) =>
-        exclusive(node, guard, () => check(node, guard, request, () => reloadTables(node, guard))),
-      ),
-    );
+    return await checks((request) => wrapped.check(node, request));
   } finally {
     await backend.close().catch(() => undefined);
   }

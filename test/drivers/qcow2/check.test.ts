@@ -4,13 +4,10 @@ import { copyFileSync, existsSync, mkdirSync, readFileSync, rmSync } from 'node:
 import path from 'node:path';
 import { afterAll, expect, test } from 'vitest';
 import { createEngine } from '../../../src/aio/create-engine.ts';
+import { wrapped } from '../../../src/block/callbacks.ts';
 import { Perm } from '../../../src/block/driver.ts';
 import { BlockLayer } from '../../../src/block/layer.ts';
 import { openFromOptions } from '../../../src/block/open.ts';
-import { check } from '../../../src/drivers/formats/qcow2/check.ts';
-import { exclusive } from '../../../src/drivers/formats/qcow2/exclusive.ts';
-import { reloadTables } from '../../../src/drivers/formats/qcow2/open.ts';
-import type { Qcow2Node } from '../../../src/drivers/formats/qcow2/state.ts';
 import { drivers } from '../../../src/drivers/table.ts';
 import { requirePeer } from '../../peers/requires.ts';
 import { checkOurs } from './check-compare.ts';
@@ -52,17 +49,11 @@ async function repairRecorded(initial: Buffer, random: Random): Promise<Recordin
     events: { emit: () => undefined },
     drivers: { ...drivers, recorder: recorderDriver(recording, random) },
   });
-  const node = (await openFromOptions(
-    recorder,
-    { driver: 'qcow2', file: { driver: 'recorder' } },
-    'check',
-  )) as Qcow2Node;
+  const node = await openFromOptions(recorder, { driver: 'qcow2', file: { driver: 'recorder' } }, 'check');
   const owner = { describe: () => 'the test', drainedBegin: () => undefined, drainedEnd: () => undefined };
   const backend = await recorder.createBackend(node, { perm: Perm.all, shared: Perm.all }, owner);
   const request = { fixLeaks: true, fixErrors: true, report: () => undefined };
-  await recorder.graphLock.withRead((guard) =>
-    exclusive(node, guard, () => check(node, guard, request, () => reloadTables(node, guard))),
-  );
+  await wrapped.check(node, request);
   await backend.close();
   await recorder.closeAll();
   engine.close();

@@ -111,8 +111,9 @@ async function withImage(
     openFromOptions(layer, all, purpose),
   );
   if (node === null) {
-    // A dirty image is repaired before anything else.
-    if (c.disk.writes !== before && !dirty) throw new FuzzFailure('a refused image was written to');
+    // A dirty image is repaired before anything else; one found to be corrupt is marked.
+    const marked = dirty || (c.disk.data[79]! & 2) !== 0;
+    if (c.disk.writes !== before && !marked) throw new FuzzFailure('a refused image was written to');
     return false;
   }
   const perm = readOnly ? Perm.consistentRead : Perm.all;

@@ -48,7 +48,13 @@ async function close(node: Qcow2Node): Promise<void> {
   const s = node.state;
   stopTimers(s);
   try {
-    if (!s.dead) await node.layer.graphLock.withRead((guard) => storeBitmaps(node, guard));
+    if (!s.dead) {
+      await node.layer.graphLock.withRead((guard) =>
+        storeBitmaps(node, guard).catch(async (error: unknown) => {
+          throw await toRequestError(node, guard, error);
+        }),
+      );
+    }
     if (!s.dead && !node.readOnly) await settle(node);
   } finally {
     s.extras.cipher?.close?.();

@@ -55,7 +55,7 @@ export async function openCipher(
     return readMetadata(node, guard, start + offset, bytes);
   };
   const secretId = option?.['key-secret'];
-  if (context.purpose === 'io' && secretId === undefined)
+  if (context.purpose !== 'info' && secretId === undefined)
     throw invalid("Parameter 'encrypt.key-secret' is required for cipher");
   const secret = secretId === undefined ? null : node.layer.secret(secretId);
   if (format === 'luks') extras.luks = await readLuksInfo(read);

@@ -121,7 +121,25 @@ export async function measure(values: CreateOptionValues, source: MeasureSource)
   const preallocation = values.preallocation ?? 'off';
   const isFull = preallocation === 'full' || preallocation === 'falloc';
   const used = isFull ? bytes : await dataBytes(source, clusterBytes, bytes);
-  return { required: fullyAllocated - bytes + used, fullyAllocated };
+  const { bitmapGranularities: granularities } = source;
+  return {
+    required: fullyAllocated - bytes + used,
+    fullyAllocated,
+    ...(granularities !== undefined && { bitmaps: bitmapBytes(granularities, source.bytes, clusterBytes) }),
+  };
+}
+
+/** Clusters of bitmaps with all their data, their tables, and the directory. */
+function bitmapBytes(granularities: readonly number[], bytes: number, clusterBytes: number): number {
+  if (granularities.length === 0) return 0;
+  let clusters = 0;
+  for (const granularity of granularities) {
+    const data = ceilDiv(ceilDiv(ceilDiv(bytes, granularity), 8), clusterBytes);
+    clusters += data + ceilDiv(data * ENTRY_BYTES, clusterBytes);
+  }
+  // An entry of the directory has a name as well; names are short against a cluster.
+  clusters += ceilDiv(granularities.length * 64, clusterBytes);
+  return clusters * clusterBytes;
 }
 
 const MAX_L1_BYTES = 32 * 1024 * 1024;

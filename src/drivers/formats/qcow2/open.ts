@@ -14,6 +14,7 @@ import { BlockError, errnoError, errnoOf } from '../../../errors/error.ts';
 import { loadBitmaps, markBitmapsInUse } from './bitmaps.ts';
 import { TableCache } from './cache.ts';
 import { check } from './check.ts';
+import { toRequestError } from './corruption.ts';
 import { checkCryptoHeader, openCipher } from './encryption.ts';
 import {
   type Header,
@@ -258,17 +259,24 @@ export async function afterOpen(node: Qcow2Node): Promise<void> {
   const s = node.state;
   if (node.readOnly || s.purpose === 'check') return;
   await node.layer.graphLock.withRead(async (guard) => {
-    if ((s.header.incompatible & Incompat.dirty) !== 0) await repairDirty(node, guard);
-    const { header } = s;
-    const [incompatible, compatible, high] = header.highFeatures;
-    if (high !== 0 || header.autoclear > AUTOCLEAR_KNOWN) {
-      header.autoclear &= AUTOCLEAR_KNOWN;
-      header.highFeatures = [incompatible, compatible, 0];
-      await writeHeader(node, guard);
-      await barrier(node, guard);
+    try {
+      if ((s.header.incompatible & Incompat.dirty) !== 0) await repairDirty(node, guard);
+      await clearUnknownFeatures(node, guard);
+      await markBitmapsInUse(node, guard);
+    } catch (error) {
+      throw await toRequestError(node, guard, error);
     }
-    await markBitmapsInUse(node, guard);
   });
+}
+
+async function clearUnknownFeatures(node: Qcow2Node, guard: GraphReadGuard): Promise<void> {
+  const { header } = node.state;
+  const [incompatible, compatible, high] = header.highFeatures;
+  if (high === 0 && header.autoclear <= AUTOCLEAR_KNOWN) return;
+  header.autoclear &= AUTOCLEAR_KNOWN;
+  header.highFeatures = [incompatible, compatible, 0];
+  await writeHeader(node, guard);
+  await barrier(node, guard);
 }
 
 /** Puts right what may be late in an image that was not closed: refcounts and COPIED flags. */

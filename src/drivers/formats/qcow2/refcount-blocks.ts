@@ -51,6 +51,8 @@ function claim(node: Qcow2Node, offset: number, clusters: number): void {
  */
 async function growRefcountTable(node: Qcow2Node, guard: GraphReadGuard, index: number): Promise<void> {
   const s = node.state;
+  // Before anything is computed from it: in a damaged image the index may be anything.
+  if (index * 8 >= MAX_REFTABLE_BYTES) throw ioError(E.EFBIG);
   const perCluster = s.clusterBytes / 8;
   const start = index * s.refcountsPerBlock;
   let blocks = 1;

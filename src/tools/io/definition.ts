@@ -1,0 +1,87 @@
+/**
+ * The node that the settings of `open` and of the command line stand for: a file name, its format and options in text
+ * form become one definition. Opening it is image.ts.
+ */
+
+import type { DriverOptions } from '../../block/driver.ts';
+import { protocolOptions, protocolPrefix } from '../../block/image-name.ts';
+import type { BlockLayer } from '../../block/layer.ts';
+import { BlockError } from '../../errors/error.ts';
+import type { OpenSettings } from './session.ts';
+
+/** Protocols whose driver has the option `aio`. */
+const FILE_PROTOCOLS: ReadonlySet<unknown> = new Set(['file', 'host_device']);
+const DISCARD_MODES: Readonly<Record<string, string>> = {
+  unmap: 'unmap',
+  on: 'unmap',
+  ignore: 'ignore',
+  off: 'ignore',
+};
+const OVERLAP_CHECKS = ['none', 'constant', 'cached', 'all'];
+
+export function isDiscardMode(text: string): boolean {
+  return Object.hasOwn(DISCARD_MODES, text);
+}
+
+/** Whether a discard mode makes discards reach the file. */
+export function unmaps(mode: string): boolean {
+  return DISCARD_MODES[mode] === 'unmap';
+}
+
+export function isRecord(value: unknown): value is DriverOptions {
+  return typeof value === 'object' && value !== null && !Array.isArray(value);
+}
+
+/** The definition; null when name and format alone say it all. */
+export function definitionOf(layer: BlockLayer, settings: OpenSettings): DriverOptions | null {
+  const { name, aio } = settings;
+  if (name === null) return withAio(checkedOptions(settings.options), aio);
+  if (aio === null && Object.keys(settings.options).length === 0) return null;
+  const { driver = settings.format, ...rest } = checkedOptions(settings.options);
+  const own = protocolOptions(layer, name);
+  return withAio(combined(layer, own, driver === null ? null : String(driver), rest), aio);
+}
+
+/** What the name stands for (`own`) with the other options on top. */
+function combined(
+  layer: BlockLayer,
+  own: DriverOptions,
+  driver: string | null,
+  rest: DriverOptions,
+): DriverOptions {
+  if (isRecord(own.file)) return { ...own, ...(driver !== null && { driver }), ...rest };
+  const isProtocol = driver !== null && layer.drivers[driver]?.kind === 'protocol';
+  const { file = {} } = rest;
+  if (!isRecord(file)) {
+    throw new BlockError(
+      'Cannot reference an existing block device with additional options or a new filename',
+    );
+  }
+  if ((isProtocol ? rest : file).filename !== undefined)
+    throw new BlockError("Can't specify 'file' and 'filename' options at the same time");
+  if (isProtocol) return { ...own, ...rest, driver };
+  return { ...(driver !== null && { driver }), ...rest, file: { ...own, ...file } };
+}
+
+/** The options; throws for values of a fixed set that nobody knows. */
+function checkedOptions(options: DriverOptions): DriverOptions {
+  const { discard, 'detect-zeroes': detect, 'overlap-check': overlap } = options;
+  if (typeof discard === 'string' && !isDiscardMode(discard)) throw new BlockError('Invalid discard option');
+  if (typeof detect === 'string' && !['off', 'on', 'unmap'].includes(detect))
+    throw new BlockError(`invalid parameter value: ${detect}`);
+  if (typeof overlap === 'string' && !OVERLAP_CHECKS.includes(overlap)) {
+    throw new BlockError(
+      `Unsupported value '${overlap}' for qcow2 option 'overlap-check'. Allowed are any of the following: ${OVERLAP_CHECKS.join(', ')}`,
+    );
+  }
+  return typeof discard === 'string' ? { ...options, discard: DISCARD_MODES[discard] } : options;
+}
+
+/** The definition with the engine set where a file is opened and none is said. */
+function withAio(options: DriverOptions, aio: string | null): DriverOptions {
+  if (aio === null) return options;
+  const { driver, filename, file } = options;
+  if (isRecord(file)) return { ...options, file: withAio(file, aio) };
+  const protocol = driver ?? protocolPrefix(String(filename)) ?? 'file';
+  return typeof filename === 'string' && FILE_PROTOCOLS.has(protocol) ? { aio, ...options } : options;
+}
