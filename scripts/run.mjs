@@ -132,6 +132,26 @@ function summaryOfSkips(lines) {
   return [...counts].map(([peer, count]) => `skipped ${count} test(s): ${peer}\n`).join('');
 }
 
+/** The suites that npm test runs for a while only, for `minutes` or so: random guests, power cuts, damaged images. */
+function runSoak(minutes) {
+  // Measured: a seed of each suite takes about 7, 10 and 20 seconds.
+  const share = Math.max(1, minutes) * 20;
+  const env = {
+    MODEL_RUNS: String(Math.max(2, Math.round(share / 7))),
+    POWER_CUT_RUNS: String(Math.max(2, Math.round(share / 10))),
+    FUZZ_SECONDS: String(Math.round(share)),
+    CHECK_RUNS: String(Math.round(share * 4)),
+    MODEL_SEED: String(1 + Math.floor(Math.random() * 1e6)),
+    POWER_CUT_SEED: String(1 + Math.floor(Math.random() * 1e6)),
+    FUZZ_SEED: String(1 + Math.floor(Math.random() * 1e6)),
+  };
+  for (const [name, value] of Object.entries(env)) process.env[name] ??= value;
+  const files = ['model', 'power-cut', 'fuzz', 'check', 'bitmaps'].map(
+    (name) => `test/drivers/qcow2/${name}.test.ts`,
+  );
+  become(binary('vitest'), ['run', '--test-timeout', String(minutes * 120_000), ...files]);
+}
+
 // ---- the commands ----------------------------------------------------------------------------------------------
 
 const benches = { bench: 'nbd', 'bench-qcow2': 'qcow2', 'bench-start': 'start' };
@@ -150,6 +170,10 @@ switch (command) {
     if (args.length > 0) become(binary('vitest'), ['run', ...args]);
     else runTests();
     break;
+  case 'soak':
+    prepare();
+    runSoak(Number(args[0] ?? 10));
+    break;
   case 'bench':
   case 'bench-qcow2':
   case 'bench-start':
@@ -157,5 +181,5 @@ switch (command) {
     become(process.execPath, [path.join(root, `dist/bench/${benches[command]}.js`), ...args]);
     break;
   default:
-    fail('Usage: node scripts/run.mjs start|test|bench|bench-qcow2|bench-start [ARGS]');
+    fail('Usage: node scripts/run.mjs start|test|soak|bench|bench-qcow2|bench-start [ARGS]');
 }

@@ -205,6 +205,15 @@ export interface PersistentBitmaps<S = unknown> {
   remove(node: BlockNode<S>, guard: GraphReadGuard, name: string): Promise<void>;
 }
 
+/**
+ * What a virtual machine saves of itself in an image, beside the disk; offsets in bytes from the start of that. What was
+ * not written reads as zeroes. Callers are not inside a request of the node.
+ */
+export interface VmStateIo<S = unknown> {
+  read(node: BlockNode<S>, guard: GraphReadGuard, offset: number, vec: IoVector): Promise<void>;
+  write(node: BlockNode<S>, guard: GraphReadGuard, offset: number, vec: IoVector): Promise<void>;
+}
+
 export interface CreateProgress {
   /** Work done and work there is, in any unit. */
   update(done: number, total: number): void;
@@ -278,12 +287,15 @@ export interface BlockDriver<S = unknown> {
   readonly creation?: ImageCreation;
   readonly snapshots?: InternalSnapshots<S>;
   readonly bitmaps?: PersistentBitmaps<S>;
+  readonly vmState?: VmStateIo<S>;
   /** Options that change what the content is, for generated file names. */
   readonly strongOptions?: readonly string[];
 
   // Graph changes: called by the monitor side, the node is drained or new.
   open(node: BlockNode<S>, context: OpenContext): Promise<S>;
   close?(node: BlockNode<S>): Promise<void>;
+  /** Tells an open node that nobody named its format: it was found out by looking at the content. */
+  wasProbed?(node: BlockNode<S>): void;
   /** Permissions to take on `child` for the cumulative permissions of the parents. Default: by role. */
   childPermissions?(node: BlockNode<S>, roles: number, wanted: PermissionPair): PermissionPair;
   /** Claims new cumulative permissions outside the process (file locks); throws to veto. */

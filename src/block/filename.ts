@@ -47,11 +47,25 @@ export function nodeFilename(node: BlockNode): string {
   return exact ?? `json:${printJson(strongOptions(node))}`;
 }
 
+/** The members of file names in the original's order, which is that of its hash table. */
+const MEMBER_ORDER: readonly string[] = [
+  'read-zeroes',
+  'offset',
+  'data-file',
+  'backing',
+  'encrypt.key-secret',
+  'driver',
+  'filename',
+  'size',
+  'latency-ns',
+  'file',
+];
+
 /** JSON with the separators the original uses. */
 function printJson(value: unknown): string {
   if (typeof value !== 'object' || value === null) return JSON.stringify(value);
-  const members = Object.entries(value).map(
-    ([key, member]) => `${JSON.stringify(key)}: ${printJson(member)}`,
-  );
+  const members = Object.entries(value)
+    .sort(([one], [other]) => MEMBER_ORDER.indexOf(one) - MEMBER_ORDER.indexOf(other))
+    .map(([key, member]) => `${JSON.stringify(key)}: ${printJson(member)}`);
   return `{${members.join(', ')}}`;
 }

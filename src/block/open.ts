@@ -169,7 +169,7 @@ async function openBacking(
     let reference = given;
     if (reference === undefined) {
       const name = absoluteBackingName(parent, image!.filename);
-      reference = await imageOptions(layer, name, image!.format, inherited);
+      ({ options: reference } = await imageOptions(layer, name, image!.format, inherited));
     }
     return await openChild(layer, parent, {
       reference,
@@ -184,6 +184,7 @@ async function openBacking(
   }
 }
 
+/** The name is taken as it is: unlike a backing file's it is relative to the working directory, as in the original. */
 async function openNamedChild(
   layer: BlockLayer,
   parent: BlockNode,
@@ -216,13 +217,15 @@ export async function openImage(
   settings: DriverOptions,
   purpose: OpenPurpose = 'io',
 ): Promise<BlockNode> {
-  const options = await imageOptions(layer, name, format, {
+  const { options, probed } = await imageOptions(layer, name, format, {
     readOnly: settings['read-only'] === true,
     autoReadOnly: false,
     forceShare: settings['force-share'] === true,
     cache: { direct: false, noFlush: false },
   });
-  return openNode(layer, { ...settings, ...options }, null, 0, purpose);
+  const node = await openNode(layer, { ...settings, ...options }, null, 0, purpose);
+  if (probed) node.driver.wasProbed?.(node);
+  return node;
 }
 
 /** Opens a node from complete options; the caller owns it (a backend must be put on it, or it closed). */
@@ -234,26 +237,33 @@ export function openFromOptions(
   return openNode(layer, options, null, 0, purpose);
 }
 
+interface ImageOptions {
+  readonly options: DriverOptions;
+  /** The format was found out by looking at the content. */
+  readonly probed: boolean;
+}
+
 /** Options of the node that the image name stands for: the format given, named in json:, or probed. */
 async function imageOptions(
   layer: BlockLayer,
   name: string,
   format: string | null,
   inherited: Inherited,
-): Promise<DriverOptions> {
+): Promise<ImageOptions> {
   const own = protocolOptions(layer, name);
   const isProtocol = layer.drivers[String(own.driver)]?.kind === 'protocol';
-  if (own.driver !== undefined && !isProtocol) return own;
+  if (own.driver !== undefined && !isProtocol) return { options: own, probed: false };
   const { driver, ...rest } = own;
   const file = driver === undefined ? own : { driver, ...rest };
   if (format !== null) {
     const known = layer.drivers[format];
     if (known === undefined) throw new BlockError(`Unknown driver '${format}'`);
-    return known.kind === 'protocol' ? { ...file, driver: format } : { driver: format, file };
+    const options = known.kind === 'protocol' ? { ...file, driver: format } : { driver: format, file };
+    return { options, probed: false };
   }
   const node = await openNode(layer, file, { ...inherited, readOnly: true }, 0);
   try {
-    return { driver: await probeFormat(node), file };
+    return { options: { driver: await probeFormat(node), file }, probed: true };
   } finally {
     await layer.closeNode(node);
   }

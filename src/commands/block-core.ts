@@ -5,7 +5,7 @@ import { type DriverOptions, Perm } from '../block/driver.ts';
 import type { BlockLayer } from '../block/layer.ts';
 import type { BlockNode } from '../block/node.ts';
 import { addNode } from '../block/open.ts';
-import { namedBlockNodes, nodeStats } from '../block/query.ts';
+import { namedBlockNodes, nodeStats, nodesInOrder } from '../block/query.ts';
 import { BlockError } from '../errors/error.ts';
 import type { Handlers } from '../qmp/dispatch.ts';
 import type { CommandContext } from './context.ts';
@@ -53,7 +53,7 @@ export const blockCoreCommands = {
   // Lists devices (frontends); a storage daemon has none.
   'query-block': () => [],
   'query-blockstats': ({ layer }, { 'query-nodes': queryNodes }) =>
-    queryNodes === true ? layer.nodes.map(nodeStats) : [],
+    queryNodes === true ? nodesInOrder(layer).map(nodeStats) : [],
 } satisfies Pick<
   Handlers<CommandContext>,
   | 'blockdev-add'

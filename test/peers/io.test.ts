@@ -13,6 +13,7 @@ const qblockIo = path.join(root, 'daemon/bin/qblock-io');
 const folder = mkdtempSync(path.join(tmpdir(), 'qb-io-'));
 const image = path.join(folder, 'image.qcow2');
 const raw = path.join(folder, 'image.raw');
+const overlay = path.join(folder, 'overlay.qcow2');
 const pattern = path.join(folder, 'pattern');
 
 beforeAll(() => {
@@ -20,6 +21,8 @@ beforeAll(() => {
   spawnSync('qemu-img', ['create', '-q', '-f', 'qcow2', image, '10M']);
   spawnSync('qemu-io', ['-c', 'write -q -P 7 1M 300k', '-c', 'write -q -z 2M 256k', image]);
   spawnSync('qemu-img', ['create', '-q', '-f', 'raw', raw, '1M']);
+  spawnSync('qemu-img', ['create', '-q', '-f', 'qcow2', '-b', image, '-F', 'qcow2', overlay, '11M']);
+  spawnSync('qemu-io', ['-c', 'write -q -P 9 512k 1M', overlay]);
 });
 afterAll(() => rmSync(folder, { recursive: true, force: true }));
 
@@ -33,7 +36,9 @@ interface Outcome {
 function normalised(text: string, file: string): string {
   return text
     .replaceAll(file, 'IMAGE')
+    .replaceAll(path.basename(file), 'IMAGE')
     .replaceAll('qblock-io', 'qemu-io')
+    .replace(/#block\d+/g, '#block')
     .replace(/ops; .*/g, 'ops; TIME')
     .replace(/^(\d+,\d+),[\d.,:]+$/gm, '$1,FIGURES');
 }
@@ -59,8 +64,10 @@ function compare(
     ] as const
   ).map(([tool, file]) => {
     copyFileSync(source, file);
-    const args = [...before, ...commands.flatMap((command) => ['-c', command]), file];
-    return run(tool, file, args, input);
+    // Commands that open images themselves name it IMAGE.
+    const own = commands.some((command) => command.includes('IMAGE'));
+    const words = commands.flatMap((command) => ['-c', command.replaceAll('IMAGE', path.basename(file))]);
+    return run(tool, file, [...before, ...words, ...(own ? [] : [file])], input);
   });
   expect(outcomes[1]).toEqual(outcomes[0]);
   const format = source === raw ? 'raw' : 'qcow2';
@@ -218,6 +225,118 @@ const GROUPS: Readonly<Record<string, readonly string[]>> = {
     'reopen -c none',
     'read -q 0 512',
   ],
+  'state of a virtual machine': [
+    'read -b 0 4k',
+    'write -b 0 4k',
+    'write -b -P 3 512M 64k',
+    'read -b -P 3 512M 64k',
+    'read -b -P 0xcd 0 4k',
+    'read -b -v 4096 512',
+    'write -b 1 512',
+    'write -b 0 5',
+    'length',
+    'map',
+  ],
+  'sizes and patterns': [
+    'read -P 07 1M 512',
+    'read -P +7 1M 512',
+    'read -P -0 0 512',
+    'read -P 08 0 512',
+    'read 0x1k 512',
+    'read 0.5k 512',
+    'read 1e3 512',
+    'read 9E 1',
+    'read -1 512',
+    'read --help 0 512',
+    'write 0 3G',
+    'write -z -n 0 3G',
+    'aio_write -z 0 3G',
+    'aio_flush',
+    'writev 0 1G 1G',
+    'truncate -m full 9E',
+    'write -s . 0 512',
+    'write -s nofile 0 512',
+    'aio_write -P x -i 0 512',
+    'aio_write -i -P x 0 512',
+    'sleep -1',
+    'sleep 010',
+    'sigraise 99',
+    'sigraise 10',
+  ],
+  'open with options': [
+    'open -o x IMAGE',
+    'open -o discard=x IMAGE',
+    'open -o detect-zeroes=x IMAGE',
+    'open -o overlap-check=foo IMAGE',
+    'open -o file=xx IMAGE',
+    'open -o l2-cache-size=x IMAGE',
+    'open -o cache.direct=maybe IMAGE',
+    'open -o driver=nope IMAGE',
+    'open -o read-only=on IMAGE',
+    'open -o file.filename=IMAGE IMAGE',
+    'open -o driver=qcow2',
+    'open -o IMAGE',
+    'open -C -r IMAGE',
+    'open -k IMAGE',
+    'open -i foo IMAGE',
+    'open -t foo IMAGE',
+    'open a b',
+    'open -o driver=raw IMAGE',
+    'length',
+    'info',
+    'close',
+    'open -o driver=raw,size=512 IMAGE',
+    'length',
+    'close',
+    'open -o driver=file IMAGE',
+    'info',
+    'close',
+    'open -o file.filename=IMAGE,driver=qcow2,lazy-refcounts=on',
+    'info',
+    'close',
+    'open -k -n IMAGE',
+    'read 1M 4k',
+    'close',
+    'open -r IMAGE',
+    'write 0 512',
+    'close',
+    'open -s IMAGE',
+    'write 0 512',
+    'map',
+  ],
+  'reopen with options': [
+    'reopen -r -o read-only=on',
+    'reopen -o read-only=x',
+    'reopen -c none -o cache.direct=on',
+    'reopen -c x -r -w',
+    'reopen -o foo=bar',
+    'reopen -o foo=1,read-only=on',
+    'reopen -o driver=raw',
+    'reopen -o driver=qcow2',
+    'reopen -o node-name=x',
+    'reopen -o file.locking=on',
+    'reopen -o backing=foo',
+    'reopen -o data-file=x',
+    'reopen -o force-share=on',
+    'reopen -o discard=x',
+    'reopen -o detect-zeroes=x',
+    'reopen -o l2-cache-size=x',
+    'reopen -o lazy-refcounts=x',
+    'reopen -o help',
+    'reopen -o discard=off',
+    'discard 1M 64k',
+    'reopen -o discard=unmap,l2-cache-size=1M',
+    'discard 1M 64k',
+    'map',
+    'reopen -o read-only=on',
+    'write 0 512',
+    'reopen -r',
+    'reopen -o read-only=on',
+    'write 0 512',
+    'reopen -o read-only=off',
+    'write 0 512',
+    'info',
+  ],
   quit: ['read 0 512', 'quit', 'read 0 512'],
 };
 
@@ -249,6 +368,14 @@ describe('options', () => {
     ['-t', 'writethrough', '-c', 'write 0 512'],
     ['-t', 'unsafe', '-c', 'write 0 512', '-c', 'flush'],
     ['-f', 'nope'],
+    ['-i', 'native', '-c', 'length'],
+    ['-i', 'native', '-n', '-c', 'read 0 4k'],
+    ['-i', 'io_uring', '-c', 'read 0 4k'],
+    ['-s', '-c', 'write 0 512', '-c', 'read -P 0xcd 0 512', '-c', 'map', '-c', 'truncate 12M', '-c', 'info'],
+    ['-s', '-r', '-c', 'write 0 512'],
+    ['-s', '-U', '-c', 'read 1M 512'],
+    ['-C', '-r'],
+    ['-T', 'foo', '-c', 'length'],
     ['-c', 'length'],
   ];
   for (const args of cases) {
@@ -261,12 +388,51 @@ describe('options', () => {
     requirePeer(context, 'qemu-io', 'qemu-img');
     compare(image, [], [], 'read 0 512\nbogus\nlength\nquit\nread 0 1\n');
     compare(image, [], [], 'length\n');
+    compare(image, [], [], 'length \r\n  length\n\nread\t0 512\naio_write 0 4k');
   });
   test('--image-opts', (context) => {
     requirePeer(context, 'qemu-io');
     const args = ['-r', '--image-opts', `driver=qcow2,file.filename=${image}`, '-c', 'length', '-c', 'map'];
     expect(run(qblockIo, image, args)).toEqual(run('qemu-io', image, args));
   });
+});
+
+describe('backing images', () => {
+  const reads = [
+    'read 0 512',
+    'map',
+    'readv 1000k 1M 3',
+    'aio_read 7M 512',
+    'aio_flush',
+    'map',
+    'read 11534335 1',
+  ];
+  for (const before of [[], ['-C'], ['-s'], ['-C', '-s']]) {
+    test(`read with ${before.join(' ') || 'nothing'}`, (context) => {
+      requirePeer(context, 'qemu-io', 'qemu-img');
+      compare(overlay, before, [...reads, 'write 100k 1', 'read -P 7 1600k 4k', 'alloc 0 11M', 'map']);
+    });
+  }
+});
+
+test('the state of a virtual machine is where the other tool looks for it', (context) => {
+  requirePeer(context, 'qemu-io', 'qemu-img');
+  const file = path.join(folder, 'state');
+  copyFileSync(image, file);
+  expect(run(qblockIo, file, ['-c', 'write -b -P 5 1M 200k', file]).status).toBe(0);
+  expect(run('qemu-io', file, ['-c', 'read -b -P 5 1M 200k', file]).stdout).not.toContain('failed');
+  expect(run('qemu-io', file, ['-c', 'write -b -P 6 1100k 2k', file]).status).toBe(0);
+  expect(run(qblockIo, file, ['-c', 'read -b -P 6 1100k 2k', file]).stdout).not.toContain('failed');
+  expect(spawnSync('qemu-img', ['check', '-q', file]).status).toBe(0);
+});
+
+test('an image taken for raw does not turn into another format', (context) => {
+  requirePeer(context, 'qemu-io', 'qemu-img');
+  const header = `write -s ${image} `;
+  const commands = [`${header}0 64k`, `${header}512 512`, `${header}0 100`, 'read -v 0 4', 'write -z 0 512'];
+  const more = [`${header}1 511`, 'aio_write 0 512', 'aio_flush', 'write 3 9', 'writev 500 7 80', 'map'];
+  compare(raw, [], [...commands, ...more]);
+  compare(raw, ['-f', 'raw'], [...commands, ...more]);
 });
 
 test('random command lists leave the same content', (context) => {

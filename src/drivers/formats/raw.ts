@@ -6,6 +6,7 @@
  * Source of the facts: QEMU documentation, "raw" block driver; QMP reference, BlockdevOptionsRaw.
  */
 
+import { copyFromVector, type IoVector, sliceVector } from '../../aio/memory.ts';
 import { co, sync } from '../../block/callbacks.ts';
 import { type BlockDriver, type OpenContext, Perm, Req, Role, Status } from '../../block/driver.ts';
 import type { BlockNode } from '../../block/node.ts';
@@ -17,7 +18,12 @@ interface RawState {
   readonly offset: number;
   /** Bytes of the window; null: up to the end of the file, growing with it. */
   readonly size: number | null;
+  /** Nobody said that the image is raw: it must not come to look like another format. */
+  probed: boolean;
 }
+
+/** Bytes at the start of an image that formats are known by; written as a whole to a probed image. */
+const PROBED_BYTES = 512;
 
 async function open(_node: BlockNode<RawState>, context: OpenContext): Promise<RawState> {
   const options = context.options as { readonly offset?: number; readonly size?: number };
@@ -41,7 +47,7 @@ async function open(_node: BlockNode<RawState>, context: OpenContext): Promise<R
     }
     if (options.size % 512 !== 0) throw new BlockError('Specified size is not multiple of 512');
   }
-  return { offset, size: options.size ?? null };
+  return { offset, size: options.size ?? null, probed: false };
 }
 
 /** The file's node and the place of a range of ours in it. */
@@ -52,6 +58,17 @@ function fileOf(node: BlockNode<RawState>): BlockNode {
 /** Throws unless the range is inside the window. */
 function checkWindow({ size }: RawState, offset: number, bytes: number, errno: number): void {
   if (size !== null && offset + bytes > size) throw ioError(errno);
+}
+
+/**
+ * Throws EPERM when a write would make another format of an image that was taken for raw: whoever opened it the next
+ * time would follow what the writer, perhaps a guest, has put into the header.
+ */
+function checkStart(node: BlockNode<RawState>, vec: IoVector): void {
+  const start = Buffer.alloc(2048);
+  copyFromVector(sliceVector(vec, 0, Math.min(vec.bytes, PROBED_BYTES)), start);
+  const isAnother = Object.values(node.layer.drivers).some((driver) => (driver.probe?.(start) ?? 0) > 0);
+  if (isAnother) throw ioError(E.EPERM);
 }
 
 export const raw: BlockDriver<RawState> = {
@@ -76,7 +93,13 @@ export const raw: BlockDriver<RawState> = {
     if (state.size !== null && offset + bytes > state.size) return false;
     return sync.tryPreadv(children[0]!.node, guard, offset + state.offset, bytes, vec);
   },
+  wasProbed(node) {
+    node.state.probed = true;
+    // The first sector is always written as a whole.
+    node.limits.requestAlignment = Math.max(node.limits.requestAlignment, PROBED_BYTES);
+  },
   tryPwritev({ state, children }, guard, offset, bytes, vec) {
+    if (state.probed && offset < PROBED_BYTES) return false;
     if (state.size !== null && offset + bytes > state.size) return false;
     return sync.tryPwritev(children[0]!.node, guard, offset + state.offset, bytes, vec);
   },
@@ -86,6 +109,7 @@ export const raw: BlockDriver<RawState> = {
   },
   pwritev(node, guard, offset, bytes, vec, flags) {
     checkWindow(node.state, offset, bytes, E.ENOSPC);
+    if (node.state.probed && offset < PROBED_BYTES && bytes > 0) checkStart(node, vec);
     return co.pwritev(fileOf(node), guard, offset + node.state.offset, bytes, vec, flags);
   },
   pwriteZeroes(node, guard, offset, bytes, flags) {

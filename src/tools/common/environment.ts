@@ -13,17 +13,14 @@ import type { BlockNode } from '../../block/node.ts';
 import { openImage } from '../../block/open.ts';
 import { drivers } from '../../drivers/table.ts';
 import { BlockError } from '../../errors/error.ts';
-import { ObjectTree } from '../../objects/tree.ts';
-import { parseKeyval } from '../../qmp/keyval.ts';
-import { parseOption } from '../../qmp/validate.ts';
+import type { ObjectTree } from '../../objects/tree.ts';
 import { parseFlatOptions } from './flat-options.ts';
-import { nestOptions, openDescribed } from './image-options.ts';
-import { objectHelp } from './object-help.ts';
 import type { ToolOutput } from './output.ts';
 
 export interface ToolEnvironment {
   readonly layer: BlockLayer;
-  readonly objects: ObjectTree;
+  /** What --object has made; null when it was never given. */
+  objects: ObjectTree | null;
   readonly output: ToolOutput;
   /** Closes every image that is still open, and the engine. Throws what the first of them could not write. */
   close(): Promise<void>;
@@ -31,42 +28,36 @@ export interface ToolEnvironment {
 
 export function createEnvironment(output: ToolOutput): ToolEnvironment {
   const { engine } = createEngine('auto');
-  const objects = new ObjectTree();
-  const layer = new BlockLayer({
-    engine,
-    // There are no jobs and no monitors: nobody is told.
-    events: { emit: () => undefined },
-    drivers,
-    secret: (id) => objects.secret(id),
-    report: (text) => output.note(`${output.program}: ${text}`),
-  });
-  return {
-    layer,
-    objects,
+  const env: ToolEnvironment = {
+    objects: null,
     output,
+    layer: new BlockLayer({
+      engine,
+      // There are no jobs and no monitors: nobody is told.
+      events: { emit: () => undefined },
+      drivers,
+      secret(id) {
+        if (env.objects === null) throw new BlockError(`No secret with id '${id}'`);
+        return env.objects.secret(id);
+      },
+    }),
     async close() {
       try {
-        await layer.closeAll();
+        await env.layer.closeAll();
       } finally {
         engine.close();
       }
     },
   };
+  return env;
 }
 
+// A tool runs for the blink of an eye: what few command lines need is loaded when one needs it.
+
 /** --object. True: help was asked for and printed; the tool ends then. */
-export async function addObject({ objects, output }: ToolEnvironment, text: string): Promise<boolean> {
-  if (!text.startsWith('{')) {
-    const { options, help } = parseKeyval(text, 'qom-type');
-    if (help) {
-      const typeName = options['qom-type'];
-      output.print(objectHelp(typeof typeName === 'string' ? typeName : undefined));
-      return true;
-    }
-  }
-  const options = parseOption('ObjectOptions', text, 'qom-type');
-  if (typeof options !== 'symbol') await objects.add(options);
-  return false;
+export async function addObject(env: ToolEnvironment, text: string): Promise<boolean> {
+  const { addToolObject } = await import('./objects.ts');
+  return addToolObject(env, text);
 }
 
 // ---- cache modes ---------------------------------------------------------------------------------------------
@@ -195,13 +186,18 @@ export async function openToolNode(env: ToolEnvironment, request: ImageRequest):
   const { layer, output } = env;
   const { name, format, purpose = 'io', definition } = request;
   const settings = nodeSettings(request);
-  if (definition !== undefined) return openDescribed(layer, definition, settings, purpose);
+  if (definition !== undefined) {
+    const { openDescribed } = await import('./image-options.ts');
+    return openDescribed(layer, definition, settings, purpose);
+  }
   if (request.imageOpts) {
+    const { nestOptions, openDescribed } = await import('./image-options.ts');
     const { pairs } = parseFlatOptions(name, 'file', (text) => output.warn(text));
     const options = nestOptions(pairs.filter(({ key }) => key !== 'id'));
     return openDescribed(layer, options, settings, purpose);
   }
   if (protocolPrefix(name) === 'json') {
+    const { openDescribed } = await import('./image-options.ts');
     const options = protocolOptions(layer, name);
     const described = format === null ? options : { driver: format, file: options.file ?? options };
     return openDescribed(layer, described, settings, purpose);

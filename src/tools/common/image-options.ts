@@ -61,6 +61,7 @@ export async function openDescribed(
   const complaints: Complaints = [];
   const complete = await completed(layer, options, settings, complaints, 0);
   const node = await openFromOptions(layer, mergeSettings(settings, complete), purpose);
+  if (options.driver === undefined) node.driver.wasProbed?.(node);
   const [complaint] = complaints;
   if (complaint === undefined) return node;
   await layer.closeNode(node);
@@ -132,7 +133,8 @@ async function probedFormat(
   settings: DriverOptions,
 ): Promise<string> {
   const share = settings['force-share'] === true ? { 'force-share': true } : {};
-  const node = await openFromOptions(layer, { ...file, ...share, 'read-only': true });
+  const cache = settings.cache === undefined ? {} : { cache: settings.cache };
+  const node = await openFromOptions(layer, { ...cache, ...file, ...share, 'read-only': true });
   try {
     return await probeFormat(node);
   } finally {

@@ -3,8 +3,8 @@
  *
  * The sources' block status decides what is done with each extent: data is read and written, zeroes are written as
  * zeroes unless the target is known to have them already, and what the target's backing image shows anyway is left
- * out. In data, blocks of zeroes are looked for as well. Several extents are read at once; they are written in order,
- * unless the user allows any order, so that the target's data lies in the order of the guest's.
+ * out. In data, blocks of zeroes are looked for as well. Several extents are read at once; their writes start in
+ * order, unless the user allows any order, so that the target's data lies in the order of the guest's.
  */
 
 import { allocateIoMemory, type IoMemory, isZero, vectorOf } from '../../aio/memory.ts';
@@ -65,9 +65,9 @@ interface Extent {
 }
 
 interface Piece extends Extent {
-  /** Resolves when everything before this piece has been written. */
+  /** Resolves when the writes of everything before this piece have started. */
   readonly turn: Promise<void>;
-  readonly done: () => void;
+  readonly started: () => void;
 }
 
 export class Copy {
@@ -188,11 +188,14 @@ export class Copy {
           await this.#read(piece, memory);
         }
         if (ordered) await piece.turn;
-        if (this.#failure === null) await this.#write(piece, memory);
+        const written = this.#failure === null ? this.#write(piece, memory) : Promise.resolve();
+        // What comes first gets its place first; it need not be there yet.
+        piece.started();
+        await written;
       } catch (error) {
         this.#failure ??= { error };
       } finally {
-        piece?.done();
+        piece?.started();
       }
     }
   }
@@ -208,11 +211,11 @@ export class Copy {
       this.#position += extent.bytes;
       if (this.#isWork(extent.kind)) await this.#account(extent.bytes);
       const turn = this.#lastTurn;
-      let done = (): void => undefined;
+      let started = (): void => undefined;
       this.#lastTurn = new Promise((resolve) => {
-        done = resolve;
+        started = resolve;
       });
-      return { ...extent, turn, done };
+      return { ...extent, turn, started };
     });
   }
 

@@ -5,30 +5,20 @@ import { InvariantError } from '../../errors/error.ts';
 import { createEnvironment, type ToolEnvironment } from '../common/environment.ts';
 import { createGetopt } from '../common/getopt.ts';
 import { createToolOutput, type ToolOutput } from '../common/output.ts';
-import { amend } from './amend.ts';
-import { check } from './check.ts';
 import { EarlyExit, type ImgCommand, optionError, UsageError } from './command.ts';
-import { compare } from './compare.ts';
-import { convert } from './convert.ts';
-import { create } from './create.ts';
-import { usage, versionText } from './help.ts';
-import { info } from './info.ts';
-import { map } from './map.ts';
-import { measure } from './measure.ts';
-import { resize } from './resize.ts';
-import { snapshot } from './snapshot.ts';
 
-const COMMANDS: Readonly<Record<string, ImgCommand>> = {
-  amend,
-  check,
-  compare,
-  convert,
-  create,
-  info,
-  map,
-  measure,
-  resize,
-  snapshot,
+/** Each loads its command: a tool that runs for the blink of an eye loads no more than it needs. */
+const COMMANDS: Readonly<Record<string, () => Promise<ImgCommand>>> = {
+  amend: async () => (await import('./amend.ts')).amend,
+  check: async () => (await import('./check.ts')).check,
+  compare: async () => (await import('./compare.ts')).compare,
+  convert: async () => (await import('./convert.ts')).convert,
+  create: async () => (await import('./create.ts')).create,
+  info: async () => (await import('./info.ts')).info,
+  map: async () => (await import('./map.ts')).map,
+  measure: async () => (await import('./measure.ts')).measure,
+  resize: async () => (await import('./resize.ts')).resize,
+  snapshot: async () => (await import('./snapshot.ts')).snapshot,
 };
 
 /** Commands of the original that are not here. */
@@ -50,11 +40,11 @@ async function run(
   for (let item = getopt.next(); item !== null; item = getopt.next()) {
     if (item.kind === 'error') throw optionError(item.problem, item.word);
     if (item.name === 'help') {
-      output.print(usage(output.program));
+      output.print((await import('./help.ts')).usage(output.program));
       return 0;
     }
     if (item.name === 'version') {
-      output.print(versionText(output.program));
+      output.print((await import('./help.ts')).versionText(output.program));
       return 0;
     }
     if (!/[*?=,]/.test(item.value)) output.warn(`trace event '${item.value}' does not exist`);
@@ -62,7 +52,7 @@ async function run(
   const [name, ...rest] = getopt.operands;
   if (name === undefined) throw new UsageError('Not enough arguments');
   const command = Object.hasOwn(COMMANDS, name) ? COMMANDS[name] : undefined;
-  if (command !== undefined) return command({ output, environment }, rest);
+  if (command !== undefined) return (await command())({ output, environment }, rest);
   throw new UsageError(
     MISSING.includes(name) ? `Command not supported: ${name}` : `Command not found: ${name}`,
   );

@@ -93,6 +93,7 @@ const ACTIONS: Readonly<Record<Action, ActionFunction>> = {
     const { snapshots } = node.driver;
     const prefix = `Could not apply snapshot '${name}': `;
     if (snapshots === undefined) throw new BlockError(`${prefix}Block driver does not support snapshots`);
+    if (node.dirtyBitmaps.all.size > 0) throw new BlockError(`${prefix}Device has active dirty bitmaps`);
     try {
       await change(snapshots, node, (guard) => snapshots.apply(node, guard, name));
     } catch (error) {

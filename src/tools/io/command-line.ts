@@ -2,10 +2,8 @@
 
 import { PACKAGE_VERSION } from '../../qmp/version.ts';
 import { addObject, cacheMode, type ToolEnvironment } from '../common/environment.ts';
-import { parseFlatOptions } from '../common/flat-options.ts';
 import { createGetopt } from '../common/getopt.ts';
-import { nestOptions } from '../common/image-options.ts';
-import { isDiscardMode, unmaps } from './definition.ts';
+import { isDiscardMode, textOptions, unmaps } from './definition.ts';
 import { AIO_MODES } from './manage.ts';
 import type { OpenSettings } from './session.ts';
 
@@ -155,7 +153,7 @@ function imageSettings(
   values: ReadonlyMap<OptionName, string>,
 ): OpenSettings {
   const isDescribed = values.has('imageOpts');
-  const pairs = isDescribed ? parseFlatOptions(name, null, (text) => output.warn(text)).pairs : [];
+  const { options } = textOptions(isDescribed ? name : '', (text) => output.warn(text));
   return {
     name: isDescribed ? null : name,
     format: values.get('format') ?? null,
@@ -166,6 +164,6 @@ function imageSettings(
     aio: values.get('aio') ?? null,
     snapshot: values.has('snapshot'),
     copyOnRead: values.has('copyOnRead'),
-    options: nestOptions(pairs),
+    options,
   };
 }

@@ -7,6 +7,8 @@ import type { DriverOptions } from '../../block/driver.ts';
 import { protocolOptions, protocolPrefix } from '../../block/image-name.ts';
 import type { BlockLayer } from '../../block/layer.ts';
 import { BlockError } from '../../errors/error.ts';
+import { type FlatPair, parseFlatOptions } from '../common/flat-options.ts';
+import { nestOptions } from '../common/image-options.ts';
 import type { OpenSettings } from './session.ts';
 
 /** Protocols whose driver has the option `aio`. */
@@ -30,6 +32,17 @@ export function unmaps(mode: string): boolean {
 
 export function isRecord(value: unknown): value is DriverOptions {
   return typeof value === 'object' && value !== null && !Array.isArray(value);
+}
+
+/** Options in text form, nested; with their pairs in order. Help is not offered: the word is an option like another. */
+export function textOptions(
+  text: string,
+  warn: (message: string) => void,
+): { readonly pairs: readonly FlatPair[]; readonly options: DriverOptions } {
+  const { pairs, help } = parseFlatOptions(text, null, warn);
+  const word = text.split(',').includes('?') ? '?' : 'help';
+  const all = help ? [...pairs, { key: word, value: 'on' }] : pairs;
+  return { pairs: all, options: nestOptions(all) };
 }
 
 /** The definition; null when name and format alone say it all. */

@@ -2,10 +2,8 @@
 
 import { constants } from 'node:os';
 import { cacheMode } from '../common/environment.ts';
-import { parseFlatOptions } from '../common/flat-options.ts';
-import { nestOptions } from '../common/image-options.ts';
 import { fail, readArguments, size, wholeNumber } from './arguments.ts';
-import { isDiscardMode, unmaps } from './definition.ts';
+import { isDiscardMode, textOptions, unmaps } from './definition.ts';
 import { openPrinting } from './image.ts';
 import { CommandFailed, type IoSession, UsageProblem } from './session.ts';
 
@@ -36,8 +34,7 @@ export async function open(session: IoSession, words: readonly string[]): Promis
   const aio = options.has('k') ? 'native' : (options.get('i') ?? null);
   if (aio !== null && !AIO_MODES.includes(aio)) refuse(session, `Invalid aio option: ${aio}`);
   const text = options.get('o');
-  const pairs =
-    text === undefined ? [] : parseFlatOptions(text, null, (message) => output.warn(message)).pairs;
+  const given = textOptions(text ?? '', (message) => output.warn(message));
   if (operands.length > 1 || (operands.length === 0 && text === undefined)) throw new UsageProblem();
   await openPrinting(session, {
     name: operands[0] ?? null,
@@ -49,7 +46,7 @@ export async function open(session: IoSession, words: readonly string[]): Promis
     aio,
     snapshot: options.has('s'),
     copyOnRead: options.has('C'),
-    options: nestOptions(pairs),
+    options: given.options,
   });
 }
 
@@ -77,6 +74,8 @@ export async function sigraise(session: IoSession, words: readonly string[]): Pr
     fail(session, `signal argument '${words[0]!}' is too large to be a valid signal`);
   }
   session.env.output.flush();
+  // The original's event loop blocks this one.
+  if (number === constants.signals.SIGUSR1) return;
   const name = Object.entries(constants.signals).find(([, value]) => value === number)?.[0];
   if (number !== constants.signals.SIGKILL && number !== constants.signals.SIGSTOP && name !== undefined)
     restoreDefault(name as NodeJS.Signals);

@@ -9,10 +9,9 @@ import type { DriverOptions } from '../../block/driver.ts';
 import type { BlockNode } from '../../block/node.ts';
 import { BlockError } from '../../errors/error.ts';
 import { cacheMode } from '../common/environment.ts';
-import { type FlatPair, parseFlatOptions } from '../common/flat-options.ts';
-import { nestOptions } from '../common/image-options.ts';
+import type { FlatPair } from '../common/flat-options.ts';
 import { readArguments } from './arguments.ts';
-import { isRecord } from './definition.ts';
+import { isRecord, textOptions } from './definition.ts';
 import { openImage } from './image.ts';
 import { close, refuse } from './manage.ts';
 import { CommandFailed, type IoSession, type OpenSettings, UsageProblem } from './session.ts';
@@ -50,21 +49,23 @@ export async function reopen(session: IoSession, words: readonly string[]): Prom
   if (options.has('r') && options.has('w')) refuse(session, 'Only one -r/-w option may be given');
   if (operands.length > 0) throw new UsageProblem();
   const text = options.get('o') ?? '';
-  const { pairs } = parseFlatOptions(text, null, (message) => session.env.output.warn(message));
-  const given = nestOptions(pairs);
+  const { pairs, options: given } = textOptions(text, (message) => session.env.output.warn(message));
   if ((options.has('r') || options.has('w')) && given['read-only'] !== undefined)
     refuse(session, "Cannot set both -r/-w and 'read-only'");
   if (cache !== undefined && isRecord(given.cache))
     refuse(session, 'Cannot set both -c and the cache options');
   const before = session.opened!;
-  const readOnly = options.has('r') ? true : options.has('w') ? false : given['read-only'];
   try {
-    checkChangeable(session.image!.node, pairs);
+    const { node } = session.image!;
+    checkChangeable(node, pairs);
+    const asked = given['read-only'] === undefined ? null : on(given['read-only']);
+    // Only -r takes the user's own wish to write back with it.
+    if (asked === true && !before.readOnly)
+      throw new BlockError(`Read-only block node '${node.name}' cannot support read-write users`);
     await replace(session, before, {
       ...before,
-      format: before.name === null ? null : session.image!.node.driver.name,
-      readOnly:
-        readOnly === undefined ? before.readOnly : typeof readOnly === 'boolean' ? readOnly : on(readOnly),
+      format: before.name === null ? null : node.driver.name,
+      readOnly: options.has('r') || (!options.has('w') && (asked ?? before.readOnly)),
       cache: cache ?? before.cache,
       options: merged(cache === undefined ? before.options : without(before.options, ['cache']), given),
     });

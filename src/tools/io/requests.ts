@@ -2,10 +2,10 @@
 
 import { closeSync, openSync, readSync } from 'node:fs';
 import { allocateIoMemory, type IoMemory, type IoVector, vectorOf } from '../../aio/memory.ts';
-import { wrapped } from '../../block/callbacks.ts';
 import { Req } from '../../block/driver.ts';
-import { strerror } from '../../errors/errno.ts';
-import { errnoOf } from '../../errors/error.ts';
+import type { BlockNode } from '../../block/node.ts';
+import { E, strerror } from '../../errors/errno.ts';
+import { errnoOf, ioError } from '../../errors/error.ts';
 import type { ToolImage } from '../common/environment.ts';
 import { type Arguments, fail, length, lengths, readArguments, size } from './arguments.ts';
 import { copyOnRead } from './copy-on-read.ts';
@@ -91,7 +91,7 @@ export async function read(session: IoSession, words: readonly string[]): Promis
   const { vec, memory } = transfer(session, [bytes], 0xab);
   if (!options.has('b')) await copyFirst(session, 'read', offset, bytes);
   const elapsedMs = await timed(session, 'read', () =>
-    options.has('b') ? vmState(image) : image.backend.preadv(offset, bytes, vec, 0),
+    options.has('b') ? vmState(image, 'read', offset, vec) : image.backend.preadv(offset, bytes, vec, 0),
   );
   if (pattern !== null) {
     const part = memory.buf.subarray(checkOffset, checkOffset + checked);
@@ -105,10 +105,18 @@ export async function read(session: IoSession, words: readonly string[]): Promis
   report(session, 'read', { offset, bytes, total: bytes, machine: options.has('C') }, elapsedMs);
 }
 
-/** The state of a virtual machine inside an image: nothing here makes any. */
-async function vmState(image: ToolImage): Promise<void> {
-  await wrapped.getInfo(image.node);
-  throw Object.assign(new Error('VM state'), { errno: 95 });
+/** The part of an image for the state of virtual machines, in whichever layer has one. */
+async function vmState(
+  image: ToolImage,
+  verb: 'read' | 'write',
+  offset: number,
+  vec: IoVector,
+): Promise<void> {
+  let node: BlockNode | undefined = image.node;
+  while (node !== undefined && node.driver.vmState === undefined) node = node.primaryChild?.node;
+  if (node === undefined) throw ioError(E.ENOTSUP);
+  const owner = node;
+  await owner.layer.graphLock.withRead((guard) => owner.driver.vmState![verb](owner, guard, offset, vec));
 }
 
 function checkSectors(session: IoSession, offset: number, bytes: number): void {
@@ -167,9 +175,9 @@ export async function write(session: IoSession, words: readonly string[]): Promi
   const { vec, memory } = transfer(session, options.has('z') ? [0] : [bytes], pattern ?? DEFAULT_PATTERN);
   if (options.has('s')) fillFromFile(session, options.get('s')!, memory.buf.subarray(0, bytes));
   const elapsedMs = await timed(session, 'write', () => {
-    if (options.has('b')) return vmState(image);
+    if (options.has('b')) return vmState(image, 'write', offset, vec);
     if (options.has('z')) return image.backend.pwriteZeroes(offset, bytes, flags | zeroFlags(options));
-    if (options.has('c')) return compressed(image, offset, bytes, vec);
+    if (options.has('c')) return image.backend.pwritevCompressed(offset, bytes, vec);
     return image.backend.pwritev(offset, bytes, vec, flags);
   });
   if (!options.has('q'))
@@ -178,11 +186,6 @@ export async function write(session: IoSession, words: readonly string[]): Promi
 
 function zeroFlags(options: ReadonlyMap<string, string>): number {
   return (options.has('u') ? Req.mayUnmap : 0) | (options.has('n') ? Req.noFallback : 0);
-}
-
-async function compressed(image: ToolImage, offset: number, bytes: number, vec: IoVector): Promise<void> {
-  if (offset + bytes > image.node.totalBytes) throw Object.assign(new Error('beyond the end'), { errno: 5 });
-  await wrapped.pwritevCompressed(image.node, offset, bytes, vec);
 }
 
 // ---- vectors -------------------------------------------------------------------------------------------------

@@ -35,6 +35,7 @@ import { preadv, tryPreadv } from './read.ts';
 import { truncate } from './resize.ts';
 import { snapshots } from './snapshots.ts';
 import { Mapping, type Qcow2Node, type Qcow2State } from './state.ts';
+import { vmState, vmStateOffset } from './vm-state.ts';
 import { pwritev, tryPwritev } from './write.ts';
 import { flushMetadata, isClean, settleMetadata } from './writeback.ts';
 
@@ -160,6 +161,7 @@ export const qcow2: BlockDriver<Qcow2State> = {
     header.backingFile === null ? null : { filename: header.backingFile, format: header.backingFormat },
   snapshots,
   bitmaps,
+  vmState,
   tryPreadv,
   tryPwritev,
   preadv,
@@ -179,6 +181,6 @@ export const qcow2: BlockDriver<Qcow2State> = {
   getInfo: async ({ state: s }) => ({
     clusterSizeBytes: s.clusterBytes,
     isDirty: (s.header.incompatible & Incompat.dirty) !== 0,
-    vmStateOffset: Math.ceil(s.header.size / s.l2SpanBytes) * s.l2SpanBytes,
+    vmStateOffset: vmStateOffset(s),
   }),
 };

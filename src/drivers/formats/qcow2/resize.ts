@@ -13,6 +13,7 @@ import { E } from '../../../errors/errno.ts';
 import { BlockError, errnoError, errnoOf } from '../../../errors/error.ts';
 import { abandonAllocation, linkAllocation, planWrite } from './allocation.ts';
 import { checkBitmapsResizable } from './bitmaps.ts';
+import { checkAlive, toRequestError } from './corruption.ts';
 import { discardRange, pwriteZeroes } from './discard.ts';
 import { alone } from './exclusive.ts';
 import { growL1 } from './l1-table.ts';
@@ -46,13 +47,15 @@ export async function truncate(
   checkBitmapsResizable(node);
   const l1Entries = Math.ceil(length / s.l2SpanBytes);
   if (l1Entries * 8 > MAX_L1_BYTES) throw errnoError('Failed to grow the L1 table', E.EFBIG);
-  if (length < old) {
-    if (prealloc !== 'off') {
-      throw new BlockError("Preallocation can't be used for shrinking an image", { errno: E.EINVAL });
-    }
-    await shrink(node, guard, length, old);
-  } else {
-    await grow(node, guard, old, length, prealloc, zeroFill);
+  if (length < old && prealloc !== 'off') {
+    throw new BlockError("Preallocation can't be used for shrinking an image", { errno: E.EINVAL });
+  }
+  checkAlive(node);
+  try {
+    if (length < old) await shrink(node, guard, length, old);
+    else await grow(node, guard, old, length, prealloc, zeroFill);
+  } catch (error) {
+    throw await toRequestError(node, guard, error);
   }
   // A data file has the size of the image, whatever it had before; a device is left as it is.
   if (s.hasDataFile) await co.truncate(s.dataFile.node, guard, length, false, 'off', false);

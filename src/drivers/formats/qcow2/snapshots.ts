@@ -152,6 +152,10 @@ async function readSnapshotL1(
 async function apply(node: Qcow2Node, guard: GraphReadGuard, idOrName: string): Promise<void> {
   const s = node.state;
   if (s.hasDataFile) throw ioError(E.ENOTSUP);
+  // They would not say any more what changed since they began to record.
+  if (node.dirtyBitmaps.all.size > 0) {
+    throw new BlockError('Device has active dirty bitmaps', { errno: E.ENOTSUP });
+  }
   const one = findByIdOrName(s, idOrName);
   if (one === undefined) throw ioError(E.ENOENT);
   const l1 = await readSnapshotL1(node, guard, one);
