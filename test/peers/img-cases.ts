@@ -403,7 +403,6 @@ export const IMAGE_CASES: Readonly<Record<string, ToolCase>> = {
   'check -r all, corrupt': {
     run: ['check -r leaks corrupt', 'check -r all corrupt', 'check corrupt'],
     images: ['corrupt'],
-    anyPlace: true,
   },
   'snapshot -c, -a, -d': {
     run: [
@@ -418,7 +417,6 @@ export const IMAGE_CASES: Readonly<Record<string, ToolCase>> = {
       'check snap',
     ],
     images: ['snap'],
-    anyPlace: true,
   },
   'resize qcow2': {
     run: ['resize base 3M', 'resize base +1M', 'resize --shrink base -2M', 'resize -q base 9M'],
@@ -452,7 +450,6 @@ export const IMAGE_CASES: Readonly<Record<string, ToolCase>> = {
     // How often progress is told depends on the work's steps.
     normalise: (text) => text.replace(/( {4}\(\d+\.\d\d\/100%\)\r)+/g, 'PROGRESS'),
     images: ['base'],
-    anyPlace: true,
   },
   'convert to raw': { run: ['convert top q', 'convert -O file raw r'], images: ['q:raw', 'r:raw'] },
   'convert with progress': {
@@ -463,7 +460,6 @@ export const IMAGE_CASES: Readonly<Record<string, ToolCase>> = {
   'convert -c': {
     run: ['convert -c -p -O qcow2 top q', 'convert -c -O qcow2 -o compression_type=zstd sparse r'],
     images: ['q', 'r'],
-    anyPlace: true,
   },
   'convert of compressed': { run: ['convert packed q', 'convert -O qcow2 packed r'], images: ['q:raw', 'r'] },
   'convert -S': {
@@ -489,7 +485,6 @@ export const IMAGE_CASES: Readonly<Record<string, ToolCase>> = {
   'convert of several': {
     run: ['convert base raw q', 'convert -c -O qcow2 odd raw odd r', 'convert -O qcow2 odd raw s'],
     images: ['q:raw', 'r', 's'],
-    anyPlace: true,
   },
   'convert -l': {
     run: [
@@ -511,7 +506,6 @@ export const IMAGE_CASES: Readonly<Record<string, ToolCase>> = {
       'convert -n --target-image-opts raw driver=raw,file.filename=zeroes',
     ],
     images: ['full:raw', 'longer:raw', 'base', 'mid', 'holes:raw', 'zeroes:raw'],
-    anyPlace: true,
   },
   'convert, preallocated': {
     run: ['convert -O qcow2 -o preallocation=metadata raw q', 'convert -O qcow2 -o preallocation=full raw r'],

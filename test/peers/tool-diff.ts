@@ -30,8 +30,6 @@ export interface ToolCase {
   readonly run: readonly (string | readonly string[])[];
   /** Images that must come out equal: allocation, description and content. "NAME:FORMAT" where it is not probed. */
   readonly images?: readonly string[];
-  /** Where an image's clusters lie in its file may differ: compressed and concurrent writes. */
-  readonly anyPlace?: boolean;
   /** Changes output before it is compared. */
   readonly normalise?: (text: string) => string;
 }
@@ -81,21 +79,18 @@ interface MapEntry {
 }
 
 /**
- * A map without what the host decides: whether an allocated cluster has holes in the file. Entries that do not differ
- * any more become one; with `anyPlace` they have no offsets.
+ * A map without what the host and the order of concurrent requests decide: whether an allocated cluster has holes in
+ * the file, and where it lies. Entries that do not differ any more become one.
  */
-function plainMap(text: string, anyPlace: boolean): string {
+function plainMap(text: string): string {
   const merged: MapEntry[] = [];
   for (const entry of JSON.parse(text) as MapEntry[]) {
-    const { offset, ...rest } = entry;
-    const plain: MapEntry = anyPlace || offset === undefined ? rest : { ...rest, offset };
+    const { offset: _place, ...plain } = entry;
     if (plain.data) plain.zero = false;
     const last = merged.at(-1);
-    const { start: _start, length: _length, offset: _offset, ...kind } = plain;
-    const { start: _s = 0, length: _l = 0, offset: lastOffset, ...lastKind } = last ?? ({} as MapEntry);
-    const goesOn = lastOffset === undefined ? plain.offset === undefined : lastOffset + _l === plain.offset;
-    if (last !== undefined && goesOn && JSON.stringify(kind) === JSON.stringify(lastKind))
-      last.length += plain.length;
+    const { start: _start, length: _length, ...kind } = plain;
+    const { start: _lastStart, length: _lastLength, ...lastKind } = last ?? ({} as MapEntry);
+    if (last !== undefined && JSON.stringify(kind) === JSON.stringify(lastKind)) last.length += plain.length;
     else merged.push(plain);
   }
   return JSON.stringify(merged, null, 1);
@@ -107,7 +102,7 @@ function diskSize(info: string): number {
   return Number(number) * 1024 ** ['', 'Ki', 'Mi', 'Gi'].indexOf(unit);
 }
 
-async function stateOf(image: string, dir: string, anyPlace: boolean): Promise<ImageState> {
+async function stateOf(image: string, dir: string): Promise<ImageState> {
   const [name = '', format] = image.split(':');
   if (!existsSync(path.join(dir, name))) return { name, info: 'missing', map: '', diskBytes: -1 };
   const formatArgs = format === undefined ? [] : ['-f', format];
@@ -116,7 +111,7 @@ async function stateOf(image: string, dir: string, anyPlace: boolean): Promise<I
   return {
     name,
     info: withoutChance(info.stdout).replace(/^disk size: .*$/m, 'disk size: SIZE'),
-    map: map.status === 0 ? plainMap(map.stdout, anyPlace) : map.stderr,
+    map: map.status === 0 ? plainMap(map.stdout) : map.stderr,
     diskBytes: diskSize(info.stdout),
   };
 }
@@ -140,10 +135,18 @@ export async function runBoth(
     const formats = format === undefined ? [] : ['-f', format, '-F', format];
     const both = ['theirs', 'ours'].map((side) => path.join(scratch, side, name));
     if (!both.every((file) => existsSync(file))) continue;
-    const { stdout, stderr } = await runTool('qemu-img', ['compare', ...formats, ...both], scratch);
+    const { stdout, stderr } = await runTool(
+      'qemu-img',
+      ['compare', ...formats, ...both],
+      path.join(scratch, 'theirs'),
+    );
     contents.push(`${name}: ${stdout}${stderr}`);
     if (results.theirs.images.some((state) => state.name === name && state.info.includes('qcow2'))) {
-      const check = await runTool('qemu-img', ['check', '-q', ...formats.slice(0, 2), both[1]!], scratch);
+      const check = await runTool(
+        'qemu-img',
+        ['check', '-q', ...formats.slice(0, 2), both[1]!],
+        path.join(scratch, 'ours'),
+      );
       if (check.status !== 0) contents.push(`${name}: check ${check.status}\n${check.stderr}`);
     }
   }
@@ -169,8 +172,7 @@ export async function runBoth(
       outcomes.push({ command, status, stdout: clean(stdout), stderr: clean(stderr) });
     }
     const images: ImageState[] = [];
-    for (const image of toolCase.images ?? [])
-      images.push(await stateOf(image, dir, toolCase.anyPlace === true));
+    for (const image of toolCase.images ?? []) images.push(await stateOf(image, dir));
     return { outcomes, images };
   }
 }
