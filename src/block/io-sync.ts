@@ -48,6 +48,7 @@ export function tryPwritev(
   const { driver } = node;
   if (
     driver.tryPwritev === undefined ||
+    bytes === 0 ||
     node.readOnly ||
     node.settings.detectZeroes !== 'off' ||
     !isPlain(node, offset, bytes, vec) ||

@@ -121,6 +121,11 @@ export async function coPwritev(
 ): Promise<void> {
   checkWritable(node);
   checkRange(offset, bytes);
+  if (bytes === 0) {
+    // A driver would take it for a write to the block that the offset is in.
+    if ((flags & Req.fua) !== 0) await coFlush(node, guard);
+    return;
+  }
   const request = begin(node, offset, bytes);
   try {
     const align = node.limits.requestAlignment;

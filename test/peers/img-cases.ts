@@ -2,7 +2,7 @@
  * Command lines for qblock-img and qemu-img. They run in a copy of the folder that img.test.ts prepares:
  * raw (1 MiB with 64 KiB of data), sparse (raw, zeroes of every kind), base, mid and top (a chain of qcow2 images),
  * snap (with snapshots s1 and s2), luks (passphrase "abc"), leaky and corrupt (damaged), lost (its backing is missing),
- * sub/in (its backing is sub/below), v2 (compat=0.10), packed (compressed).
+ * sub/in (its backing is sub/below), v2 (compat=0.10), packed (compressed), marked (with bitmaps).
  */
 
 import type { ToolCase } from './tool-diff.ts';
@@ -394,7 +394,7 @@ export const IMAGE_CASES: Readonly<Record<string, ToolCase>> = {
     ],
   },
   'create with a data file': {
-    run: ['create -f qcow2 -o data_file=d,data_file_raw=on q 1M', 'info q'],
+    run: ['create -f qcow2 -o data_file=d,data_file_raw=on q 1M', 'info q', 'check q'],
     normalise: withoutDiskSize,
     images: ['q', 'd:raw'],
   },
@@ -536,6 +536,16 @@ export const IMAGE_CASES: Readonly<Record<string, ToolCase>> = {
     ],
     images: ['q:raw', 's:raw'],
     normalise: withoutDiskSize,
+  },
+  'convert --bitmaps': {
+    run: [
+      'convert --bitmaps -O qcow2 marked q',
+      'info q',
+      'convert --bitmaps -O qcow2 marked marked r',
+      'measure -O qcow2 marked',
+    ],
+    normalise: withoutDiskSize,
+    images: ['q'],
   },
   'small clusters': {
     run: ['convert -O qcow2 -o cluster_size=512 sparse q', 'convert -O qcow2 -o extended_l2=on sparse r'],

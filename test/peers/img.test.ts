@@ -75,6 +75,11 @@ function makeFixture(dir: string): void {
   img('create', '-f', 'qcow2', '-o', 'compat=0.10', 'v2', '1M');
   io('v2', 'qcow2', 'write 0 64k');
   img('convert', '-c', '-O', 'qcow2', 'raw', 'packed');
+  img('create', '-f', 'qcow2', 'marked', '1M');
+  img('bitmap', '--add', 'marked', 'b0');
+  img('bitmap', '--add', '-g', '4k', 'marked', 'b1');
+  io('marked', 'qcow2', 'write 64k 64k', 'write 500k 10k');
+  img('bitmap', '--disable', 'marked', 'b1');
 }
 
 beforeAll(() => {

@@ -65,9 +65,10 @@ interface Extent {
 }
 
 interface Piece extends Extent {
-  /** Resolves when the writes of everything before this piece have started. */
-  readonly turn: Promise<void>;
+  /** Resolves when the writes of everything before this piece have started, and but one are done. */
+  readonly turn: Promise<unknown>;
   readonly started: () => void;
+  readonly done: () => void;
 }
 
 export class Copy {
@@ -79,7 +80,10 @@ export class Copy {
   #dataBytes = 0;
   #dataDone = 0;
   readonly #next = new CoMutex();
-  #lastTurn: Promise<void> = Promise.resolve();
+  /** Of the pieces that have been given out: the last has started, has been written; the one before has been written. */
+  #lastStarted: Promise<void> = Promise.resolve();
+  #lastDone: Promise<void> = Promise.resolve();
+  #doneBeforeLast: Promise<void> = Promise.resolve();
   #failure: { readonly error: unknown } | null = null;
   /** When the next byte may go, with a rate limit. */
   #freeAtMs = 0;
@@ -188,14 +192,12 @@ export class Copy {
           await this.#read(piece, memory);
         }
         if (ordered) await piece.turn;
-        const written = this.#failure === null ? this.#write(piece, memory) : Promise.resolve();
-        // What comes first gets its place first; it need not be there yet.
-        piece.started();
-        await written;
+        if (this.#failure === null) await this.#write(piece, memory);
       } catch (error) {
         this.#failure ??= { error };
       } finally {
         piece?.started();
+        piece?.done();
       }
     }
   }
@@ -210,12 +212,14 @@ export class Copy {
         extent = { ...extent, bytes: Math.min(extent.bytes, PIECE_BYTES) };
       this.#position += extent.bytes;
       if (this.#isWork(extent.kind)) await this.#account(extent.bytes);
-      const turn = this.#lastTurn;
-      let started = (): void => undefined;
-      this.#lastTurn = new Promise((resolve) => {
-        started = resolve;
-      });
-      return { ...extent, turn, started };
+      // One write is done by the kernel while the next is prepared; more would only wait for the file's lock.
+      const turn = Promise.all([this.#lastStarted, this.#doneBeforeLast]);
+      const started = createSignal();
+      const done = createSignal();
+      this.#lastStarted = started.promise;
+      this.#doneBeforeLast = this.#lastDone;
+      this.#lastDone = done.promise;
+      return { ...extent, turn, started: started.fire, done: done.fire };
     });
   }
 
@@ -297,9 +301,13 @@ export class Copy {
           : compressBytes === null
             ? firstRun(data, offset, zeroes)
             : firstUnits(data, compressBytes);
-      if (!run.isData) await this.#writeZeroes(offset, run.bytes);
-      else await this.#writeRun(offset, run.bytes, memory, at);
       at += run.bytes;
+      const written = run.isData
+        ? this.#writeRun(offset, run.bytes, memory, at - run.bytes)
+        : this.#writeZeroes(offset, run.bytes);
+      // What comes first gets its place first; it need not be there yet when the next piece starts.
+      if (at === piece.bytes) piece.started();
+      await written;
     }
   }
 
@@ -320,6 +328,14 @@ export class Copy {
       await target.backend.pwriteZeroes(offset, bytes, target.writeFlags | Req.mayUnmap);
     }
   }
+}
+
+function createSignal(): { readonly promise: Promise<void>; readonly fire: () => void } {
+  let fire = (): void => undefined;
+  const promise = new Promise<void>((resolve) => {
+    fire = resolve;
+  });
+  return { promise, fire };
 }
 
 /** The compressed units at the start of `data` that are all zeroes, or all have data. */

@@ -14,6 +14,7 @@ import {
   type ToolImage,
 } from '../common/environment.ts';
 import { targetCache } from './command.ts';
+import { checkBitmaps, keepsBitmaps } from './convert-bitmaps.ts';
 import type { Source } from './convert-copy.ts';
 import {
   checkCreatable,
@@ -35,6 +36,7 @@ export interface TargetRequest {
   readonly knownZero: boolean;
   readonly compress: boolean;
   readonly bitmaps: boolean;
+  readonly skipBrokenBitmaps: boolean;
   readonly unmap: boolean;
   readonly backingFile: string | null;
   readonly backingFormat: string | null;
@@ -62,7 +64,7 @@ export async function openTarget(
   const planned = request.skipCreate ? null : plan(env, request);
   const driver =
     planned?.driver ?? (request.format === null ? null : (env.layer.drivers[request.format] ?? null));
-  await checkBitmaps(request, driver, sources);
+  await checkForBitmaps(request, driver, sources);
   const cache = targetCache(request.cache);
   if (planned !== null) await make(env, planned, request);
   const image = await open(env, request, planned, cache);
@@ -120,8 +122,8 @@ function checkCompressible(driver: BlockDriver, values: Values): void {
     throw new BlockError('Compression and preallocation not supported at the same time');
 }
 
-async function checkBitmaps(
-  { bitmaps }: TargetRequest,
+async function checkForBitmaps(
+  { bitmaps, skipBrokenBitmaps }: TargetRequest,
   driver: BlockDriver | null,
   sources: readonly Source[],
 ): Promise<void> {
@@ -129,10 +131,9 @@ async function checkBitmaps(
   if (sources.length > 1) throw new BlockError('Copying bitmaps only possible with single source');
   if (driver !== null && driver.name !== 'qcow2')
     throw new BlockError(`Format driver '${driver.name}' does not support bitmaps`);
-  const specific = (await imageInfo(sources[0]!.image.node))['format-specific'];
-  if (specific?.type !== 'qcow2' || specific.data.compat === '0.10')
-    throw new BlockError('Source lacks bitmap support');
-  if ((specific.data.bitmaps?.length ?? 0) > 0) throw new BlockError('Copying bitmaps is not supported yet');
+  const [source] = sources;
+  if (!keepsBitmaps(await imageInfo(source!.image.node))) throw new BlockError('Source lacks bitmap support');
+  checkBitmaps(source!.image.node, skipBrokenBitmaps);
 }
 
 async function make(env: ToolEnvironment, { driver, values }: Plan, request: TargetRequest): Promise<void> {

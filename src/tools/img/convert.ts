@@ -15,6 +15,7 @@ import {
   readSize,
   sourceCache,
 } from './command.ts';
+import { copyBitmaps } from './convert-bitmaps.ts';
 import { Copy, PIECE_BYTES, type Source } from './convert-copy.ts';
 import { openTarget, type TargetRequest } from './convert-target.ts';
 import { printHelp } from './create.ts';
@@ -212,6 +213,7 @@ async function run(
     progress,
   });
   await copy.run();
+  if (switches.bitmaps === true) copyBitmaps(sources[0]!.image.node, targetNode, context.output);
   await target.image.close();
 }
 
@@ -256,6 +258,7 @@ function targetRequest(request: Request, totalBytes: number, sparse: number): Ta
     knownZero: switches.targetIsZero === true,
     compress: switches.compress === true,
     bitmaps: switches.bitmaps === true,
+    skipBrokenBitmaps: switches.skipBrokenBitmaps === true,
     unmap: sparse > 0,
     backingFile: request.backingFile,
     backingFormat: request.backingFormat,

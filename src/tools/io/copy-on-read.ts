@@ -13,7 +13,7 @@ const MAX_COPY_BYTES = 2 * 1024 * 1024;
  * runs meanwhile: a write between reading a cluster and writing it back would be lost.
  */
 export async function copyOnRead({ node, backend }: ToolImage, offset: number, bytes: number): Promise<void> {
-  if (bytes === 0 || offset + bytes > node.totalBytes) return;
+  if (offset + bytes > node.totalBytes) return;
   const cluster = (await infoOrNull(node))?.clusterSizeBytes || 1;
   const end = Math.min(Math.ceil((offset + bytes) / cluster) * cluster, node.totalBytes);
   for (let at = Math.floor(offset / cluster) * cluster; at < end; ) {

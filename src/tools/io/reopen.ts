@@ -62,10 +62,13 @@ export async function reopen(session: IoSession, words: readonly string[]): Prom
     // Only -r takes the user's own wish to write back with it.
     if (asked === true && !before.readOnly)
       throw new BlockError(`Read-only block node '${node.name}' cannot support read-write users`);
+    const readOnly = options.has('r') || (!options.has('w') && (asked ?? before.readOnly));
+    if (readOnly && before.copyOnRead)
+      throw new BlockError(`Can't set node '${node.name}' to r/o with copy-on-read enabled`);
     await replace(session, before, {
       ...before,
       format: before.name === null ? null : node.driver.name,
-      readOnly: options.has('r') || (!options.has('w') && (asked ?? before.readOnly)),
+      readOnly,
       cache: cache ?? before.cache,
       options: merged(cache === undefined ? before.options : without(before.options, ['cache']), given),
     });

@@ -60,14 +60,15 @@ export function report(
   );
 }
 
-/** Prints a buffer, 16 bytes a line. */
+/** Prints a buffer, 16 bytes a line: in hexadecimal, then its letters and digits. */
 export function dump({ env }: IoSession, buf: Buffer, offset: number): void {
   for (let at = 0; at < buf.length; at += 16) {
     const row = buf.subarray(at, at + 16);
     const hex = [...row].map((byte) => byte.toString(16).padStart(2, '0')).join(' ');
     const letters = [...row]
-      .map((byte) => (byte > 0x20 && byte < 0x7f ? String.fromCharCode(byte) : '.'))
-      .join('');
+      .map((byte) => String.fromCharCode(byte))
+      .join('')
+      .replace(/[^0-9A-Za-z]/g, '.');
     env.output.print(`${(offset + at).toString(16).padStart(8, '0')}:  ${hex}  ${letters}\n`);
   }
 }

@@ -22,12 +22,12 @@ import { ioError } from '../../../errors/error.ts';
 import { compressCluster, decompressCluster } from '../../compress/codec.ts';
 import { abandonAllocation, endAllocation, freeOld, ownSlice } from './allocation.ts';
 import { toRequestError } from './corruption.ts';
-import { decodeCompressed, encodeCompressedHi, offsetLo } from './layout.ts';
-import { l2IndexOf, lookup, setL2Bitmap, setL2Entry } from './mapping.ts';
+import { decodeCompressed, encodeCompressedHi, entryOffset, HI_COMPRESSED, offsetLo } from './layout.ts';
+import { l2IndexOf, setL2Bitmap, setL2Entry } from './mapping.ts';
 import { checkOverlap } from './metadata-io.ts';
 import { satisfy } from './needs.ts';
 import { allocateRun, changeRefcount, deferFreeCompressed, getRefcount, isNeed } from './refcount.ts';
-import { type Allocation, Mapping, type Need, type Qcow2Node, type Qcow2State } from './state.ts';
+import type { Allocation, Need, Qcow2Node, Qcow2State } from './state.ts';
 import { freeOfAllocations, writeExtents } from './write.ts';
 import { scheduleWriteBack } from './writeback.ts';
 
@@ -131,14 +131,17 @@ async function writeCluster(
   scheduleWriteBack(node);
 }
 
-/** Finds a place for `bytes` of compressed data and takes it. Compression does not overwrite data in place. */
+/**
+ * Finds a place for `bytes` of compressed data and takes it. Throws EIO where the image has a cluster, compressed or
+ * not, zero or not: as in the original, compression overwrites nothing.
+ */
 function planCompressed(node: Qcow2Node, guest: number, bytes: number): Allocation | Need {
   const s = node.state;
-  const missing = lookup(s, guest, 1);
-  if (missing !== null) return missing;
-  if (s.found.kind === Mapping.data && s.found.copied) throw ioError(E.EIO);
   const slice = ownSlice(node, guest);
   if (isNeed(slice)) return slice;
+  const at = (l2IndexOf(s, guest) % s.sliceEntries) * s.l2EntryBytes;
+  const hi = slice.view.getUint32(at);
+  if ((hi & HI_COMPRESSED) !== 0 || entryOffset(hi, slice.view.getUint32(at + 4)) !== 0) throw ioError(E.EIO);
   const host = takePlace(s, bytes);
   if (isNeed(host)) return host;
   slice.pins++;

@@ -14,7 +14,15 @@ import { freeOld, ownSlice } from './allocation.ts';
 import type { CachedTable } from './cache.ts';
 import { checkAlive, toRequestError } from './corruption.ts';
 import { Autoclear, entryOffset, HI_COMPRESSED, HI_COPIED, LO_ZERO } from './layout.ts';
-import { l1IndexOf, l2IndexOf, l2TableOffset, setL2Bitmap, setL2Entry, subclusterMask } from './mapping.ts';
+import {
+  l1IndexOf,
+  l2IndexOf,
+  l2TableOffset,
+  lookup,
+  setL2Bitmap,
+  setL2Entry,
+  subclusterMask,
+} from './mapping.ts';
 import { satisfy } from './needs.ts';
 import { isNeed } from './refcount.ts';
 import type { FreeReason, Need, Qcow2Node, Qcow2State } from './state.ts';
@@ -69,6 +77,7 @@ export async function pwriteZeroes(
     // Part of a cluster: all of it becomes a zero cluster if it reads as zeroes anyway, else it has to be written.
     const from = offset - (offset % unit);
     const to = Math.min(Math.ceil(end / unit) * unit, node.totalBytes);
+    await loadMapping(node, guard, from, to - from);
     if (!readsAsZero(node, from, to - from)) throw ioError(E.ENOTSUP);
     if (s.header.version >= 3 && !s.hasDataFile) await zeroRange(node, guard, from, to - from, flags, true);
     return;
@@ -84,6 +93,25 @@ export async function pwriteZeroes(
     await co.pwriteZeroes(s.dataFile.node, guard, offset, bytes, flags & ~Req.noFallback);
   }
   await zeroRange(node, guard, offset, bytes, flags, false);
+}
+
+/** Sees to it that the tables for a range are in memory; a look at them right afterwards finds them there. */
+async function loadMapping(
+  node: Qcow2Node,
+  guard: GraphReadGuard,
+  offset: number,
+  bytes: number,
+): Promise<void> {
+  const s = node.state;
+  try {
+    for (let at = offset; at < offset + bytes; ) {
+      const missing = lookup(s, at, offset + bytes - at);
+      if (missing === null) at += s.found.bytes;
+      else await satisfy(node, guard, missing);
+    }
+  } catch (error) {
+    throw await toRequestError(node, guard, error);
+  }
 }
 
 /** Marks clusters as zero. `onlyZero`: those that read as zeroes already; ENOTSUP when one does not any more. */

@@ -8,11 +8,13 @@
 import type { CreateOptionValues, ImageMeasure, MeasureSource } from '../../../block/driver.ts';
 import { E } from '../../../errors/errno.ts';
 import { BlockError } from '../../../errors/error.ts';
-import { MAX_CLUSTER_BITS, MIN_CLUSTER_BITS } from './layout.ts';
+import { MAX_CLUSTER_BITS, MAX_L1_BYTES, MIN_CLUSTER_BITS } from './layout.ts';
 
 const DEFAULT_CLUSTER_BYTES = 65536;
 const DEFAULT_REFCOUNT_BITS = 16;
 const ENTRY_BYTES = 8;
+/** LUKS header and key slots for the default cipher. */
+const LUKS_HEADER_BYTES = 2068480;
 const PREALLOCATIONS: readonly string[] = ['off', 'metadata', 'falloc', 'full'];
 
 function refuse(message: string): BlockError {
@@ -83,9 +85,6 @@ function shapeOf(values: CreateOptionValues): Shape {
   return { clusterBytes, refcountBits, l2EntryBytes: extended ? 16 : ENTRY_BYTES, cryptoBytes };
 }
 
-/** Header and key slots for the default cipher. */
-const LUKS_HEADER_BYTES = 2068480;
-
 /** Clusters of the source that hold anything, in bytes. */
 async function dataBytes(source: MeasureSource, clusterBytes: number, bytes: number): Promise<number> {
   let total = 0;
@@ -141,5 +140,3 @@ function bitmapBytes(granularities: readonly number[], bytes: number, clusterByt
   clusters += ceilDiv(granularities.length * 64, clusterBytes);
   return clusters * clusterBytes;
 }
-
-const MAX_L1_BYTES = 32 * 1024 * 1024;

@@ -86,6 +86,11 @@ async function shrink(node: Qcow2Node, guard: GraphReadGuard, length: number, ol
       throw errnoError('Failed to discard cropped clusters', errnoOf(error));
     }
   }
+  // The state of a virtual machine behind the disk does not stay where it would be looked for.
+  for (let index = Math.ceil(old / s.l2SpanBytes); index < s.header.l1Entries; index++) {
+    if (l2TableOffset(s, index) === 0) continue;
+    await discardRange(node, guard, index * s.l2SpanBytes, s.l2SpanBytes, 'other', true);
+  }
   // Tables that map nothing any more go too.
   for (let index = Math.ceil(length / s.l2SpanBytes); index < s.header.l1Entries; index++) {
     const table = l2TableOffset(s, index);
