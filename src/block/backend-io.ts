@@ -52,6 +52,12 @@ export interface BackendOwner {
   /** Stop starting new requests; requests in flight go on. May be called again while drained (nests). */
   drainedBegin(): void;
   drainedEnd(): void;
+  /** Null when the holder is at rest; else resolves when it is worth looking again. Default: at rest. */
+  waitForRest?(): Promise<void> | null;
+  /** The holder comes to rest by itself (a job, at its next pause point): until then its requests must go on. */
+  readonly sendsWhileDrained?: boolean;
+  /** The edge does not go along when the node is replaced. */
+  readonly staysAtNode?: boolean;
   /** The node's length changed. */
   resized?(): void;
 }

@@ -25,7 +25,8 @@ export class BlockBackend implements BackendIo, RootParent {
   #root: BlockChild | null = null;
   #drainDepth = 0;
   #closing = false;
-  inFlight = 0;
+  /** Requests begun and not ended, those that wait for the end of a drained section included. */
+  #pending = 0;
 
   /** `detach` removes the root edge from the graph; the layer supplies it. */
   constructor(owner: BackendOwner, detach: (backend: BlockBackend) => Promise<void>) {
@@ -75,29 +76,36 @@ export class BlockBackend implements BackendIo, RootParent {
     if (this.#drainDepth === 0) this.#resumed.wakeAll();
   }
 
+  waitForRest(): Promise<void> | null {
+    return this.#owner.waitForRest?.() ?? null;
+  }
+
+  get staysAtNode(): boolean {
+    return this.#owner.staysAtNode === true;
+  }
+
   resized(): void {
     this.#owner.resized?.();
   }
 
-  // Written out per operation: a closure per request would show in the profile.
+  // Written out per operation: a closure per request would show in the profile. The node is looked at when the lock
+  // is held: a graph change may have put another one there meanwhile.
 
   async preadv(offset: number, bytes: number, vec: IoVector, flags: number): Promise<void> {
-    const node = this.#checked(offset, bytes);
-    const guard = this.#tryEnter(node) ?? (await this.#enter(node));
+    const guard = this.#tryEnter() ?? (await this.#enter());
     try {
-      await co.preadv(node, guard, offset, bytes, vec, flags);
+      await co.preadv(this.#checked(offset, bytes), guard, offset, bytes, vec, flags);
     } finally {
-      this.#leave(node, guard);
+      this.#leave(guard);
     }
   }
 
   async pwritev(offset: number, bytes: number, vec: IoVector, flags: number): Promise<void> {
-    const node = this.#checked(offset, bytes);
-    const guard = this.#tryEnter(node) ?? (await this.#enter(node));
+    const guard = this.#tryEnter() ?? (await this.#enter());
     try {
-      await co.pwritev(node, guard, offset, bytes, vec, flags);
+      await co.pwritev(this.#checked(offset, bytes), guard, offset, bytes, vec, flags);
     } finally {
-      this.#leave(node, guard);
+      this.#leave(guard);
     }
   }
 
@@ -111,23 +119,21 @@ export class BlockBackend implements BackendIo, RootParent {
 
   /** Writes whole clusters compressed; bytes 0: the image is complete. */
   pwritevCompressed(offset: number, bytes: number, vec: IoVector): Promise<void> {
-    return this.#run(this.#checked(offset, bytes), (node, guard) =>
-      co.pwritevCompressed(node, guard, offset, bytes, vec),
+    return this.#run((guard) =>
+      co.pwritevCompressed(this.#checked(offset, bytes), guard, offset, bytes, vec),
     );
   }
 
   pwriteZeroes(offset: number, bytes: number, flags: number): Promise<void> {
-    return this.#run(this.#checked(offset, bytes), (node, guard) =>
-      co.pwriteZeroes(node, guard, offset, bytes, flags),
-    );
+    return this.#run((guard) => co.pwriteZeroes(this.#checked(offset, bytes), guard, offset, bytes, flags));
   }
 
   pdiscard(offset: number, bytes: number): Promise<void> {
-    return this.#run(this.#checked(offset, bytes), (node, guard) => co.pdiscard(node, guard, offset, bytes));
+    return this.#run((guard) => co.pdiscard(this.#checked(offset, bytes), guard, offset, bytes));
   }
 
   flush(): Promise<void> {
-    return this.#run(this.node, (node, guard) => co.flush(node, guard));
+    return this.#run((guard) => co.flush(this.node, guard));
   }
 
   async blockStatus(offset: number, bytes: number): Promise<BackendExtent> {
@@ -140,8 +146,8 @@ export class BlockBackend implements BackendIo, RootParent {
   }
 
   async allocationDepth(offset: number, bytes: number): Promise<BackendDepth> {
-    const status = await this.#run(this.#checked(offset, bytes), (node, guard) =>
-      blockStatusAbove(node, guard, null, false, offset, bytes),
+    const status = await this.#run((guard) =>
+      blockStatusAbove(this.#checked(offset, bytes), guard, null, false, offset, bytes),
     );
     const isAllocated = (status.flags & Status.allocated) !== 0;
     return { bytes: status.bytes, depth: isAllocated ? status.depth + 1 : 0 };
@@ -149,8 +155,8 @@ export class BlockBackend implements BackendIo, RootParent {
 
   /** Status through the backing chain down to `base`, which is left out; see blockStatusAbove. */
   chainStatus(offset: number, bytes: number, base: BlockNode | null): Promise<ChainStatus> {
-    return this.#run(this.#checked(offset, bytes), (node, guard) =>
-      blockStatusAbove(node, guard, base, true, offset, bytes),
+    return this.#run((guard) =>
+      blockStatusAbove(this.#checked(offset, bytes), guard, base, true, offset, bytes),
     );
   }
 
@@ -160,21 +166,21 @@ export class BlockBackend implements BackendIo, RootParent {
 
   /** Sets the length of the node; see coTruncate. */
   truncate(length: number, exact: boolean, prealloc: PreallocMode): Promise<void> {
-    return this.#run(this.node, (node, guard) => co.truncate(node, guard, length, exact, prealloc, false));
+    return this.#run((guard) => co.truncate(this.node, guard, length, exact, prealloc, false));
   }
 
   /** Waits for its requests, then gives up the node. */
   async close(): Promise<void> {
     if (this.#closing) return;
     this.#closing = true;
-    while (this.inFlight > 0) await this.#idle.wait();
+    while (this.#pending > 0) await this.#idle.wait();
     await this.#detach(this);
     this.#root = null;
   }
 
   #try(operation: typeof sync.tryPreadv, offset: number, bytes: number, vec: IoVector): boolean {
     const root = this.#root;
-    if (root === null || this.#drainDepth > 0) return false;
+    if (root === null || this.#held) return false;
     const { node } = root;
     if (!(offset >= 0 && bytes >= 0 && offset + bytes <= node.totalBytes)) return false;
     const { graphLock } = node.layer;
@@ -193,35 +199,43 @@ export class BlockBackend implements BackendIo, RootParent {
     return node;
   }
 
+  /** Whether requests have to wait for the end of a drained section. */
+  get #held(): boolean {
+    return this.#drainDepth > 0 && this.#owner.sendsWhileDrained !== true;
+  }
+
   /** Counts the request in and takes the graph read lock, if neither needs waiting. */
-  #tryEnter(node: BlockNode): GraphReadGuard | null {
-    if (this.#drainDepth > 0) return null;
-    const guard = node.layer.graphLock.tryRead();
-    if (guard !== null) this.inFlight++;
+  #tryEnter(): GraphReadGuard | null {
+    if (this.#held) return null;
+    const guard = this.root.node.layer.graphLock.tryRead();
+    if (guard !== null) this.#pending++;
     return guard;
   }
 
-  async #enter(node: BlockNode): Promise<GraphReadGuard> {
-    while (this.#drainDepth > 0) await this.#resumed.wait();
-    this.inFlight++;
-    return node.layer.graphLock.tryRead() ?? node.layer.graphLock.read();
+  async #enter(): Promise<GraphReadGuard> {
+    const { graphLock } = this.root.node.layer;
+    this.#pending++;
+    for (;;) {
+      while (this.#held) await this.#resumed.wait();
+      const guard = graphLock.tryRead() ?? (await graphLock.read());
+      // A drained section that began while this request waited for the lock counts on it to stay out.
+      if (!this.#held) return guard;
+      graphLock.readDone(guard);
+    }
   }
 
-  #leave(node: BlockNode, guard: GraphReadGuard): void {
-    node.layer.graphLock.readDone(guard);
-    this.inFlight--;
-    if (this.inFlight === 0) this.#idle.wakeAll();
+  #leave(guard: GraphReadGuard): void {
+    this.root.node.layer.graphLock.readDone(guard);
+    this.#pending--;
+    if (this.#pending === 0) this.#idle.wakeAll();
   }
 
-  async #run<T>(
-    node: BlockNode,
-    operation: (node: BlockNode, guard: GraphReadGuard) => Promise<T>,
-  ): Promise<T> {
-    const guard = this.#tryEnter(node) ?? (await this.#enter(node));
+  async #run<T>(operation: (guard: GraphReadGuard) => Promise<T>): Promise<T> {
+    const guard = this.#tryEnter() ?? (await this.#enter());
     try {
-      return await operation(node, guard);
+      return await operation(guard);
     } finally {
-      this.#leave(node, guard);
+      this.#leave(guard);
     }
   }
 }

@@ -2,47 +2,102 @@
  * Drained sections: no I/O in a node and whatever uses it.
  *
  * Drain stops I/O, it protects no edges; that is the graph lock's work (graph-lock.ts). Beginning a section tells
- * every root parent above the node to start no new requests, then waits until those in flight have finished.
- * Sections nest. Which parents were told is remembered by the section, so that its end undoes exactly its begin,
- * also when edges changed in between.
+ * every parent above the node to start no new requests, then waits until those in flight have finished. Sections nest:
+ * a node counts them, and an edge remembers whether its parent has been told. When the graph changes meanwhile,
+ * graph-change.ts calls `edgeAdded` and `edgeRemoved`, so a parent is always told exactly while a node below it is
+ * drained, whichever way it came there.
  */
 
-import type { BlockNode, RootParent } from './node.ts';
+import type { BlockChild, BlockNode } from './node.ts';
 
 export interface DrainedSection {
   /** Ends the section: parents may send requests again. */
   end(): void;
 }
 
-function collect(node: BlockNode, nodes: Set<BlockNode>, roots: Set<RootParent>): void {
-  if (nodes.has(node)) return;
-  nodes.add(node);
-  for (const edge of node.parents) {
-    if (edge.parent.kind === 'node') collect(edge.parent.node, nodes, roots);
-    else roots.add(edge.parent.root);
+function quiesce(node: BlockNode): void {
+  node.quiesced++;
+  if (node.quiesced > 1) return;
+  node.driver.drainBegin?.(node);
+  for (const edge of node.parents) quiesceParent(edge);
+}
+
+function unquiesce(node: BlockNode): void {
+  node.quiesced--;
+  if (node.quiesced > 0) return;
+  // A parent that goes on at once may change the list.
+  for (const edge of [...node.parents]) unquiesceParent(edge);
+  node.driver.drainEnd?.(node);
+}
+
+function quiesceParent(edge: BlockChild): void {
+  if (edge.quiesced) return;
+  edge.quiesced = true;
+  if (edge.parent.kind === 'root') edge.parent.root.drainedBegin();
+  else quiesce(edge.parent.node);
+}
+
+function unquiesceParent(edge: BlockChild): void {
+  if (!edge.quiesced) return;
+  edge.quiesced = false;
+  if (edge.parent.kind === 'root') edge.parent.root.drainedEnd();
+  else unquiesce(edge.parent.node);
+}
+
+/** The edge is in the graph, or points to another node now: its parent rests exactly if that node is drained. */
+export function edgeAdded(edge: BlockChild): void {
+  if (edge.node.quiesced > 0) quiesceParent(edge);
+  else unquiesceParent(edge);
+}
+
+/** The edge has left the graph: nothing below its parent is drained because of it. */
+export function edgeRemoved(edge: BlockChild): void {
+  unquiesceParent(edge);
+}
+
+/** What is still under way in `node` or above; null when all of it is at rest. */
+function nextToWaitFor(node: BlockNode, seen: Set<BlockNode>): Promise<void> | null {
+  if (seen.has(node)) return null;
+  seen.add(node);
+  if (node.inFlight > 0) return node.idle.wait();
+  for (const { parent } of node.parents) {
+    const busy = parent.kind === 'root' ? parent.root.waitForRest() : nextToWaitFor(parent.node, seen);
+    if (busy !== null) return busy;
   }
+  return null;
 }
 
 /** Begins a drained section of `node` and everything above it. Resolves when nothing is in flight there. */
 export async function drainedBegin(node: BlockNode): Promise<DrainedSection> {
-  const nodes = new Set<BlockNode>();
-  const roots = new Set<RootParent>();
-  collect(node, nodes, roots);
-  for (const root of roots) root.drainedBegin();
-  for (const each of nodes) each.quiesced++;
+  quiesce(node);
   // A node goes idle before its parents do: look again until all are idle at once.
   for (;;) {
-    const busy = [...nodes].find((each) => each.inFlight > 0);
-    if (busy === undefined) break;
-    await busy.idle.wait();
+    const busy = nextToWaitFor(node, new Set());
+    if (busy === null) break;
+    await busy;
   }
   let ended = false;
   return {
     end: () => {
       if (ended) return;
       ended = true;
-      for (const each of nodes) each.quiesced--;
-      for (const root of roots) root.drainedEnd();
+      unquiesce(node);
+    },
+  };
+}
+
+/** Begins drained sections of several nodes, which end together. */
+export async function drainedBeginAll(nodes: readonly BlockNode[]): Promise<DrainedSection> {
+  // All are told before any is waited for: what one of them does must not keep another one busy.
+  for (const node of nodes) quiesce(node);
+  const sections: DrainedSection[] = [];
+  for (const node of nodes) {
+    sections.push(await drainedBegin(node));
+    unquiesce(node);
+  }
+  return {
+    end: () => {
+      for (const section of sections) section.end();
     },
   };
 }

@@ -302,6 +302,9 @@ export interface BlockDriver<S = unknown> {
   checkPermissions?(node: BlockNode<S>, wanted: PermissionPair): void;
   setPermissions?(node: BlockNode<S>, wanted: PermissionPair): void;
   abortPermissions?(node: BlockNode<S>): void;
+  /** The node is being drained: requests that wait for anything but I/O must come to an end soon. */
+  drainBegin?(node: BlockNode<S>): void;
+  drainEnd?(node: BlockNode<S>): void;
   refreshLimits?(node: BlockNode<S>, limits: BlockLimits): void;
   /** Format-specific part of query-named-block-nodes and `info`. */
   specificInfo?(node: BlockNode<S>): ImageInfoSpecific | undefined;

@@ -44,6 +44,21 @@ export class GraphLock {
     this.#lock.readUnlock();
   }
 
+  /**
+   * Gives the lock back while `wait` runs, for a request that waits for something other than I/O (its turn under a
+   * throttling limit, a lost server). Without it one such request would hold up every graph change, and behind that
+   * all other requests. The nodes the request is in count it as in flight, so a change of their edges waits for it all
+   * the same (graph-change.ts); everything else may have changed afterwards.
+   */
+  async suspended<T>(guard: GraphReadGuard, wait: () => Promise<T>): Promise<T> {
+    this.readDone(guard);
+    try {
+      return await wait();
+    } finally {
+      await this.#lock.readLock();
+    }
+  }
+
   /** Runs `section` as a reader. */
   async withRead<T>(section: (guard: GraphReadGuard) => Promise<T>): Promise<T> {
     const guard = this.tryRead() ?? (await this.read());

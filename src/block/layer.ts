@@ -14,9 +14,10 @@ import { wrapped } from './callbacks.ts';
 import { drained } from './drain.ts';
 import { type BlockDriver, Perm, type PermissionPair } from './driver.ts';
 import type { EventSink } from './events.ts';
+import { changeGraph } from './graph-change.ts';
 import { GraphLock } from './graph-lock.ts';
 import type { BlockChild, BlockNode, EdgeParent } from './node.ts';
-import { refreshPermissions } from './permissions.ts';
+import { checkOperation } from './op-blockers.ts';
 
 export interface BlockLayerParts {
   readonly engine: AioEngine;
@@ -90,34 +91,14 @@ export class BlockLayer {
   }
 
   /** Puts in an edge; permissions are taken as a whole or the edge is not there afterwards. */
-  async attachChild(
+  attachChild(
     parent: EdgeParent,
     name: string,
     roles: number,
     node: BlockNode,
-    pair: PermissionPair,
+    pair?: PermissionPair,
   ): Promise<BlockChild> {
-    const edge: BlockChild = { name, roles, parent, node, perm: pair.perm, shared: pair.shared };
-    await this.graphLock.withWrite(() => {
-      node.parents.push(edge);
-      if (parent.kind === 'node') parent.node.children.push(edge);
-      try {
-        refreshPermissions(parent.kind === 'node' ? [parent.node] : [node]);
-      } catch (error) {
-        removeEdge(edge);
-        throw error;
-      }
-    });
-    return edge;
-  }
-
-  /** Takes out an edge and gives its permissions back. */
-  async detachChild(edge: BlockChild): Promise<void> {
-    await this.graphLock.withWrite(() => {
-      removeEdge(edge);
-      // Giving permissions back cannot conflict.
-      refreshPermissions([edge.node]);
-    });
+    return changeGraph(this, [], (graph) => graph.attach(parent, name, roles, node, pair));
   }
 
   /**
@@ -132,17 +113,29 @@ export class BlockLayer {
   }
 
   async #releaseRoot(edge: BlockChild): Promise<void> {
-    await this.detachChild(edge);
-    await this.#closeIfUnused(edge.node);
+    await changeGraph(this, [], (graph) => graph.detach(edge));
   }
 
-  /** Whether somebody holds the node: the monitor or a parent. */
+  /** Whether somebody holds the node: the monitor, code, or a parent. */
   #isUsed(node: BlockNode): boolean {
-    return node.monitorOwned || node.parents.length > 0;
+    return node.monitorOwned || node.refs > 0 || node.parents.length > 0;
   }
 
-  async #closeIfUnused(node: BlockNode): Promise<void> {
-    if (!this.#isUsed(node)) await this.closeNode(node);
+  /** Closes the node if nobody holds it and it is not closed yet. */
+  async closeIfUnused(node: BlockNode): Promise<void> {
+    if (this.findNode(node.name) === node && !this.#isUsed(node)) await this.closeNode(node);
+  }
+
+  /** Keeps the node open until `release`, whatever becomes of its parents. */
+  hold(node: BlockNode): void {
+    node.refs++;
+  }
+
+  /** Gives up a hold; the last one who lets go closes the node. */
+  async release(node: BlockNode): Promise<void> {
+    assert(node.refs > 0, `node '${node.name}' released twice`);
+    node.refs--;
+    await this.closeIfUnused(node);
   }
 
   /** Flushes and closes an unused node, then the children nobody else uses. */
@@ -162,10 +155,8 @@ export class BlockLayer {
       await attempt(() => wrapped.flush(node));
       await attempt(() => node.driver.close?.(node));
     });
-    for (const edge of [...node.children].reverse()) {
-      await this.detachChild(edge);
-      await attempt(() => this.#closeIfUnused(edge.node));
-    }
+    for (const edge of [...node.children].reverse())
+      await attempt(() => changeGraph(this, [], (graph) => graph.detach(edge)));
     if (failure !== undefined) throw failure.error;
   }
 
@@ -175,8 +166,9 @@ export class BlockLayer {
     if (node === null) throw new BlockError(`Failed to find node with node-name='${name}'`);
     if (node.parents.some((edge) => edge.parent.kind === 'root'))
       throw new BlockError(`Node ${name} is in use`);
+    checkOperation(node, 'delete');
     if (!node.monitorOwned) throw new BlockError(`Node ${name} is not owned by the monitor`);
-    if (node.parents.length > 0) throw new BlockError(`Block device ${name} is in use`);
+    if (node.parents.length > 0 || node.refs > 0) throw new BlockError(`Block device ${name} is in use`);
     node.monitorOwned = false;
     await this.closeNode(node);
   }
@@ -187,7 +179,7 @@ export class BlockLayer {
     for (const node of this.nodes.toReversed()) {
       node.monitorOwned = false;
       try {
-        await this.#closeIfUnused(node);
+        await this.closeIfUnused(node);
       } catch (error) {
         failure ??= error;
       }
@@ -204,16 +196,6 @@ function reportOnStderr(text: string): void {
 
 function noSecret(id: string): Buffer {
   throw new BlockError(`No secret with id '${id}'`);
-}
-
-function removeEdge(edge: BlockChild): void {
-  remove(edge.node.parents, edge);
-  if (edge.parent.kind === 'node') remove(edge.parent.node.children, edge);
-}
-
-function remove(edges: BlockChild[], edge: BlockChild): void {
-  const at = edges.indexOf(edge);
-  if (at >= 0) edges.splice(at, 1);
 }
 
 /** Permissions of a user that only looks. */

@@ -10,8 +10,9 @@
 
 import { CoQueue } from '../coroutine/co-queue.ts';
 import { createBitmapTable, type DirtyBitmapTable } from './dirty-bitmap.ts';
-import type { BlockDriver, BlockLimits, DriverOptions } from './driver.ts';
+import { type BlockDriver, type BlockLimits, type DriverOptions, Role } from './driver.ts';
 import type { BlockLayer } from './layer.ts';
+import type { OpBlocker } from './op-blockers.ts';
 import type { TrackedList } from './tracked.ts';
 import { createTrackedList } from './tracked.ts';
 
@@ -21,9 +22,11 @@ export interface RootParent {
   describe(): string;
   drainedBegin(): void;
   drainedEnd(): void;
-  /** Requests the parent has started on this edge and not finished. */
-  readonly inFlight: number;
+  /** Null when the parent is at rest in a drained section; else resolves when it is worth looking again. */
+  waitForRest(): Promise<void> | null;
   resized(): void;
+  /** The edge belongs to this very node and does not go along when the node is replaced (a job's hold on it). */
+  readonly staysAtNode: boolean;
 }
 
 export type EdgeParent =
@@ -37,7 +40,24 @@ export interface BlockChild {
   node: BlockNode;
   perm: number;
   shared: number;
+  /** The parent has been told to send nothing down this edge; owned by drain.ts. */
+  quiesced: boolean;
+  /** Holders that rely on the edge staying as it is; owned by freeze.ts. */
+  frozen: number;
 }
+
+const DEFAULT_LIMITS: BlockLimits = {
+  requestAlignment: 1,
+  maxTransfer: 0,
+  optTransfer: 0,
+  maxPdiscard: 0,
+  pdiscardAlignment: 0,
+  maxPwriteZeroes: 0,
+  pwriteZeroesAlignment: 0,
+  minMemAlignment: 512,
+  optMemAlignment: 4096,
+  maxIov: 1024,
+};
 
 export interface CacheMode {
   /** O_DIRECT. */
@@ -70,22 +90,18 @@ export class BlockNode<S = unknown> {
   readOnly: boolean;
   /** The monitor holds a reference: the node was made by blockdev-add itself. */
   monitorOwned = false;
+  /** References of code that needs the node for a while; see BlockLayer.hold. */
+  refs = 0;
+  /** Made by a command, not by the user, who did not name it either. */
+  implicit = false;
+  /** Why operations are not allowed on this node; owned by op-blockers.ts. */
+  readonly opBlockers: OpBlocker[] = [];
 
   readonly children: BlockChild[] = [];
   readonly parents: BlockChild[] = [];
 
-  readonly limits: BlockLimits = {
-    requestAlignment: 1,
-    maxTransfer: 0,
-    optTransfer: 0,
-    maxPdiscard: 0,
-    pdiscardAlignment: 0,
-    maxPwriteZeroes: 0,
-    pwriteZeroesAlignment: 0,
-    minMemAlignment: 512,
-    optMemAlignment: 4096,
-    maxIov: 1024,
-  };
+  /** Refreshed when the node or what is below it changes; see refreshLimits. */
+  readonly limits: BlockLimits = { ...DEFAULT_LIMITS };
   /** Length in bytes, a multiple of 512. */
   totalBytes = 0;
 
@@ -120,8 +136,19 @@ export class BlockNode<S = unknown> {
     return this.children.find((edge) => edge.name === name) ?? null;
   }
 
-  /** The child that holds this node's data: `file` for formats and filters. */
+  /** The child that holds this node's data: `file` for formats, what is filtered for filters. */
   get primaryChild(): BlockChild | null {
-    return this.child('file');
+    return this.children.find((edge) => (edge.roles & Role.primary) !== 0) ?? this.child('file');
   }
+}
+
+/** Recomputes the limits of `node` from those of its children and its driver's own. */
+export function refreshLimits(node: BlockNode): void {
+  const { limits } = node;
+  Object.assign(limits, DEFAULT_LIMITS);
+  for (const { node: below } of node.children) {
+    limits.requestAlignment = Math.max(limits.requestAlignment, below.limits.requestAlignment);
+    limits.minMemAlignment = Math.max(limits.minMemAlignment, below.limits.minMemAlignment);
+  }
+  node.driver.refreshLimits?.(node, limits);
 }

@@ -7,18 +7,12 @@
  */
 
 import { BlockError, errnoError, errnoOf } from '../errors/error.ts';
-import {
-  type BackingName,
-  type DriverOptions,
-  type OpenContext,
-  type OpenPurpose,
-  Perm,
-  Role,
-} from './driver.ts';
+import { type BackingName, type DriverOptions, type OpenContext, type OpenPurpose, Role } from './driver.ts';
+import { changeGraph } from './graph-change.ts';
 import { absoluteBackingName, probeFormat, protocolOptions } from './image-name.ts';
 import { coRefreshLength } from './io-size.ts';
 import type { BlockLayer } from './layer.ts';
-import { type BlockChild, BlockNode, type NodeSettings } from './node.ts';
+import { type BlockChild, BlockNode, type NodeSettings, refreshLimits } from './node.ts';
 import { refreshPermissions } from './permissions.ts';
 
 /** Longest node name, without the terminator the original counts. */
@@ -86,14 +80,7 @@ async function openNode(
     } catch (error) {
       throw errnoError('Could not refresh total sector count', errnoOf(error));
     }
-    for (const edge of node.children) {
-      node.limits.requestAlignment = Math.max(
-        node.limits.requestAlignment,
-        edge.node.limits.requestAlignment,
-      );
-      node.limits.minMemAlignment = Math.max(node.limits.minMemAlignment, edge.node.limits.minMemAlignment);
-    }
-    driver.refreshLimits?.(node, node.limits);
+    refreshLimits(node);
     // What a node takes on its children may depend on the options its driver has read by now.
     await layer.graphLock.withWrite(() => refreshPermissions([node]));
     await driver.afterOpen?.(node);
@@ -108,10 +95,8 @@ async function openNode(
 
 async function undoOpen(layer: BlockLayer, node: BlockNode, opened: boolean): Promise<void> {
   if (opened) await node.driver.close?.(node);
-  for (const edge of [...node.children].reverse()) {
-    await layer.detachChild(edge);
-    if (!edge.node.monitorOwned && edge.node.parents.length === 0) await layer.closeNode(edge.node);
-  }
+  for (const edge of [...node.children].reverse())
+    await changeGraph(layer, [], (graph) => graph.detach(edge));
 }
 
 interface ChildRequest {
@@ -143,13 +128,9 @@ async function openChild(
     node = await openNode(layer, reference as DriverOptions, inherited, depth + 1);
   }
   try {
-    // A parent without users takes nothing; what it takes later follows from theirs.
-    return await layer.attachChild({ kind: 'node', node: parent }, name, roles, node, {
-      perm: 0,
-      shared: Perm.all,
-    });
+    return await layer.attachChild({ kind: 'node', node: parent }, name, roles, node);
   } catch (error) {
-    if (!node.monitorOwned && node.parents.length === 0) await layer.closeNode(node);
+    await layer.closeIfUnused(node);
     throw error;
   }
 }

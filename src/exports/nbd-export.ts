@@ -75,13 +75,14 @@ export class NbdBlockExport implements NbdExport {
   readonly multiConn: boolean;
   readonly backend: BlockBackend;
   readonly dataMap: DataMap;
-  readonly nodeName: string;
   paused: boolean;
   /** Removed by the user, but some of its requests are still under way. */
   shuttingDown = false;
   readonly #clients = new Set<ExportClient>();
   #whenIdle: (() => void) | null = null;
   #gone: Promise<void> | null = null;
+  /** Where it was when it let go of its node. */
+  #lastNodeName: string | null = null;
 
   constructor(settings: NbdExportSettings, backend: BlockBackend, owner: ExportOwner, sizeBytes: number) {
     this.id = settings.id;
@@ -94,13 +95,17 @@ export class NbdBlockExport implements NbdExport {
     this.multiConn = settings.multiConn;
     this.sizeBytes = sizeBytes;
     this.backend = backend;
-    this.nodeName = backend.nodeName;
     this.dataMap = new DataMap(sizeBytes);
     for (const bitmap of this.bitmaps) bitmap.busy = true;
     this.paused = owner.watch((paused) => {
       this.paused = paused;
       if (!paused) for (const client of this.#clients) client.resume();
     });
+  }
+
+  /** The node that is offered now: another one may take its place. */
+  get nodeName(): string {
+    return this.#lastNodeName ?? this.backend.nodeName;
   }
 
   /** Clients in the transmission phase. */
@@ -134,6 +139,7 @@ export class NbdBlockExport implements NbdExport {
       await idle;
     }
     for (const bitmap of this.bitmaps) bitmap.busy = false;
+    this.#lastNodeName = this.backend.nodeName;
     await this.backend.close();
   }
 }

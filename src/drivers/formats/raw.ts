@@ -9,7 +9,7 @@
 import { copyFromVector, type IoVector, sliceVector } from '../../aio/memory.ts';
 import { co, sync } from '../../block/callbacks.ts';
 import { type BlockDriver, type OpenContext, Perm, Req, Role, Status } from '../../block/driver.ts';
-import type { BlockNode } from '../../block/node.ts';
+import { type BlockNode, refreshLimits } from '../../block/node.ts';
 import { E } from '../../errors/errno.ts';
 import { BlockError, ioError } from '../../errors/error.ts';
 import { createProtocolFile } from '../protocols/protocol-create.ts';
@@ -95,8 +95,11 @@ export const raw: BlockDriver<RawState> = {
   },
   wasProbed(node) {
     node.state.probed = true;
+    refreshLimits(node);
+  },
+  refreshLimits({ state }, limits) {
     // The first sector is always written as a whole.
-    node.limits.requestAlignment = Math.max(node.limits.requestAlignment, PROBED_BYTES);
+    if (state.probed) limits.requestAlignment = Math.max(limits.requestAlignment, PROBED_BYTES);
   },
   tryPwritev({ state, children }, guard, offset, bytes, vec) {
     if (state.probed && offset < PROBED_BYTES) return false;
