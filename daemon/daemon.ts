@@ -5,6 +5,7 @@
 import type { Commands } from '../schema/generated/types.ts';
 import { createEngine } from '../src/aio/create-engine.ts';
 import type { EngineKind } from '../src/aio/engine.ts';
+import { asMonitor } from '../src/block/graph-debug.ts';
 import { BlockLayer } from '../src/block/layer.ts';
 import { ChardevTable } from '../src/chardev/table.ts';
 import type { CommandContext } from '../src/commands/context.ts';
@@ -75,15 +76,17 @@ export class Daemon {
       ),
       requestShutdown: () => void this.shutDown(),
     };
-    this.host = new SessionHost(createDispatcher(this.context, commandTable), this.#events, (error) =>
-      logger.error({ err: error }, 'a command failed in an unexpected way'),
+    this.host = new SessionHost(
+      createDispatcher(this.context, commandTable, asMonitor),
+      this.#events,
+      (error) => logger.error({ err: error }, 'a command failed in an unexpected way'),
     );
     this.#localSession = this.host.createLocalSession();
   }
 
   /** Runs a QMP command on behalf of the command line. */
   async run<K extends keyof Commands>(name: K, args: Commands[K]['args']): Promise<Commands[K]['ret']> {
-    return await commandTable[name](this.context, args, this.#localSession);
+    return await asMonitor(() => commandTable[name](this.context, args, this.#localSession));
   }
 
   /** Whether the end has begun. */
@@ -98,7 +101,7 @@ export class Daemon {
 
   /** Ends everything in order: exports, jobs, nodes, monitors, files. Resolves when the process may exit. */
   shutDown(): Promise<void> {
-    this.#ending ??= this.#end();
+    this.#ending ??= asMonitor(() => this.#end());
     return this.#ending;
   }
 

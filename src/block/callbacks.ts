@@ -13,6 +13,7 @@
 import { E } from '../errors/errno.ts';
 import { BlockError } from '../errors/error.ts';
 import type { BlockDriver, BlockDriverInfo } from './driver.ts';
+import { asHolder, debuggingGraph } from './graph-debug.ts';
 import type { GraphReadGuard } from './graph-lock.ts';
 import * as io from './io.ts';
 import { coFlush, coPdiscard } from './io-flush.ts';
@@ -94,8 +95,7 @@ function makeControlForm<K extends ControlCallback>(name: K): CoForm<K> {
   return call as unknown as CoForm<K>;
 }
 
-/** The forms for callers that hold the graph read lock. */
-export const co = {
+const forms = {
   preadv: io.coPreadv,
   pwritev: io.coPwritev,
   pwritevCompressed: io.coPwritevCompressed,
@@ -119,8 +119,25 @@ export const co = {
   (node: BlockNode, guard: GraphReadGuard, ...args: never[]) => Promise<unknown>
 >;
 
+type Form = (node: BlockNode, guard: GraphReadGuard, ...args: never[]) => unknown;
+
+/** In the debug mode every form runs as the holder of its guard, and checks that it is one still. */
+function checked<T extends Readonly<Record<string, Form>>>(table: T): T {
+  if (!debuggingGraph) return table;
+  return Object.fromEntries(
+    Object.entries(table).map(([name, form]) => [
+      name,
+      (node: BlockNode, guard: GraphReadGuard, ...args: never[]) =>
+        asHolder(guard, () => form(node, guard, ...args)),
+    ]),
+  ) as T;
+}
+
+/** The forms for callers that hold the graph read lock. */
+export const co = checked(forms);
+
 /** Callbacks that never wait: for callers that hold the lock for the time of the call and go on in the same turn. */
-export const sync = { tryPreadv: ioSync.tryPreadv, tryPwritev: ioSync.tryPwritev } as const;
+export const sync = checked({ tryPreadv: ioSync.tryPreadv, tryPwritev: ioSync.tryPwritev });
 
 type Wrapped = {
   readonly [K in IoCallbackName]: (

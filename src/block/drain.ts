@@ -8,6 +8,7 @@
  * drained, whichever way it came there.
  */
 
+import { asMonitor } from './graph-debug.ts';
 import type { BlockChild, BlockNode } from './node.ts';
 
 export interface DrainedSection {
@@ -68,7 +69,11 @@ function nextToWaitFor(node: BlockNode, seen: Set<BlockNode>): Promise<void> | n
 }
 
 /** Begins a drained section of `node` and everything above it. Resolves when nothing is in flight there. */
-export async function drainedBegin(node: BlockNode): Promise<DrainedSection> {
+export function drainedBegin(node: BlockNode): Promise<DrainedSection> {
+  return asMonitor(() => beginDrain(node));
+}
+
+async function beginDrain(node: BlockNode): Promise<DrainedSection> {
   quiesce(node);
   // A node goes idle before its parents do: look again until all are idle at once.
   for (;;) {
@@ -81,7 +86,7 @@ export async function drainedBegin(node: BlockNode): Promise<DrainedSection> {
     end: () => {
       if (ended) return;
       ended = true;
-      unquiesce(node);
+      asMonitor(() => unquiesce(node));
     },
   };
 }
@@ -89,11 +94,13 @@ export async function drainedBegin(node: BlockNode): Promise<DrainedSection> {
 /** Begins drained sections of several nodes, which end together. */
 export async function drainedBeginAll(nodes: readonly BlockNode[]): Promise<DrainedSection> {
   // All are told before any is waited for: what one of them does must not keep another one busy.
-  for (const node of nodes) quiesce(node);
+  asMonitor(() => {
+    for (const node of nodes) quiesce(node);
+  });
   const sections: DrainedSection[] = [];
   for (const node of nodes) {
     sections.push(await drainedBegin(node));
-    unquiesce(node);
+    asMonitor(() => unquiesce(node));
   }
   return {
     end: () => {

@@ -12,8 +12,10 @@
  */
 
 import { assert, BlockError } from '../errors/error.ts';
+import { filteredChild } from './chain.ts';
 import { drainedBeginAll, edgeAdded, edgeRemoved } from './drain.ts';
 import { type BlockDriver, type DriverOptions, Perm, type PermissionPair, Role } from './driver.ts';
+import { asMonitor } from './graph-debug.ts';
 import { coRefreshLength } from './io-size.ts';
 import type { BlockLayer } from './layer.ts';
 import { type BlockChild, BlockNode, type EdgeParent, refreshLimits } from './node.ts';
@@ -38,7 +40,15 @@ const NOTHING: PermissionPair = { perm: 0, shared: Perm.all };
  * Changes the graph. `drain`: the nodes whose children or parents change; new nodes need not be listed. On error every
  * edge and permission is as before. Nodes that nobody uses any more are closed afterwards, the newest first.
  */
-export async function changeGraph<T>(
+export function changeGraph<T>(
+  layer: BlockLayer,
+  drain: readonly BlockNode[],
+  change: (graph: GraphChange) => T,
+): Promise<T> {
+  return asMonitor(() => drainAndChange(layer, drain, change));
+}
+
+async function drainAndChange<T>(
   layer: BlockLayer,
   drain: readonly BlockNode[],
   change: (graph: GraphChange) => T,
@@ -242,23 +252,6 @@ export function dropFilter(filter: BlockNode): Promise<void> {
   }).then(() => filter.layer.closeIfUnused(filter));
 }
 
-/** The edge to what a filter filters; null for other nodes. */
-export function filteredChild(node: BlockNode): BlockChild | null {
-  return node.children.find((edge) => (edge.roles & Role.filtered) !== 0) ?? null;
-}
-
-/** The edge to what a node falls back to: the backing image, or what a filter filters; null at the end of a chain. */
-export function chainChild(node: BlockNode): BlockChild | null {
-  return node.children.find((edge) => (edge.roles & (Role.cow | Role.filtered)) !== 0) ?? null;
-}
-
-/** The first node from `node` downwards that is no filter. */
-export function skipFilters(node: BlockNode): BlockNode {
-  let at = node;
-  for (let edge = filteredChild(at); edge !== null; edge = filteredChild(at)) at = edge.node;
-  return at;
-}
-
 /** Freezes edges: nobody may change them until the result is called. */
 export function freezeEdges(edges: readonly BlockChild[]): () => void {
   for (const edge of edges) edge.frozen++;
@@ -268,21 +261,6 @@ export function freezeEdges(edges: readonly BlockChild[]): () => void {
     frozen = false;
     for (const edge of edges) edge.frozen--;
   };
-}
-
-/** The edges of the chain from `top` down to `base` (the end of the chain when null). */
-export function chainEdges(top: BlockNode, base: BlockNode | null): BlockChild[] {
-  const edges: BlockChild[] = [];
-  for (let node = top; node !== base; ) {
-    const edge = chainChild(node);
-    if (edge === null) {
-      assert(base === null, `node '${base?.name}' is not below '${top.name}'`);
-      break;
-    }
-    edges.push(edge);
-    node = edge.node;
-  }
-  return edges;
 }
 
 export interface NewNode<S> {

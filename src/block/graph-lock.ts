@@ -9,6 +9,7 @@
  */
 
 import { CoRwlock } from '../coroutine/co-rwlock.ts';
+import { checkAlive, type DebugGuard, debuggingGraph } from './graph-debug.ts';
 
 declare const held: unique symbol;
 
@@ -26,21 +27,33 @@ export interface GraphWriteGuard extends GraphReadGuard {
 const READ_GUARD = Object.freeze({ kind: 'read' }) as unknown as GraphReadGuard;
 const WRITE_GUARD = Object.freeze({ kind: 'write' }) as unknown as GraphWriteGuard;
 
+/** In the debug mode each holder has a guard of its own, which ends with the lock. */
+function readGuard(): GraphReadGuard {
+  if (!debuggingGraph) return READ_GUARD;
+  return { kind: 'read', alive: true } satisfies DebugGuard as unknown as GraphReadGuard;
+}
+
+function endGuard(guard: GraphReadGuard): void {
+  checkAlive(guard, 'given back');
+  (guard as unknown as DebugGuard).alive = false;
+}
+
 export class GraphLock {
   readonly #lock = new CoRwlock();
 
   /** Takes the read side without waiting; null when a writer holds the lock or waits for it. */
   tryRead(): GraphReadGuard | null {
-    return this.#lock.tryReadLock() ? READ_GUARD : null;
+    return this.#lock.tryReadLock() ? readGuard() : null;
   }
 
   async read(): Promise<GraphReadGuard> {
     await this.#lock.readLock();
-    return READ_GUARD;
+    return readGuard();
   }
 
   /** Ends a read section; the guard must not be used afterwards. */
-  readDone(_guard: GraphReadGuard): void {
+  readDone(guard: GraphReadGuard): void {
+    if (debuggingGraph) endGuard(guard);
     this.#lock.readUnlock();
   }
 
@@ -56,7 +69,13 @@ export class GraphLock {
       return await wait();
     } finally {
       await this.#lock.readLock();
+      if (debuggingGraph) (guard as unknown as DebugGuard).alive = true;
     }
+  }
+
+  /** Whether a change is being made right now. */
+  get writing(): boolean {
+    return this.#lock.writing;
   }
 
   /** Runs `section` as a reader. */

@@ -11,6 +11,7 @@
 import { CoQueue } from '../coroutine/co-queue.ts';
 import { createBitmapTable, type DirtyBitmapTable } from './dirty-bitmap.ts';
 import { type BlockDriver, type BlockLimits, type DriverOptions, Role } from './driver.ts';
+import { checkedList, debuggingGraph } from './graph-debug.ts';
 import type { BlockLayer } from './layer.ts';
 import type { OpBlocker } from './op-blockers.ts';
 import type { TrackedList } from './tracked.ts';
@@ -97,8 +98,8 @@ export class BlockNode<S = unknown> {
   /** Why operations are not allowed on this node; owned by op-blockers.ts. */
   readonly opBlockers: OpBlocker[] = [];
 
-  readonly children: BlockChild[] = [];
-  readonly parents: BlockChild[] = [];
+  readonly children: BlockChild[];
+  readonly parents: BlockChild[];
 
   /** Refreshed when the node or what is below it changes; see refreshLimits. */
   readonly limits: BlockLimits = { ...DEFAULT_LIMITS };
@@ -129,6 +130,10 @@ export class BlockNode<S = unknown> {
     this.name = settings.name;
     this.settings = settings;
     this.readOnly = settings.readOnly;
+    const list = (what: string): BlockChild[] =>
+      debuggingGraph ? checkedList(`${what} of node '${settings.name}'`, () => layer.graphLock.writing) : [];
+    this.children = list('children');
+    this.parents = list('parents');
   }
 
   /** The child of that name; null when there is none. */

@@ -4,6 +4,7 @@
  * One node's own answer is coBlockStatus (io-size.ts). As there, functions run under the graph read lock.
  */
 
+import { chainChild } from './chain.ts';
 import { type BlockStatus, Status } from './driver.ts';
 import type { GraphReadGuard } from './graph-lock.ts';
 import { coBlockStatus } from './io-size.ts';
@@ -17,6 +18,11 @@ export interface ChainStatus extends BlockStatus {
 /** The image below a node that shows where the node has nothing; null when there is none. */
 export function backingOf(node: BlockNode): BlockNode | null {
   return node.child('backing')?.node ?? null;
+}
+
+/** What is looked at when a node decides nothing: its backing image or, for a filter, what it filters. */
+function belowInChain(node: BlockNode): BlockNode | null {
+  return chainChild(node)?.node ?? null;
 }
 
 /**
@@ -57,7 +63,7 @@ export async function blockStatusAbove(
   let length = top.bytes;
   let depth = 0;
   const eofAt = (extent: number): number => (extent === top.bytes ? atEnd : 0);
-  for (let below = backingOf(node); below !== null && below !== base; below = backingOf(below)) {
+  for (let below = belowInChain(node); below !== null && below !== base; below = belowInChain(below)) {
     depth++;
     const status = await layerStatus(below, guard, wantZero, offset, length);
     if (status.bytes === 0) {

@@ -31,15 +31,43 @@ export interface Dispatcher {
   execute(name: string, args: JsonObject | undefined, session: QmpSession): unknown;
 }
 
-/** A dispatcher over a full set of handlers. */
-export function createDispatcher<C>(context: C, handlers: Handlers<C>): Dispatcher {
+/** Commands that only touch the session they came by; they never wait for others. */
+const OF_THE_SESSION: ReadonlySet<string> = new Set(['qmp_capabilities']);
+
+/**
+ * A dispatcher over a full set of handlers. Commands of all sessions run one after another: a command looks at the
+ * state that it changes, often with awaits in between. `around` runs each of them.
+ */
+export function createDispatcher<C>(
+  context: C,
+  handlers: Handlers<C>,
+  around: <T>(section: () => T) => T = (section) => section(),
+): Dispatcher {
+  /** Resolves when the last command that was begun has ended; null when none is under way. */
+  let last: Promise<void> | null = null;
+  const execute = (name: CommandName, args: JsonObject | undefined, session: QmpSession): unknown =>
+    around(() => run(context, handlers, name, args, session));
+  const next = (result: Promise<unknown>): Promise<unknown> => {
+    const ended: Promise<void> = result.then(nothing, nothing).then(() => {
+      if (last === ended) last = null;
+    });
+    last = ended;
+    return result;
+  };
   return {
     has: isCommand,
     execute: (name, args, session) => {
       if (!isCommand(name)) throw commandNotFound(`The command ${name} has not been found`);
-      return run(context, handlers, name, args, session);
+      if (OF_THE_SESSION.has(name)) return execute(name, args, session);
+      if (last !== null) return next(last.then(() => execute(name, args, session)));
+      const result = execute(name, args, session);
+      return result instanceof Promise ? next(result) : result;
     },
   };
+}
+
+function nothing(): void {
+  // What became of a command is the matter of whoever sent it.
 }
 
 function run<C, K extends CommandName>(

@@ -6,11 +6,11 @@ import { createEngine } from '../../src/aio/create-engine.ts';
 import { allocateIoMemory, type IoVector, vectorOf } from '../../src/aio/memory.ts';
 import type { BackendOwner } from '../../src/block/backend-io.ts';
 import { co } from '../../src/block/callbacks.ts';
+import { chainEdges } from '../../src/block/chain.ts';
 import { type DrainedSection, drainedBegin } from '../../src/block/drain.ts';
 import { type BlockDriver, Perm } from '../../src/block/driver.ts';
 import {
   appendNode,
-  chainEdges,
   changeGraph,
   dropFilter,
   freezeEdges,
