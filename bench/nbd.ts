@@ -9,7 +9,8 @@
  * before; reads find all of it in the page cache.
  *
  * Options: --runtime SECONDS (3), --rounds N (3), --only PART[,PART...] of server names, --load PART of a load's name,
- * --size MIB (1024), --dir FOLDER for the file, --json FILE for every single result.
+ * --size MIB (1024), --dir FOLDER for the file, --json FILE for every single result, --other PROGRAM: another build of
+ * the daemon (its daemon/bin/qblockd) as one more server, to see what a change costs.
  */
 
 import { closeSync, fsyncSync, mkdtempSync, openSync, rmSync, writeFileSync, writeSync } from 'node:fs';
@@ -117,10 +118,12 @@ type Results = ReadonlyMap<string, ReadonlyMap<string, number[]>>;
 
 function table(servers: readonly Server[], loads: readonly Load[], results: Results): string {
   const ours = servers.some((server) => server.name === 'qblockd');
+  const other = servers.some((server) => server.name === 'other');
   const header = [
     'requests a second (median)',
     ...servers.map((server) => server.name),
-    ...(ours ? ['to best qemu', 'to nbdkit'] : []),
+    ...(ours && !other ? ['to best qemu', 'to nbdkit'] : []),
+    ...(other ? ['to other'] : []),
   ];
   const rows = loads.map((each) => {
     const medians = new Map(
@@ -128,9 +131,11 @@ function table(servers: readonly Server[], loads: readonly Load[], results: Resu
     );
     const qemu = [...medians].filter(([name]) => name.startsWith('qemu')).map(([, value]) => value);
     const us = medians.get('qblockd') ?? Number.NaN;
-    const ratios = ours
-      ? [ratio(us, Math.max(...qemu)), ratio(us, medians.get('nbdkit file') ?? Number.NaN)]
-      : [];
+    const ratios =
+      ours && !other
+        ? [ratio(us, Math.max(...qemu)), ratio(us, medians.get('nbdkit file') ?? Number.NaN)]
+        : [];
+    if (other) ratios.push(ratio(us, medians.get('other') ?? Number.NaN));
     return [each.name, ...[...medians.values()].map(thousands), ...ratios];
   });
   return markdownTable(header, rows);
@@ -145,6 +150,7 @@ async function main(): Promise<void> {
     size: '1024',
     dir: tmpdir(),
     json: '',
+    other: '',
   });
   for (const tool of ['fio', 'taskset']) if (!hasProgram(tool)) throw new Error(`${tool} is needed`);
   if (cpus().length < 2) throw new Error('two CPUs are needed: one for the server, one for the client');
@@ -154,13 +160,19 @@ async function main(): Promise<void> {
   if (!(rounds >= 1 && runtimeSeconds >= 1 && sizeMib >= 1)) throw new Error('numbers must be at least 1');
   process.on('SIGINT', () => undefined); // fio gets it too and fails, and the folder is removed on the way out
   const loads = LOADS.filter((each) => each.name.includes(options.load));
-  const servers = SERVERS.filter(({ name }) =>
-    options.only.split(',').some((part) => name.includes(part)),
-  ).filter((server) => {
-    const there = hasProgram(server.program);
-    if (!there) process.stderr.write(`${server.name} is left out: not installed\n`);
-    return there;
-  });
+  const other: Server = {
+    name: 'other',
+    program: options.other,
+    argv: (file, socket) => [options.other, ...daemonArguments(file, socket, '')],
+  };
+  const all = options.other === '' ? SERVERS : [...SERVERS, other];
+  const servers = all
+    .filter(({ name }) => options.only.split(',').some((part) => name.includes(part)))
+    .filter((server) => {
+      const there = hasProgram(server.program);
+      if (!there) process.stderr.write(`${server.name} is left out: not installed\n`);
+      return there;
+    });
   const folder = mkdtempSync(path.join(options.dir, 'qb-bench-'));
   const file = path.join(folder, 'disk.raw');
   const results: Results = new Map(
