@@ -96,6 +96,7 @@ const MODULE_ORDER = [
   'crypto',
   'error',
   'block-core',
+  'test-drivers',
   'job',
   'block-export',
   'char',

@@ -16,6 +16,7 @@ import type { BlockDriver, BlockDriverInfo } from './driver.ts';
 import { asHolder, debuggingGraph } from './graph-debug.ts';
 import type { GraphReadGuard } from './graph-lock.ts';
 import * as io from './io.ts';
+import { coDebugEvent } from './io-debug.ts';
 import { coFlush, coPdiscard } from './io-flush.ts';
 import * as size from './io-size.ts';
 import * as ioSync from './io-sync.ts';
@@ -57,7 +58,7 @@ export const IO_CALLBACKS = {
   isInserted: 'child',
   eject: 'child',
   lockMedium: 'child',
-  debugEvent: 'child',
+  debugEvent: 'io-path',
 } as const satisfies Record<IoCallbackName, Absent>;
 
 type ControlCallback = {
@@ -78,7 +79,6 @@ const BOTTOM_ANSWER: Partial<Record<ControlCallback, unknown>> = {
   isInserted: true,
   eject: undefined,
   lockMedium: undefined,
-  debugEvent: undefined,
 };
 
 function makeControlForm<K extends ControlCallback>(name: K): CoForm<K> {
@@ -113,7 +113,7 @@ const forms = {
   isInserted: makeControlForm('isInserted'),
   eject: makeControlForm('eject'),
   lockMedium: makeControlForm('lockMedium'),
-  debugEvent: makeControlForm('debugEvent'),
+  debugEvent: coDebugEvent,
 } satisfies Record<
   IoCallbackName,
   (node: BlockNode, guard: GraphReadGuard, ...args: never[]) => Promise<unknown>

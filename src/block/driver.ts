@@ -6,7 +6,7 @@
  * directly: callbacks.ts turns this contract into the callable forms.
  */
 
-import type { BlockStatsSpecific, ImageInfoSpecific } from '../../schema/generated/types.ts';
+import type { BlkdebugEvent, BlockStatsSpecific, ImageInfoSpecific } from '../../schema/generated/types.ts';
 import type { AioEngine, EngineKind } from '../aio/engine.ts';
 import type { IoVector } from '../aio/memory.ts';
 import type { GraphReadGuard } from './graph-lock.ts';
@@ -223,6 +223,17 @@ export interface CreateProgress {
 
 export type PreallocMode = 'off' | 'metadata' | 'falloc' | 'full';
 
+/** Breakpoints of requests, for tests. Each throws an error with ENOENT when there is no such event or tag. */
+export interface BlockDebugger<S = unknown> {
+  /** The next request that meets the event is suspended under the tag. */
+  setBreakpoint(node: BlockNode<S>, event: string, tag: string): void;
+  /** Removes the breakpoints of the tag, and lets requests suspended under it go on. */
+  removeBreakpoint(node: BlockNode<S>, tag: string): void;
+  /** Lets a request suspended under the tag go on. */
+  resume(node: BlockNode<S>, tag: string): void;
+  isSuspended(node: BlockNode<S>, tag: string): boolean;
+}
+
 /** Options after validation: plain data by the schema's member names; nested children are still inside. */
 export type DriverOptions = Readonly<Record<string, unknown>>;
 
@@ -288,6 +299,13 @@ export interface BlockDriver<S = unknown> {
   readonly snapshots?: InternalSnapshots<S>;
   readonly bitmaps?: PersistentBitmaps<S>;
   readonly vmState?: VmStateIo<S>;
+  /** A filter that sits right above a protocol node: nothing is probed below it, and names may start with its name. */
+  readonly isProtocolFilter?: boolean;
+  /** Options of a node for the rest of a name "DRIVER:REST". */
+  parseName?(rest: string): DriverOptions;
+  /** Options that only names and tools give: the schema does not have them. */
+  readonly nameOptions?: readonly string[];
+  readonly debugger?: BlockDebugger<S>;
   /** Options that change what the content is, for generated file names. */
   readonly strongOptions?: readonly string[];
 
@@ -396,7 +414,8 @@ export interface BlockDriver<S = unknown> {
   isInserted?(node: BlockNode<S>, guard: GraphReadGuard): Promise<boolean>;
   eject?(node: BlockNode<S>, guard: GraphReadGuard, ejected: boolean): Promise<void>;
   lockMedium?(node: BlockNode<S>, guard: GraphReadGuard, locked: boolean): Promise<void>;
-  debugEvent?(node: BlockNode<S>, guard: GraphReadGuard, event: string): Promise<void>;
+  /** Something happens above that tests may want to meet. See io-debug.ts; not passed on to children. */
+  debugEvent?(node: BlockNode<S>, guard: GraphReadGuard, event: BlkdebugEvent): Promise<void>;
   truncate?(
     node: BlockNode<S>,
     guard: GraphReadGuard,

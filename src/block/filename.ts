@@ -9,7 +9,9 @@ import type { BlockNode } from './node.ts';
 function strongOptions(node: BlockNode): Record<string, unknown> {
   const options: Record<string, unknown> = {};
   for (const name of node.driver.strongOptions ?? []) {
-    if (node.settings.options[name] !== undefined) options[name] = node.settings.options[name];
+    const value = node.settings.options[name];
+    if (typeof value === 'object' && value !== null) Object.assign(options, flattened(name, value));
+    else if (value !== undefined) options[name] = value;
   }
   const overridden = isBackingOverridden(node);
   if (overridden && node.child('backing') === null) options.backing = null;
@@ -19,6 +21,17 @@ function strongOptions(node: BlockNode): Record<string, unknown> {
   for (const edge of node.children.filter(({ name }) => name !== 'backing'))
     options[edge.name] = strongOptions(edge.node);
   return options;
+}
+
+/** Members and elements at any depth, under dotted names. */
+function flattened(name: string, value: object): Record<string, unknown> {
+  return Object.fromEntries(
+    Object.entries(value).flatMap(([key, member]) =>
+      typeof member === 'object' && member !== null
+        ? Object.entries(flattened(`${name}.${key}`, member))
+        : [[`${name}.${key}`, member]],
+    ),
+  );
 }
 
 /** Whether the backing image is another one than the image itself names. */
@@ -36,7 +49,8 @@ export function exactFilename(node: BlockNode): string | null {
   // A format without options of its own is named like its file, when the file is a protocol: opening that name
   // would put the format on top again.
   const below = node.primaryChild?.node;
-  if (below === undefined || below.driver.kind !== 'protocol') return null;
+  if (below === undefined || (below.driver.kind !== 'protocol' && below.driver.isProtocolFilter !== true))
+    return null;
   const own = (node.driver.strongOptions ?? []).some((name) => node.settings.options[name] !== undefined);
   return own || isBackingOverridden(node) ? null : exactFilename(below);
 }

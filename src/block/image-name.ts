@@ -29,8 +29,11 @@ export function protocolOptions(layer: BlockLayer, name: string): DriverOptions 
   const prefix = protocolPrefix(name);
   if (prefix === 'json') return jsonOptions(name.slice('json:'.length));
   if (prefix === null) return { driver: isHostDevice(name) ? 'host_device' : 'file', filename: name };
-  if (layer.drivers[prefix]?.kind !== 'protocol') throw new BlockError(`Unknown protocol '${prefix}'`);
-  return { driver: prefix, filename: name.slice(prefix.length + 1) };
+  const driver = layer.drivers[prefix];
+  const rest = name.slice(prefix.length + 1);
+  if (driver?.parseName !== undefined) return { driver: prefix, ...driver.parseName(rest) };
+  if (driver?.kind !== 'protocol') throw new BlockError(`Unknown protocol '${prefix}'`);
+  return { driver: prefix, filename: rest };
 }
 
 function isHostDevice(name: string): boolean {

@@ -9,6 +9,7 @@ import { BlockError } from '../errors/error.ts';
 import { recordWrite } from './dirty-bitmap.ts';
 import type { GraphReadGuard } from './graph-lock.ts';
 import { begin, checkRange, checkWritable, end, roundDown, roundUp } from './io-common.ts';
+import { coDebugEvent } from './io-debug.ts';
 import type { BlockNode } from './node.ts';
 import { waitSerialising } from './tracked.ts';
 
@@ -64,9 +65,12 @@ export async function coFlush(node: BlockNode, guard: GraphReadGuard): Promise<v
     if (node.flushedGeneration >= generation && node.children.length === 0) return;
     node.flushing = true;
     try {
+      const debugged = node.children.length === 0 ? null : debuggedChild(node);
+      if (debugged !== null) await coDebugEvent(debugged, guard, 'flush_to_os');
       // What is being written by the time the driver's flush runs may or may not be covered; claim only what was
       // complete on entry.
       if (!node.settings.cache.noFlush || node.children.length > 0) await node.driver.flush?.(node, guard);
+      if (debugged !== null) await coDebugEvent(debugged, guard, 'flush_to_disk');
       for (const edge of node.children) await coFlush(edge.node, guard);
       if (generation > node.flushedGeneration) node.flushedGeneration = generation;
     } finally {
@@ -77,4 +81,10 @@ export async function coFlush(node: BlockNode, guard: GraphReadGuard): Promise<v
     node.inFlight--;
     if (node.inFlight === 0) node.idle.wakeAll();
   }
+}
+
+/** The primary child, if it wants to hear of debug events. */
+function debuggedChild(node: BlockNode): BlockNode | null {
+  const child = node.primaryChild?.node;
+  return child?.takesDebugEvents === true ? child : null;
 }

@@ -28,6 +28,8 @@ import {
   wrote,
   wroteInPart,
 } from './io-common.ts';
+import { coDebugEvent } from './io-debug.ts';
+import { debuggedWrite } from './io-debugged.ts';
 import { coFlush } from './io-flush.ts';
 import type { BlockNode } from './node.ts';
 import { markSerialising, waitSerialising } from './tracked.ts';
@@ -158,10 +160,17 @@ async function paddedWrite(
   const tailBytes = to - offset - bytes;
   const head = allocateIoMemory(align);
   const tail = to - from === align ? head : allocateIoMemory(align);
+  const debug = node.takesDebugEvents;
+  if (debug && headBytes > 0) await coDebugEvent(node, guard, 'pwritev_rmw_head');
+  if (debug && tailBytes > 0 && tail === head) await coDebugEvent(node, guard, 'pwritev_rmw_tail');
   if (headBytes > 0 || tail === head)
     await alignedRead(node, guard, from, align, vectorOf(head, 0, align), 0);
-  if (tailBytes > 0 && tail !== head)
+  if (debug && headBytes > 0) await coDebugEvent(node, guard, 'pwritev_rmw_after_head');
+  if (tailBytes > 0 && tail !== head) {
+    if (debug) await coDebugEvent(node, guard, 'pwritev_rmw_tail');
     await alignedRead(node, guard, to - align, align, vectorOf(tail, 0, align), 0);
+  }
+  if (debug && tailBytes > 0) await coDebugEvent(node, guard, 'pwritev_rmw_after_tail');
   const padded = concatVectors(
     vectorOf(head, 0, headBytes),
     vec,
@@ -177,7 +186,22 @@ async function paddedWrite(
   );
 }
 
-async function alignedWrite(
+function alignedWrite(
+  node: BlockNode,
+  guard: GraphReadGuard,
+  offset: number,
+  bytes: number,
+  vec: IoVector,
+  flags: number,
+): Promise<void> {
+  if (!node.takesDebugEvents) return plainWrite(node, guard, offset, bytes, vec, flags);
+  const isZero = node.settings.detectZeroes !== 'off' && isZeroVector(vec);
+  return debuggedWrite(node, guard, isZero ? 'pwritev_zero' : 'pwritev', flags, (left) =>
+    plainWrite(node, guard, offset, bytes, vec, left),
+  );
+}
+
+async function plainWrite(
   node: BlockNode,
   guard: GraphReadGuard,
   offset: number,
@@ -188,7 +212,7 @@ async function alignedWrite(
   const { driver } = node;
   if (node.settings.detectZeroes !== 'off' && bytes > 0 && isZeroVector(vec)) {
     const unmap = node.settings.detectZeroes === 'unmap' ? Req.mayUnmap : 0;
-    await alignedZeroes(node, guard, offset, bytes, flags | unmap);
+    await plainZeroes(node, guard, offset, bytes, flags | unmap);
     return;
   }
   if (driver.pwritev === undefined) throw ioError(E.ENOTSUP);
@@ -273,7 +297,20 @@ export async function coPwriteZeroes(
   }
 }
 
-async function alignedZeroes(
+function alignedZeroes(
+  node: BlockNode,
+  guard: GraphReadGuard,
+  offset: number,
+  bytes: number,
+  flags: number,
+): Promise<void> {
+  if (!node.takesDebugEvents) return plainZeroes(node, guard, offset, bytes, flags);
+  return debuggedWrite(node, guard, 'pwritev_zero', flags, (left) =>
+    plainZeroes(node, guard, offset, bytes, left),
+  );
+}
+
+async function plainZeroes(
   node: BlockNode,
   guard: GraphReadGuard,
   offset: number,

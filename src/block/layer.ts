@@ -28,6 +28,8 @@ export interface BlockLayerParts {
   readonly secret?: (id: string) => Buffer;
   /** Tells the user what no command can answer with; see BlockLayer.report. Default: on stderr. */
   readonly report?: (text: string) => void;
+  /** Takes what belongs to a tool's own output: breakpoints met. Default: `report`. */
+  readonly print?: (text: string) => void;
 }
 
 export class BlockLayer {
@@ -38,18 +40,22 @@ export class BlockLayer {
   readonly secret: (id: string) => Buffer;
   /** Tells the user what no command can answer with; "warning: " goes in front of what is no error. Adds no line end. */
   readonly report: (text: string) => void;
+  /** Adds to a tool's own output. */
+  readonly print: (text: string) => void;
   readonly graphLock = new GraphLock();
   /** All nodes in the order in which they got their names. Changed on the monitor side only. */
   readonly #nodes = new Map<string, BlockNode>();
   readonly #otherEngines = new Map<EngineKind, AioEngine>();
   #generatedNames = 0;
 
-  constructor({ engine, events, drivers, secret = noSecret, report = reportOnStderr }: BlockLayerParts) {
+  constructor(parts: BlockLayerParts) {
+    const { engine, events, drivers, secret = noSecret, report = reportOnStderr, print = report } = parts;
     this.engine = engine;
     this.events = events;
     this.drivers = drivers;
     this.secret = secret;
     this.report = report;
+    this.print = print;
   }
 
   /** Oldest first. */

@@ -114,6 +114,9 @@ export class BlockNode<S = unknown> {
   /** Woken when inFlight returns to 0. */
   readonly idle = new CoQueue();
 
+  /** Its driver wants to hear of debug events; see io-debug.ts. */
+  readonly takesDebugEvents: boolean;
+
   /** Counts completed writes; a flush is needed when it differs from flushedGeneration. */
   writeGeneration = 0;
   flushedGeneration = 0;
@@ -134,6 +137,7 @@ export class BlockNode<S = unknown> {
       debuggingGraph ? checkedList(`${what} of node '${settings.name}'`, () => layer.graphLock.writing) : [];
     this.children = list('children');
     this.parents = list('parents');
+    this.takesDebugEvents = driver.debugEvent !== undefined;
   }
 
   /** The child of that name; null when there is none. */

@@ -7,7 +7,14 @@
  */
 
 import { BlockError, errnoError, errnoOf } from '../errors/error.ts';
-import { type BackingName, type DriverOptions, type OpenContext, type OpenPurpose, Role } from './driver.ts';
+import {
+  type BackingName,
+  type BlockDriver,
+  type DriverOptions,
+  type OpenContext,
+  type OpenPurpose,
+  Role,
+} from './driver.ts';
 import { changeGraph } from './graph-change.ts';
 import { absoluteBackingName, probeFormat, protocolOptions } from './image-name.ts';
 import { coRefreshLength } from './io-size.ts';
@@ -52,7 +59,7 @@ async function openNode(
   if (depth > MAX_DEPTH) throw new BlockError('Block device nesting is too deep');
   const driver = layer.drivers[String(options.driver)];
   if (driver === undefined) throw new BlockError(`Unknown driver '${String(options.driver)}'`);
-  const settings = nodeSettings(layer, options, driver.name, driver.kind, inherited);
+  const settings = nodeSettings(layer, options, driver, inherited);
   const node = new BlockNode(layer, driver, settings);
   let opened = false;
   try {
@@ -232,14 +239,14 @@ async function imageOptions(
   inherited: Inherited,
 ): Promise<ImageOptions> {
   const own = protocolOptions(layer, name);
-  const isProtocol = layer.drivers[String(own.driver)]?.kind === 'protocol';
-  if (own.driver !== undefined && !isProtocol) return { options: own, probed: false };
+  const ownDriver = layer.drivers[String(own.driver)];
+  if (ownDriver !== undefined && !isProtocol(ownDriver)) return { options: own, probed: false };
   const { driver, ...rest } = own;
   const file = driver === undefined ? own : { driver, ...rest };
   if (format !== null) {
     const known = layer.drivers[format];
     if (known === undefined) throw new BlockError(`Unknown driver '${format}'`);
-    const options = known.kind === 'protocol' ? { ...file, driver: format } : { driver: format, file };
+    const options = isProtocol(known) ? namedProtocol(known, own, name) : { driver: format, file };
     return { options, probed: false };
   }
   const node = await openNode(layer, file, { ...inherited, readOnly: true }, 0);
@@ -250,6 +257,18 @@ async function imageOptions(
   }
 }
 
+/** The node of the protocol that the user has named for `name`, which may be another's by itself (`own`). */
+function namedProtocol(driver: BlockDriver, own: DriverOptions, name: string): DriverOptions {
+  const [option] = driver.nameOptions ?? [];
+  if (option === undefined || own.driver === driver.name) return { ...own, driver: driver.name };
+  return { driver: driver.name, [option]: name };
+}
+
+/** Whether a format goes on top: the node shows bytes that somebody else keeps, as they are. */
+function isProtocol(driver: BlockDriver): boolean {
+  return driver.kind === 'protocol' || driver.isProtocolFilter === true;
+}
+
 function checkNameFree(layer: BlockLayer, name: string): void {
   if (layer.findNode(name) !== null) throw new BlockError(`Duplicate nodes with node-name='${name}'`);
 }
@@ -257,15 +276,14 @@ function checkNameFree(layer: BlockLayer, name: string): void {
 function nodeSettings(
   layer: BlockLayer,
   options: DriverOptions,
-  driverName: string,
-  kind: string,
+  driver: BlockDriver,
   inherited: Inherited | null,
 ): NodeSettings {
   const cache = options.cache as { readonly direct?: boolean; readonly 'no-flush'?: boolean } | undefined;
   if (cache !== undefined && Object.keys(cache).length === 0) {
     // The original's option parser keeps an empty dictionary as an option nobody knows.
     throw new BlockError(
-      `Block ${kind === 'protocol' ? 'protocol' : 'format'} '${driverName}' doesn't support the option 'cache'`,
+      `Block ${isProtocol(driver) ? 'protocol' : 'format'} '${driver.name}' doesn't support the option 'cache'`,
     );
   }
   const given = options['node-name'];

@@ -9,13 +9,14 @@ import type {
   SnapshotInfo,
 } from '../../schema/generated/types.ts';
 import { infoOrNull, wrapped } from './callbacks.ts';
+import { chainChild } from './chain.ts';
 import { dirtyBitmapInfos } from './dirty-bitmap.ts';
 import type { InternalSnapshot } from './driver.ts';
 import { exactFilename, nodeFilename } from './filename.ts';
 import { relativeName } from './image-name.ts';
 import type { BlockLayer } from './layer.ts';
 import type { BlockNode } from './node.ts';
-import { backingDepth, backingOf } from './status-chain.ts';
+import { backingOf, chainDepth } from './status-chain.ts';
 
 /** What the node's image is: the record of `query-named-block-nodes` and of the tools, without the images below. */
 export async function imageInfo(node: BlockNode): Promise<ImageInfo> {
@@ -79,7 +80,8 @@ function snapshotInfo(snapshot: InternalSnapshot): SnapshotInfo {
 /** imageInfo with those of the images below, each inside the one above. */
 async function chainInfo(node: BlockNode): Promise<ImageInfo> {
   const infos: ImageInfo[] = [];
-  for (let at: BlockNode | null = node; at !== null; at = backingOf(at)) infos.push(await imageInfo(at));
+  for (let at: BlockNode | null = node; at !== null; at = chainChild(at)?.node ?? null)
+    infos.push(await imageInfo(at));
   return infos.reduceRight((below, image) => ({ ...image, 'backing-image': below }));
 }
 
@@ -94,7 +96,7 @@ async function blockDeviceInfo(node: BlockNode, flat: boolean): Promise<BlockDev
     ro: node.readOnly,
     drv: node.driver.name,
     ...(backing !== null && { backing_file: nodeFilename(backing) }),
-    backing_file_depth: flat ? 0 : backingDepth(node),
+    backing_file_depth: flat ? 0 : chainDepth(node),
     encrypted: image.encrypted === true,
     detect_zeroes: settings.detectZeroes,
     bps: 0,

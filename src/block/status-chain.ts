@@ -78,9 +78,9 @@ export async function blockStatusAbove(
   return { ...last, depth };
 }
 
-/** How long the chain of a node is, without the node itself. */
-export function backingDepth(node: BlockNode): number {
+/** How long the chain of a node is, filters included, without the node itself. */
+export function chainDepth(node: BlockNode): number {
   let depth = 0;
-  for (let below = backingOf(node); below !== null; below = backingOf(below)) depth++;
+  for (let below = belowInChain(node); below !== null; below = belowInChain(below)) depth++;
   return depth;
 }

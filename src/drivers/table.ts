@@ -2,12 +2,14 @@
 
 import type { BlockdevDriver } from '../../schema/generated/types.ts';
 import type { BlockDriver } from '../block/driver.ts';
+import { blkdebug } from './filters/blkdebug.ts';
 import { qcow2 } from './formats/qcow2/driver.ts';
 import { raw } from './formats/raw.ts';
 import { file, hostDevice } from './protocols/file.ts';
 import { nullAio, nullCo } from './protocols/null.ts';
 
 export const drivers: Readonly<Record<BlockdevDriver, BlockDriver>> = {
+  blkdebug,
   file,
   host_device: hostDevice,
   'null-aio': nullAio,

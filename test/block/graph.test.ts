@@ -209,6 +209,7 @@ test('only the I/O path and the table call a driver directly', () => {
           'block/io.ts',
           'block/io-size.ts',
           'block/io-sync.ts',
+          'block/io-debug.ts',
           'block/io-flush.ts',
           'block/callbacks.ts',
         ].includes(file),

@@ -2,6 +2,7 @@
 
 import type { Transcript } from './transcript.ts';
 import { bitmapTranscripts } from './transcripts/bitmaps.ts';
+import { blkdebugTranscripts } from './transcripts/blkdebug.ts';
 import { blockdevAddTranscripts } from './transcripts/blockdev-add.ts';
 import { rawTranscripts } from './transcripts/blockdev-add-raw.ts';
 import { chardevTranscripts } from './transcripts/chardevs.ts';
@@ -17,6 +18,7 @@ export const allTranscripts: readonly Transcript[] = [
   ...controlTranscripts,
   ...blockdevAddTranscripts,
   ...rawTranscripts,
+  ...blkdebugTranscripts,
   hostDeviceTranscript,
   loopDeviceTranscript,
   ...permissionTranscripts,

@@ -169,6 +169,14 @@ test('only what works is listed', () => {
     const args = entity['meta-type'] === 'command' ? lookUp(ours, entity['arg-type']) : entity;
     return args['meta-type'] === 'object' ? (args.variants ?? []).map((variant) => variant.case) : [];
   };
-  expect(variantsOf('blockdev-add')).toEqual(['file', 'host_device', 'null-aio', 'null-co', 'qcow2', 'raw']);
+  expect(variantsOf('blockdev-add')).toEqual([
+    'blkdebug',
+    'file',
+    'host_device',
+    'null-aio',
+    'null-co',
+    'qcow2',
+    'raw',
+  ]);
   expect(variantsOf('block-export-add')).toEqual(['nbd']);
 });

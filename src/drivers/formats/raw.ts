@@ -108,12 +108,18 @@ export const raw: BlockDriver<RawState> = {
   },
   preadv(node, guard, offset, bytes, vec, flags) {
     checkWindow(node.state, offset, bytes, E.EINVAL);
-    return co.preadv(fileOf(node), guard, offset + node.state.offset, bytes, vec, flags);
+    const file = fileOf(node);
+    const at = offset + node.state.offset;
+    if (!file.takesDebugEvents) return co.preadv(file, guard, at, bytes, vec, flags);
+    return co.debugEvent(file, guard, 'read_aio').then(() => co.preadv(file, guard, at, bytes, vec, flags));
   },
   pwritev(node, guard, offset, bytes, vec, flags) {
     checkWindow(node.state, offset, bytes, E.ENOSPC);
     if (node.state.probed && offset < PROBED_BYTES && bytes > 0) checkStart(node, vec);
-    return co.pwritev(fileOf(node), guard, offset + node.state.offset, bytes, vec, flags);
+    const file = fileOf(node);
+    const at = offset + node.state.offset;
+    if (!file.takesDebugEvents) return co.pwritev(file, guard, at, bytes, vec, flags);
+    return co.debugEvent(file, guard, 'write_aio').then(() => co.pwritev(file, guard, at, bytes, vec, flags));
   },
   pwriteZeroes(node, guard, offset, bytes, flags) {
     checkWindow(node.state, offset, bytes, E.EINVAL);

@@ -36,6 +36,7 @@ export function createEnvironment(output: ToolOutput): ToolEnvironment {
       // There are no jobs and no monitors: nobody is told.
       events: { emit: () => undefined },
       drivers,
+      print: (text) => output.print(text),
       secret(id) {
         if (env.objects === null) throw new BlockError(`No secret with id '${id}'`);
         return env.objects.secret(id);

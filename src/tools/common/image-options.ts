@@ -23,7 +23,7 @@ const SIZE_HINT =
 /** Nesting of definitions on a command line. */
 const MAX_DEPTH = 64;
 /** Children whose own definition is that of a protocol when it names no driver. */
-const PROTOCOL_CHILDREN: ReadonlySet<string> = new Set(['file', 'data-file']);
+const PROTOCOL_CHILDREN: ReadonlySet<string> = new Set(['file', 'data-file', 'image', 'log', 'raw', 'test']);
 
 function isTree(value: unknown): value is Tree {
   return typeof value === 'object' && value !== null && !Array.isArray(value);
@@ -155,7 +155,12 @@ function typedOptions(layer: BlockLayer, tree: DriverOptions, complaints: Compla
       result[name] = isTree(value) && isChild(name) ? value : typedValue(type, value, name);
       continue;
     }
-    const isProtocol = layer.drivers[driver]?.kind === 'protocol';
+    const known = layer.drivers[driver];
+    if (known?.nameOptions?.includes(name) === true) {
+      result[name] = value;
+      continue;
+    }
+    const isProtocol = known?.kind === 'protocol' || known?.isProtocolFilter === true;
     complaints.push(
       new BlockError(
         isProtocol

@@ -159,7 +159,7 @@ function imageSettings(
     format: values.get('format') ?? null,
     readOnly: values.has('readOnly'),
     forceShare: values.has('forceShare'),
-    cache: values.get('cache') ?? 'writeback',
+    cache: values.get('cache') ?? 'writethrough',
     unmap: unmaps(values.get('discard') ?? 'unmap'),
     aio: values.get('aio') ?? null,
     snapshot: values.has('snapshot'),

@@ -1,5 +1,6 @@
 /** The table of commands: names, arguments, help, and what carries them out. */
 
+import * as breakpoints from './breakpoints.ts';
 import * as manage from './manage.ts';
 import { reopen } from './reopen.ts';
 import * as requests from './requests.ts';
@@ -97,7 +98,7 @@ ${SHARED_FLAGS} -f   the data is on stable storage afterwards (FUA)
     words: 'event tag',
     oneLine: 'sets a breakpoint on event and tags the stopped request as tag',
     needsImage: true,
-    run: manage.unsupported(() => 'Could not set breakpoint'),
+    run: breakpoints.set,
   },
   {
     name: 'close',
@@ -243,7 +244,7 @@ ${SHARED_FLAGS} -P   compare what was read with this byte
     words: 'tag',
     oneLine: 'remove a breakpoint by tag',
     needsImage: true,
-    run: manage.unsupported((words) => `Could not remove breakpoint ${words[0]}`),
+    run: breakpoints.remove,
   },
   {
     name: 'reopen',
@@ -268,7 +269,7 @@ ${SHARED_FLAGS} -P   compare what was read with this byte
     words: 'tag',
     oneLine: 'resumes the request tagged as tag',
     needsImage: true,
-    run: manage.unsupported(() => 'Could not resume request'),
+    run: breakpoints.resume,
   },
   {
     name: 'sigraise',
@@ -305,7 +306,7 @@ ${SHARED_FLAGS} -P   compare what was read with this byte
     words: 'tag',
     oneLine: 'waits for the suspension of a request',
     needsImage: true,
-    run: async () => undefined,
+    run: breakpoints.waitFor,
   },
   {
     name: 'write',

@@ -27,7 +27,7 @@ export function refuse({ env }: IoSession, text: string): never {
 export async function open(session: IoSession, words: readonly string[]): Promise<void> {
   const { options, operands } = readArguments(session, 'open', words, 'snCro:ki:t:d:U');
   const { output } = session.env;
-  const cache = options.has('n') ? 'none' : (options.get('t') ?? 'writeback');
+  const cache = options.has('n') ? 'none' : (options.get('t') ?? 'writethrough');
   if (cacheMode(cache) === null) refuse(session, `Invalid cache option: ${cache}`);
   const discard = options.get('d') ?? 'unmap';
   if (!isDiscardMode(discard)) refuse(session, `Invalid discard option: ${discard}`);
@@ -107,12 +107,4 @@ export async function abort(): Promise<void> {
 
 export async function quit(session: IoSession): Promise<void> {
   session.ended = true;
-}
-
-/** Breakpoints belong to a driver that is not here yet. */
-export function unsupported(what: (words: readonly string[]) => string) {
-  return async (session: IoSession, words: readonly string[]): Promise<void> => {
-    session.env.output.print(`${what(words)}: Operation not supported\n`);
-    throw new CommandFailed();
-  };
 }

@@ -39,7 +39,10 @@ export async function map(session: IoSession): Promise<void> {
   const { node } = session.image!;
   if (node.totalBytes === 0) return;
   for (let offset = 0; offset < node.totalBytes; ) {
-    const extent = await run(session, offset, node.totalBytes - offset);
+    const extent = await run(session, offset, node.totalBytes - offset).catch((error: unknown) => {
+      session.env.output.error(`Failed to get allocation status: ${strerror(errnoOf(error))}`);
+      throw new CommandFailed();
+    });
     if (extent.bytes === 0) fail(session, 'Unexpected end of image');
     const kind = extent.allocated ? '    allocated' : 'not allocated';
     const hex = (value: number): string => `0x${BigInt(value).toString(16)}`;
@@ -57,7 +60,9 @@ export async function alloc(session: IoSession, words: readonly string[]): Promi
   const bytes = Math.max(0, Math.min(wanted, node.totalBytes - offset));
   let found = 0;
   for (let at = 0; at < bytes; ) {
-    const extent = await allocation(session, offset + at, bytes - at);
+    const extent = await allocation(session, offset + at, bytes - at).catch((error: unknown) =>
+      fail(session, `is_allocated failed: ${strerror(errnoOf(error))}`),
+    );
     if (extent.bytes === 0) break;
     if (extent.allocated) found += extent.bytes;
     at += extent.bytes;
@@ -68,10 +73,10 @@ export async function alloc(session: IoSession, words: readonly string[]): Promi
 export async function info(session: IoSession): Promise<void> {
   const { node } = session.image!;
   const { output } = session.env;
-  const { name, kind } = node.driver;
+  const { name, kind, isProtocolFilter } = node.driver;
   output.print(`format name: ${name}\n`);
   // The original tells the name of the format and that of the protocol.
-  if (kind === 'protocol') output.print(`format name: ${name}\n`);
+  if (kind === 'protocol' || isProtocolFilter === true) output.print(`format name: ${name}\n`);
   const facts = await infoOrNull(node);
   if (facts === null) throw new CommandFailed();
   output.print(`cluster size: ${amount(facts.clusterSizeBytes)}\n`);
