@@ -59,6 +59,7 @@ export class Daemon {
       events: this.#events,
       drivers,
       secret: (id) => objects.secret(id),
+      tlsCreds: (id) => objects.tlsCreds(id, 'client'),
       report: (text) => reporter.message(text.trimEnd()),
     });
     const log = (message: string): void => logger.info({}, message);

@@ -95,6 +95,7 @@ const MODULE_ORDER = [
   'authz',
   'crypto',
   'error',
+  'block-nbd',
   'block-core',
   'test-drivers',
   'job',

@@ -29,7 +29,7 @@ export interface Listener {
 }
 
 export interface ListenSettings {
-  /** Connections arrive paused, nothing read, ready to be handed to an engine. */
+  /** Connections arrive (or are made) paused, nothing read, ready to be handed to an engine. */
   readonly pauseOnConnect?: boolean;
   /** A client that sends no more may still receive; its socket must be ended by whoever serves it. */
   readonly allowHalfOpen?: boolean;
@@ -37,6 +37,8 @@ export interface ListenSettings {
   readonly backlog?: number;
   /** Addresses of type `fd` name descriptors which the daemon inherited: for the command line only. */
   readonly allowInheritedFd?: boolean;
+  /** Gives up connecting. */
+  readonly signal?: AbortSignal;
 }
 
 type OnConnection = (socket: Socket) => void;
@@ -363,9 +365,11 @@ export function listenOn(
 
 function startConnection(
   options: { path: string } | { host: string; port: number },
+  { pauseOnConnect = false, signal }: ListenSettings,
 ): Promise<Socket | number> {
   return new Promise((resolve) => {
-    const socket = connect(options);
+    const socket = connect({ ...options, ...(signal !== undefined && { signal }) });
+    if (pauseOnConnect) socket.pause();
     const onError = (error: Error): void => resolve(errnoOf(error));
     socket.once('error', onError);
     socket.once('connect', () => {
@@ -375,11 +379,11 @@ function startConnection(
   });
 }
 
-async function connectInet(address: InetAddress): Promise<Socket> {
+async function connectInet(address: InetAddress, settings: ListenSettings): Promise<Socket> {
   const port = resolvePort(address);
   let errno: number = E.EADDRNOTAVAIL;
   for (const { host } of await resolveHost(address, false)) {
-    const socket = await startConnection({ host, port });
+    const socket = await startConnection({ host, port }, settings);
     if (typeof socket !== 'number') {
       if (address['keep-alive'] === true) socket.setKeepAlive(true);
       return socket;
@@ -391,21 +395,27 @@ async function connectInet(address: InetAddress): Promise<Socket> {
   });
 }
 
-async function connectUnix(address: UnixAddress): Promise<Socket> {
-  const socket = await startConnection({ path: unixName(address) });
+async function connectUnix(address: UnixAddress, settings: ListenSettings): Promise<Socket> {
+  const socket = await startConnection({ path: unixName(address) }, settings);
   if (typeof socket === 'number') throw errnoError(`Failed to connect to '${address.path}'`, socket);
   return socket;
+}
+
+function inheritedConnection(fd: number, { pauseOnConnect = false }: ListenSettings): Socket {
+  // Not in the type declarations: the option by which net.Server makes sockets that read nothing yet.
+  const options = { fd, readable: true, writable: true, pauseOnCreate: pauseOnConnect };
+  return new Socket(options);
 }
 
 /** Connects to an address. The socket has no listeners; an 'error' listener should be added at once. */
 export async function connectTo(address: SocketAddress, settings: ListenSettings = {}): Promise<Socket> {
   switch (address.type) {
     case 'unix':
-      return connectUnix(address);
+      return connectUnix(address, settings);
     case 'inet':
-      return connectInet(address);
+      return connectInet(address, settings);
     case 'fd':
-      return new Socket({ fd: inheritedSocket(address.str, settings) });
+      return inheritedConnection(inheritedSocket(address.str, settings), settings);
   }
 }
 

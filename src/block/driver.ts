@@ -301,11 +301,15 @@ export interface BlockDriver<S = unknown> {
   readonly vmState?: VmStateIo<S>;
   /** A filter that sits right above a protocol node: nothing is probed below it, and names may start with its name. */
   readonly isProtocolFilter?: boolean;
-  /** Options of a node for the rest of a name "DRIVER:REST". */
-  parseName?(rest: string): DriverOptions;
+  /** Prefixes of image names that are this driver's, besides its own name. */
+  readonly namePrefixes?: readonly string[];
+  /** Options of a node for the rest of a name "PREFIX:REST"; the prefix is the driver's name or one of the above. */
+  parseName?(rest: string, prefix: string): DriverOptions;
   /** Options that only names and tools give: the schema does not have them. */
   readonly nameOptions?: readonly string[];
   readonly debugger?: BlockDebugger<S>;
+  /** Options by older names, as only the tools take them, under the schema's names. Throws when they contradict. */
+  modernOptions?(options: DriverOptions): DriverOptions;
   /** Options that change what the content is, for generated file names. */
   readonly strongOptions?: readonly string[];
 

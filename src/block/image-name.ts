@@ -1,7 +1,8 @@
 /**
  * Image names: what a file name on a command line or in an image's header stands for, and which format is inside.
  *
- * A name is a path, or has a prefix: `json:{...}` gives a node's options, `file:PATH` a path. Whether a plain path is
+ * A name is a path, or has a prefix: `json:{...}` gives a node's options, `file:PATH` a path, and drivers may have
+ * prefixes of their own. Whether a plain path is
  * a device of the host is found out by looking. Opening is open.ts.
  */
 
@@ -29,9 +30,11 @@ export function protocolOptions(layer: BlockLayer, name: string): DriverOptions 
   const prefix = protocolPrefix(name);
   if (prefix === 'json') return jsonOptions(name.slice('json:'.length));
   if (prefix === null) return { driver: isHostDevice(name) ? 'host_device' : 'file', filename: name };
-  const driver = layer.drivers[prefix];
+  const driver =
+    layer.drivers[prefix] ??
+    Object.values(layer.drivers).find(({ namePrefixes }) => namePrefixes?.includes(prefix));
   const rest = name.slice(prefix.length + 1);
-  if (driver?.parseName !== undefined) return { driver: prefix, ...driver.parseName(rest) };
+  if (driver?.parseName !== undefined) return { driver: driver.name, ...driver.parseName(rest, prefix) };
   if (driver?.kind !== 'protocol') throw new BlockError(`Unknown protocol '${prefix}'`);
   return { driver: prefix, filename: rest };
 }

@@ -8,6 +8,7 @@
 import { createEngine } from '../aio/create-engine.ts';
 import type { AioEngine, EngineKind } from '../aio/engine.ts';
 import { assert, BlockError } from '../errors/error.ts';
+import type { TlsCredentials } from '../objects/tls-creds.ts';
 import { BlockBackend } from './backend.ts';
 import type { BackendOwner } from './backend-io.ts';
 import { wrapped } from './callbacks.ts';
@@ -26,6 +27,8 @@ export interface BlockLayerParts {
   readonly drivers: Readonly<Record<string, BlockDriver>>;
   /** The bytes of the secret object `id`; throws when there is none. Default: there are no secrets. */
   readonly secret?: (id: string) => Buffer;
+  /** The TLS credentials object `id` for a client; throws when there is none. Default: there are none. */
+  readonly tlsCreds?: (id: string) => TlsCredentials;
   /** Tells the user what no command can answer with; see BlockLayer.report. Default: on stderr. */
   readonly report?: (text: string) => void;
   /** Takes what belongs to a tool's own output: breakpoints met. Default: `report`. */
@@ -38,6 +41,10 @@ export class BlockLayer {
   readonly drivers: Readonly<Record<string, BlockDriver>>;
   /** The bytes of the secret object `id`; throws when there is none. */
   readonly secret: (id: string) => Buffer;
+  /** The TLS credentials object `id` for a client; throws when there is none. */
+  readonly tlsCreds: (id: string) => TlsCredentials;
+  /** Descriptors that the process inherited may be named: true while the command line is carried out. */
+  allowInheritedFd = false;
   /** Tells the user what no command can answer with; "warning: " goes in front of what is no error. Adds no line end. */
   readonly report: (text: string) => void;
   /** Adds to a tool's own output. */
@@ -48,12 +55,20 @@ export class BlockLayer {
   readonly #otherEngines = new Map<EngineKind, AioEngine>();
   #generatedNames = 0;
 
-  constructor(parts: BlockLayerParts) {
-    const { engine, events, drivers, secret = noSecret, report = reportOnStderr, print = report } = parts;
+  constructor({
+    engine,
+    events,
+    drivers,
+    secret = noSecret,
+    tlsCreds = noTlsCreds,
+    report = reportOnStderr,
+    print = report,
+  }: BlockLayerParts) {
     this.engine = engine;
     this.events = events;
     this.drivers = drivers;
     this.secret = secret;
+    this.tlsCreds = tlsCreds;
     this.report = report;
     this.print = print;
   }
@@ -202,6 +217,10 @@ function reportOnStderr(text: string): void {
 
 function noSecret(id: string): Buffer {
   throw new BlockError(`No secret with id '${id}'`);
+}
+
+function noTlsCreds(id: string): TlsCredentials {
+  throw new BlockError(`No TLS credentials with id '${id}'`);
 }
 
 /** Permissions of a user that only looks. */

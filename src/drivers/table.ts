@@ -6,12 +6,14 @@ import { blkdebug } from './filters/blkdebug.ts';
 import { qcow2 } from './formats/qcow2/driver.ts';
 import { raw } from './formats/raw.ts';
 import { file, hostDevice } from './protocols/file.ts';
+import { nbd } from './protocols/nbd.ts';
 import { nullAio, nullCo } from './protocols/null.ts';
 
 export const drivers: Readonly<Record<BlockdevDriver, BlockDriver>> = {
   blkdebug,
   file,
   host_device: hostDevice,
+  nbd,
   'null-aio': nullAio,
   'null-co': nullCo,
   qcow2,

@@ -54,3 +54,48 @@ export const MAX_WAITING_CONNECTIONS = 128;
 /** Defaults of nbd-server-start. */
 export const DEFAULT_MAX_CONNECTIONS = 100;
 export const DEFAULT_HANDSHAKE_MAX_SECONDS = 10;
+
+// ---- the client ----------------------------------------------------------------------------------------------
+
+/** Longest payload of a request to a server that names no limit, and the longest ever used. */
+export const DEFAULT_MAX_PAYLOAD = MAX_PAYLOAD;
+
+/** Longest payload of an option reply: two of the protocol's longest strings and their lengths fit. */
+export const CLIENT_MAX_REPLY_BYTES = 8192 - 24;
+
+/** Most replies to one option: a server may have this many exports. */
+export const CLIENT_MAX_REPLIES = 100_000;
+
+/** Largest export: what the protocol's signed file offsets reach is more than a number holds exactly. */
+export const CLIENT_MAX_SIZE_BYTES = Number.MAX_SAFE_INTEGER;
+
+/** How long a server may take for its part of the handshake, in milliseconds. */
+export const CLIENT_HANDSHAKE_MAX_MS = 30_000;
+
+/** Requests of a client under way on one connection; further ones wait for a place. */
+export const CLIENT_MAX_REQUESTS = 256;
+
+/** Connections of a client to a server that promises that several see the same data. */
+export const CLIENT_MAX_CONNECTIONS = 4;
+
+/** Longest chunk without data of a read: a text, or extents, of which one is looked at. */
+export const CLIENT_MAX_CHUNK_BYTES = 1024 * 1024;
+
+/** Most error chunks in one answer. */
+export const CLIENT_MAX_ERROR_CHUNKS = 1024;
+
+/** How long a server may take to read that we leave, in milliseconds. */
+export const CLIENT_CLOSE_MAX_MS = 1000;
+
+/** Requests on one connection from which another one is opened, if the server promises to allow that. */
+export const CLIENT_CONNECTION_LOAD = 24;
+
+/** How long one more connection may take: without it the work goes on as well. */
+export const CLIENT_EXTRA_CONNECT_MAX_MS = 2000;
+
+/** Connections that may break the protocol under a request before it is taken for the cause. */
+export const CLIENT_MAX_SPOILT = 4;
+
+/** Pauses between attempts to connect, in milliseconds: the first, doubled with each, and the longest. */
+export const CLIENT_RETRY_MIN_MS = 100;
+export const CLIENT_RETRY_MAX_MS = 1000;

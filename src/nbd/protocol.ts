@@ -14,6 +14,8 @@
 export const GREETING_MAGIC = 0x4e42444d41474943n;
 /** Second eight bytes of a newstyle greeting, and the start of every option: "IHAVEOPT". */
 export const OPTION_MAGIC = 0x49484156454f5054n;
+/** The same of an oldstyle greeting. */
+export const OLDSTYLE_MAGIC = 0x00420281861253n;
 export const OPTION_REPLY_MAGIC = 0x3e889045565a9n;
 export const REQUEST_MAGIC = 0x25609513;
 export const EXTENDED_REQUEST_MAGIC = 0x21e41c71;

@@ -10,6 +10,7 @@ import { controlTranscripts } from './transcripts/control.ts';
 import { exportTranscripts } from './transcripts/exports.ts';
 import { hostDeviceTranscript, loopDeviceTranscript } from './transcripts/host-device.ts';
 import { jobTranscripts } from './transcripts/jobs.ts';
+import { nbdTranscripts } from './transcripts/nbd.ts';
 import { objectTranscripts } from './transcripts/objects.ts';
 import { permissionTranscripts } from './transcripts/permissions.ts';
 import { queryTranscripts } from './transcripts/queries.ts';
@@ -26,6 +27,7 @@ export const allTranscripts: readonly Transcript[] = [
   ...exportTranscripts,
   ...bitmapTranscripts,
   ...jobTranscripts,
+  ...nbdTranscripts,
   ...objectTranscripts,
   ...chardevTranscripts,
 ];

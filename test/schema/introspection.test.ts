@@ -173,6 +173,7 @@ test('only what works is listed', () => {
     'blkdebug',
     'file',
     'host_device',
+    'nbd',
     'null-aio',
     'null-co',
     'qcow2',

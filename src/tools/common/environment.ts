@@ -22,6 +22,8 @@ export interface ToolEnvironment {
   /** What --object has made; null when it was never given. */
   objects: ObjectTree | null;
   readonly output: ToolOutput;
+  /** Images that are open. */
+  readonly images: Set<ToolImage>;
   /** Closes every image that is still open, and the engine. Throws what the first of them could not write. */
   close(): Promise<void>;
 }
@@ -31,6 +33,7 @@ export function createEnvironment(output: ToolOutput): ToolEnvironment {
   const env: ToolEnvironment = {
     objects: null,
     output,
+    images: new Set(),
     layer: new BlockLayer({
       engine,
       // There are no jobs and no monitors: nobody is told.
@@ -41,13 +44,24 @@ export function createEnvironment(output: ToolOutput): ToolEnvironment {
         if (env.objects === null) throw new BlockError(`No secret with id '${id}'`);
         return env.objects.secret(id);
       },
+      tlsCreds(id) {
+        if (env.objects === null) throw new BlockError(`No TLS credentials with id '${id}'`);
+        return env.objects.tlsCreds(id, 'client');
+      },
     }),
     async close() {
-      try {
-        await env.layer.closeAll();
-      } finally {
-        engine.close();
-      }
+      let failure: { readonly error: unknown } | undefined;
+      const attempt = async (close: () => Promise<void>): Promise<void> => {
+        try {
+          await close();
+        } catch (error) {
+          failure ??= { error };
+        }
+      };
+      for (const image of env.images) await attempt(() => image.close());
+      await attempt(() => env.layer.closeAll());
+      engine.close();
+      if (failure !== undefined) throw failure.error;
     },
   };
   return env;
@@ -152,13 +166,18 @@ export async function openToolImage(env: ToolEnvironment, request: ImageRequest)
     await env.layer.closeNode(node);
     throw error;
   }
-  return {
+  const image: ToolImage = {
     name: request.name,
     node,
     backend,
     writeFlags: request.cache?.writeThrough === true ? Req.fua : 0,
-    close: () => backend.close(),
+    close: () => {
+      env.images.delete(image);
+      return backend.close();
+    },
   };
+  env.images.add(image);
+  return image;
 }
 
 /** As openToolImage; errors begin with "Could not open 'NAME': ". */

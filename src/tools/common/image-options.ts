@@ -147,9 +147,10 @@ async function probedFormat(
 /** Values by the schema's types; members nobody knows are dropped and complained about. */
 function typedOptions(layer: BlockLayer, tree: DriverOptions, complaints: Complaints): DriverOptions {
   const driver = String(tree.driver);
+  const modern = layer.drivers[driver]?.modernOptions?.(tree) ?? tree;
   const result: Tree = {};
   const types = membersOf('BlockdevOptions', driver);
-  for (const [name, value] of Object.entries(tree)) {
+  for (const [name, value] of Object.entries(modern)) {
     const type = types.get(name);
     if (type !== undefined) {
       result[name] = isTree(value) && isChild(name) ? value : typedValue(type, value, name);

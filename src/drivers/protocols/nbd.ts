@@ -1,0 +1,270 @@
+/**
+ * nbd: an export of an NBD server.
+ *
+ * The protocol is src/nbd: protocol.ts its tables, client-session.ts a lasting client. Options (QMP reference,
+ * BlockdevOptionsNbd): server, export, tls-creds, tls-hostname, x-dirty-bitmap, reconnect-delay, open-timeout.
+ * Names are nbd-names.ts.
+ *
+ * The export's size and abilities are those of the first connection. A server without FUA gets a flush behind the
+ * write. Block status is the context base:allocation, or the one x-dirty-bitmap names, where dirty reads as a hole.
+ */
+
+import type { SocketAddress } from '../../../schema/generated/types.ts';
+import { fillVector, type IoVector, sliceVector } from '../../aio/memory.ts';
+import {
+  type BlockDriver,
+  type BlockLimits,
+  type BlockStatus,
+  type OpenContext,
+  Req,
+  Status,
+} from '../../block/driver.ts';
+import type { BlockNode } from '../../block/node.ts';
+import { E } from '../../errors/errno.ts';
+import { BlockError, errnoError, ioError } from '../../errors/error.ts';
+import { type ClientSession, openSession } from '../../nbd/client-session.ts';
+import { CLIENT_MAX_CONNECTIONS } from '../../nbd/limits.ts';
+import { BaseAllocation, Command, CommandFlag, ExportFlag, STRING_MAX_BYTES } from '../../nbd/protocol.ts';
+import { exactName, modernOptions, parseName } from './nbd-names.ts';
+
+interface NbdOptions {
+  readonly server: SocketAddress;
+  readonly export?: string;
+  readonly 'tls-creds'?: string;
+  readonly 'tls-hostname'?: string;
+  readonly 'x-dirty-bitmap'?: string;
+  readonly 'reconnect-delay'?: number;
+  readonly 'open-timeout'?: number;
+}
+
+interface NbdState {
+  readonly session: ClientSession;
+  readonly sizeBytes: number;
+  /** ExportFlag bits. */
+  readonly flags: number;
+}
+
+type NbdNode = BlockNode<NbdState>;
+
+/** Requests without data: as much as 32 bits hold, in whole units of any block size. */
+const MAX_EFFECT_BYTES = 2 ** 31 - 2 ** 25;
+const MAX_EFFECT_BYTES_EXTENDED = 2 ** 40;
+const SECTOR_BYTES = 512;
+
+// ---- open, close ---------------------------------------------------------------------------------------------
+
+async function open(node: NbdNode, context: OpenContext): Promise<NbdState> {
+  const options = context.options as unknown as NbdOptions;
+  const { server } = options;
+  checkServer(server);
+  const exportName = options.export ?? '';
+  const bitmap = options['x-dirty-bitmap'];
+  checkLength(exportName, 'export name');
+  if (bitmap !== undefined) checkLength(bitmap, 'x-dirty-bitmap query');
+  const { layer } = node;
+  const credsId = options['tls-creds'];
+  const hostname = options['tls-hostname'] ?? (server.type === 'inet' ? server.host : '');
+  const tls = credsId === undefined ? null : { credentials: layer.tlsCreds(credsId), hostname };
+  const session = await openSession({
+    target: {
+      engine: context.engine,
+      address: server,
+      allowInheritedFd: layer.allowInheritedFd,
+      exportName,
+      context: bitmap ?? 'base:allocation',
+      tls,
+    },
+    reconnectDelayMs: (options['reconnect-delay'] ?? 0) * 1000,
+    openTimeoutMs: (options['open-timeout'] ?? 0) * 1000,
+    maxConnections: CLIENT_MAX_CONNECTIONS,
+    warn: (message) => layer.report(`warning: Node '${node.name}': ${message}\n`),
+  });
+  try {
+    const { exp } = session;
+    if (bitmap !== undefined && exp.contextId === null) throw errnoError('Could not open image', E.EINVAL);
+    if ((exp.flags & ExportFlag.readOnly) !== 0 && !node.readOnly) {
+      if (!context.autoReadOnly) throw errnoError('Could not open image', E.EACCES);
+      node.readOnly = true;
+    }
+    return { session, sizeBytes: exp.sizeBytes, flags: exp.flags };
+  } catch (error) {
+    await session.close();
+    throw error;
+  }
+}
+
+/** What the tools have not checked. */
+function checkServer(server: SocketAddress): void {
+  const required: Readonly<Record<string, readonly string[]>> = {
+    inet: ['host', 'port'],
+    unix: ['path'],
+    fd: ['str'],
+  };
+  const members = required[server.type];
+  if (server.type === undefined) throw new BlockError("Parameter 'type' is missing");
+  if (members === undefined)
+    throw new BlockError(`Parameter 'type' does not accept value '${String(server.type)}'`);
+  const missing = members.find((name) => !Object.hasOwn(server, name));
+  if (missing !== undefined) throw new BlockError(`Parameter '${missing}' is missing`);
+}
+
+function checkLength(text: string, what: string): void {
+  if (Buffer.byteLength(text) > STRING_MAX_BYTES)
+    throw new BlockError(`${what} too long to send to server`, { errno: E.EINVAL });
+}
+
+function refreshLimits(node: NbdNode, limits: BlockLimits): void {
+  const { session, sizeBytes } = node.state;
+  const { minBlockBytes, preferredBlockBytes, maxPayloadBytes, extended } = session.exp;
+  const assumed = sizeBytes % SECTOR_BYTES === 0 ? SECTOR_BYTES : 1;
+  limits.requestAlignment = minBlockBytes || assumed;
+  limits.maxTransfer = maxPayloadBytes;
+  limits.optTransfer = preferredBlockBytes > limits.requestAlignment ? preferredBlockBytes : 0;
+  const effect = extended ? MAX_EFFECT_BYTES_EXTENDED : MAX_EFFECT_BYTES;
+  limits.maxPdiscard = effect;
+  limits.maxPwriteZeroes = effect;
+}
+
+// ---- I/O -----------------------------------------------------------------------------------------------------
+
+/** Reads; the node's length is in whole sectors, and what is past the export's own end reads as zeroes. */
+function preadv(
+  node: NbdNode,
+  _guard: unknown,
+  offset: number,
+  bytes: number,
+  vec: IoVector,
+  flags: number,
+): Promise<void> {
+  const { session, sizeBytes } = node.state;
+  if (bytes === 0) return DONE;
+  if ((flags & Req.prefetch) !== 0 && (node.state.flags & ExportFlag.sendCache) !== 0)
+    return session.request(Command.CACHE, 0, offset, bytes, null);
+  if (offset + bytes <= sizeBytes) return session.request(Command.READ, 0, offset, bytes, vec);
+  const inside = Math.max(0, sizeBytes - offset);
+  fillVector(sliceVector(vec, inside, bytes - inside), 0);
+  return inside === 0 ? DONE : session.request(Command.READ, 0, offset, inside, sliceVector(vec, 0, inside));
+}
+
+const DONE = Promise.resolve();
+
+/** The request, with what FUA asks for: the server's own, or a flush behind it. */
+function durable(
+  { session, flags: abilities }: NbdState,
+  flags: number,
+  send: (commandFlags: number) => Promise<void>,
+): Promise<void> {
+  if ((flags & Req.fua) === 0) return send(0);
+  if ((abilities & ExportFlag.sendFua) !== 0) return send(CommandFlag.fua);
+  const written = send(0);
+  if ((abilities & ExportFlag.sendFlush) === 0) return written;
+  return written.then(() => session.request(Command.FLUSH, 0, 0, 0, null));
+}
+
+function pwritev(
+  node: NbdNode,
+  _guard: unknown,
+  offset: number,
+  bytes: number,
+  vec: IoVector,
+  flags: number,
+): Promise<void> {
+  if (bytes === 0) return DONE;
+  const { session } = node.state;
+  return durable(node.state, flags, (fua) => session.request(Command.WRITE, fua, offset, bytes, vec));
+}
+
+function pwriteZeroes(
+  node: NbdNode,
+  _guard: unknown,
+  offset: number,
+  bytes: number,
+  flags: number,
+): Promise<void> {
+  const { session, flags: abilities } = node.state;
+  if (bytes === 0) return DONE;
+  if ((abilities & ExportFlag.sendWriteZeroes) === 0) return Promise.reject(ioError(E.ENOTSUP));
+  let command = (flags & Req.mayUnmap) === 0 ? CommandFlag.noHole : 0;
+  if ((flags & Req.noFallback) !== 0) {
+    if ((abilities & ExportFlag.sendFastZero) === 0) return Promise.reject(ioError(E.ENOTSUP));
+    command |= CommandFlag.fastZero;
+  }
+  return durable(node.state, flags, (fua) =>
+    session.request(Command.WRITE_ZEROES, command | fua, offset, bytes, null),
+  );
+}
+
+async function pdiscard(node: NbdNode, _guard: unknown, offset: number, bytes: number): Promise<void> {
+  const { session, flags, sizeBytes } = node.state;
+  const length = Math.min(bytes, sizeBytes - offset);
+  if ((flags & ExportFlag.sendTrim) === 0 || length <= 0) return;
+  await session.request(Command.TRIM, 0, offset, length, null);
+}
+
+async function flush({ state: { session, flags } }: NbdNode): Promise<void> {
+  if ((flags & ExportFlag.sendFlush) !== 0) await session.request(Command.FLUSH, 0, 0, 0, null);
+}
+
+async function blockStatus(
+  node: NbdNode,
+  _guard: unknown,
+  _wantZero: boolean,
+  offset: number,
+  bytes: number,
+): Promise<BlockStatus> {
+  const { session, sizeBytes } = node.state;
+  const { contextId, extended, minBlockBytes } = session.exp;
+  const extent = (length: number, flags: number): BlockStatus => ({
+    bytes: length,
+    flags: flags | Status.offsetValid,
+    map: offset,
+    file: node,
+  });
+  if (offset >= sizeBytes) return extent(bytes, Status.zero);
+  if (contextId === null) return extent(bytes, Status.data);
+  const limit = extended ? MAX_EFFECT_BYTES_EXTENDED : MAX_EFFECT_BYTES;
+  const length = Math.min(bytes, sizeBytes - offset, limit);
+  const { bytes: told, flags } = await session.blockStatus(CommandFlag.reqOne, offset, length);
+  // The last block of an odd export goes on to the end of the node.
+  const shown =
+    told >= length && length < bytes && offset + length === sizeBytes ? bytes : Math.min(told, length);
+  if (shown % (minBlockBytes || 1) !== 0 && shown < bytes) throw ioError(E.EIO);
+  return extent(
+    shown,
+    ((flags & BaseAllocation.hole) === 0 ? Status.data : 0) |
+      ((flags & BaseAllocation.zero) === 0 ? 0 : Status.zero),
+  );
+}
+
+async function truncate(node: NbdNode, _guard: unknown, length: number, exact: boolean): Promise<void> {
+  const { sizeBytes } = node.state;
+  if (exact && length !== sizeBytes) throw new BlockError('Cannot resize NBD nodes', { errno: E.ENOTSUP });
+  if (length > sizeBytes) throw new BlockError('Cannot grow NBD nodes', { errno: E.EINVAL });
+}
+
+// ---- the driver ----------------------------------------------------------------------------------------------
+
+export const nbd: BlockDriver<NbdState> = {
+  name: 'nbd',
+  kind: 'protocol',
+  supportedWriteFlags: Req.fua,
+  supportedZeroFlags: Req.fua | Req.mayUnmap | Req.noFallback,
+  namePrefixes: ['nbd+tcp', 'nbd+unix'],
+  parseName: (rest, prefix) => parseName(`${prefix}:${rest}`),
+  modernOptions,
+  strongOptions: ['export', 'server', 'tls-creds', 'tls-hostname'],
+  open,
+  close: ({ state }) => state.session.close(),
+  refreshLimits,
+  exactFilename: ({ settings }) => exactName(settings.options),
+  preadv,
+  pwritev,
+  pwriteZeroes,
+  pdiscard,
+  flush,
+  blockStatus,
+  truncate,
+  getLength: async ({ state }) => state.sizeBytes,
+  // The protocol does not tell.
+  getAllocatedFileSize: async () => -1,
+};
