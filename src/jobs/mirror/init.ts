@@ -1,0 +1,69 @@
+/**
+ * What a mirror job has to copy in the first place, by sync mode; and zeroes on a target whose content nobody knows.
+ */
+
+import { co } from '../../block/callbacks.ts';
+import { setDirty } from '../../block/dirty-bitmap.ts';
+import { Req, Status } from '../../block/driver.ts';
+import type { BlockNode } from '../../block/node.ts';
+import { blockStatusAbove } from '../../block/status-chain.ts';
+import { beginOp, endOp, type Mirror, opIn } from './state.ts';
+
+/** How much is looked at in one step. */
+const STEP_BYTES = 64 * 1024 * 1024;
+
+export interface FirstRound {
+  /** What the source holds itself or above this node is copied; null: down to the end of the chain. */
+  readonly base: BlockNode | null;
+  /** The target may hold anything: where the source has nothing it must become zero. */
+  readonly zeroTarget: boolean;
+}
+
+/** Between two steps: returns false when the job has to stop. */
+export type BetweenSteps = () => Promise<boolean>;
+
+/** Marks what is to be copied. Writes of users go on meanwhile. */
+export async function firstRound(mirror: Mirror, round: FirstRound, goOn: BetweenSteps): Promise<void> {
+  const { target, lengthBytes, bitmap } = mirror;
+  const zeroesAreHoles =
+    target.settings.discardUnmap && (target.driver.supportedZeroFlags & Req.mayUnmap) !== 0;
+  if (round.zeroTarget && !zeroesAreHoles) {
+    setDirty(bitmap, 0, lengthBytes);
+    return;
+  }
+  for (let at = 0; at < lengthBytes && (await goOn()); ) {
+    at = await step(mirror, round, at, Math.min(at + STEP_BYTES, lengthBytes));
+  }
+}
+
+/** Looks at what begins at `from`, and returns its end. It is one operation: no active write comes in between. */
+async function step(
+  mirror: Mirror,
+  { base, zeroTarget }: FirstRound,
+  from: number,
+  limit: number,
+): Promise<number> {
+  const { source, target, bitmap } = mirror;
+  const op = beginOp(mirror, from, limit, false);
+  try {
+    for (
+      let other = opIn(mirror, from, limit, op.id);
+      other !== null;
+      other = opIn(mirror, from, limit, op.id)
+    )
+      await other.waiters.wait();
+    return await source.layer.graphLock.withRead(async (guard) => {
+      const status = await blockStatusAbove(source, guard, base, false, from, limit - from);
+      const bytes = status.bytes || limit - from;
+      if ((status.flags & Status.allocated) !== 0) setDirty(bitmap, from, bytes);
+      else if (zeroTarget) await co.pwriteZeroes(target, guard, from, bytes, mirror.unmap ? Req.mayUnmap : 0);
+      return from + bytes;
+    });
+  } catch {
+    // What cannot be told or zeroed is left to the copies, and so to the user's policy for their errors.
+    setDirty(bitmap, from, limit - from);
+    return limit;
+  } finally {
+    endOp(mirror, op);
+  }
+}

@@ -1,0 +1,153 @@
+/**
+ * The work of a mirror job: copying until source and target are the same, keeping them so, and the end of it in a
+ * drained section.
+ *
+ * The loop is the only one that starts copies. It comes to rest (no copy under way) before it pauses. When the job is
+ * asked to end, the source is drained and what is still dirty is copied before anybody writes again; that is begun only
+ * when little is left, so that users are not held up for long.
+ */
+
+import { setImmediate as nextTurn } from 'node:timers/promises';
+import { wrapped } from '../../block/callbacks.ts';
+import { dirtyBytes } from '../../block/dirty-bitmap.ts';
+import { type DrainedSection, drainedBeginAll } from '../../block/drain.ts';
+import { asError, nextRange, startCopy } from './copy.ts';
+import { failed, type Mirror, remainingBytes } from './state.ts';
+
+/** Job control as the loop sees it. */
+export interface LoopControl {
+  /** The job is cancelled by force: stop at once. */
+  isCancelled(): boolean;
+  /** There is a reason to rest. */
+  mustPause(): boolean;
+  /** Rests while there is a reason to. */
+  pausePoint(): Promise<void>;
+  /** Sleeps, or until woken; then a pause point. */
+  sleep(milliseconds: number): Promise<void>;
+  /** `bytes` are copied now: milliseconds until there may be more. */
+  account(bytes: number): number;
+  setRemaining(bytes: number): void;
+  isReady(): boolean;
+  becomeReady(): void;
+  /** The user wants an end: by completion, or by a cancellation that keeps the copy. */
+  mustEnd(): boolean;
+}
+
+/** How often an idle job looks for new writes. */
+const IDLE_MS = 100;
+/** Users are held up for about so long by the last copies. */
+const SWITCH_MS = 50;
+/** Bounds of what is copied while users are held up. */
+const SWITCH_MIN_BYTES = 1024 * 1024;
+const SWITCH_MAX_BYTES = 64 * 1024 * 1024;
+/** Under steady writing there may be no moment at which nothing is dirty; so long little must have been left. */
+const NEARLY_MS = 200;
+
+/**
+ * Copies until the job has to end. Returns the drained section in which source and target are the same; null when the
+ * job has failed (`mirror.failure`) or was cancelled.
+ */
+export async function mirrorLoop(mirror: Mirror, control: LoopControl): Promise<DrainedSection | null> {
+  let copyAtMs = 0;
+  let nearlySinceMs: number | null = null;
+  for (;;) {
+    if (mirror.failure !== null || control.isCancelled()) {
+      await atRest(mirror);
+      return null;
+    }
+    if (control.mustPause()) {
+      await atRest(mirror);
+      await control.pausePoint();
+      continue;
+    }
+    control.setRemaining(remainingBytes(mirror));
+    const nowMs = performance.now();
+    const waitMs = Math.max(copyAtMs, mirror.retryAtMs) - nowMs;
+
+    const isNearly = remainingBytes(mirror) <= switchBytes(mirror);
+    nearlySinceMs = isNearly ? (nearlySinceMs ?? nowMs) : null;
+    const isSame = dirtyBytes(mirror.bitmap) === 0 && mirror.ops.size === 0;
+    if (waitMs <= 0 && (isSame || (nearlySinceMs !== null && nowMs - nearlySinceMs >= NEARLY_MS))) {
+      if (!control.isReady()) {
+        await atRest(mirror);
+        if (await flushTarget(mirror)) {
+          control.setRemaining(remainingBytes(mirror));
+          control.becomeReady();
+        }
+        continue;
+      }
+      if (control.mustEnd()) {
+        await atRest(mirror);
+        const section = await settle(mirror, control);
+        if (section !== null) return section;
+        continue;
+      }
+    }
+
+    const range = waitMs <= 0 && mirror.copies < mirror.maxCopies ? nextRange(mirror) : null;
+    if (range !== null) {
+      const bytes = await startCopy(mirror, range);
+      copyAtMs = nowMs + control.account(bytes);
+      await nextTurn();
+    } else if (mirror.copies > 0) {
+      await mirror.changed.wait();
+    } else if (waitMs > 0 || isSame) {
+      await control.sleep(waitMs > 0 ? waitMs : IDLE_MS);
+    } else {
+      // Users write everywhere where something is dirty.
+      await mirror.changed.wait();
+    }
+  }
+}
+
+/** What can be copied in about SWITCH_MS, as far as is known. */
+function switchBytes({ copiedBytes, busyMs }: Mirror): number {
+  const bytes = busyMs > 0 ? (copiedBytes / busyMs) * SWITCH_MS : 0;
+  return Math.min(Math.max(bytes, SWITCH_MIN_BYTES), SWITCH_MAX_BYTES);
+}
+
+/** Waits until no copy is under way. */
+async function atRest(mirror: Mirror): Promise<void> {
+  while (mirror.copies > 0) await mirror.changed.wait();
+}
+
+/** True when the target has everything on stable storage; a failure is reported as one of a write. */
+export async function flushTarget(mirror: Mirror): Promise<boolean> {
+  try {
+    await wrapped.flush(mirror.target);
+    return true;
+  } catch (error) {
+    failed(mirror, false, asError(error));
+    return false;
+  }
+}
+
+/**
+ * Makes source and target the same while nobody writes, and returns the drained section that keeps them so. Null when
+ * something failed: the section has ended. No copy must be under way.
+ */
+export async function settle(
+  mirror: Mirror,
+  control: Pick<LoopControl, 'isCancelled' | 'setRemaining'>,
+): Promise<DrainedSection | null> {
+  mirror.drain = 'begins';
+  const section = await drainedBeginAll([mirror.source, mirror.target]);
+  mirror.drain = 'copies';
+  const errorsBefore = mirror.errors;
+  while (mirror.errors === errorsBefore && !control.isCancelled()) {
+    const range = mirror.copies < mirror.maxCopies ? nextRange(mirror) : null;
+    if (range !== null) await startCopy(mirror, range);
+    else if (mirror.copies > 0) await mirror.changed.wait();
+    else break;
+  }
+  await atRest(mirror);
+  const isSame = dirtyBytes(mirror.bitmap) === 0 && mirror.failure === null && !control.isCancelled();
+  if (isSame && (await flushTarget(mirror))) {
+    mirror.drain = 'begins';
+    control.setRemaining(0);
+    return section;
+  }
+  mirror.drain = 'rests';
+  section.end();
+  return null;
+}
