@@ -98,6 +98,7 @@ const MODULE_ORDER = [
   'block-nbd',
   'block-core',
   'test-drivers',
+  'copy-before-write',
   'job',
   'block-export',
   'char',

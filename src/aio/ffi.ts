@@ -77,6 +77,33 @@ export function fallocateAsync(fd: number, mode: number, offset: number, length:
   return callAsync(cFallocate, fd, mode, offset, length);
 }
 
+const cCopyFileRange = libc.func('copy_file_range', 'int64', [
+  'int',
+  'uintptr_t',
+  'int',
+  'uintptr_t',
+  'size_t',
+  'uint',
+]);
+
+/**
+ * copy_file_range(2) on libuv's thread pool: the kernel copies between files, or shares the blocks where the file
+ * system can. Bytes copied, fewer than asked for at the end of the source, or -errno.
+ */
+export function copyFileRangeAsync(
+  from: number,
+  fromOffset: number,
+  to: number,
+  toOffset: number,
+  length: number,
+): Promise<number> {
+  const offsets = Buffer.allocUnsafeSlow(16);
+  offsets.writeBigInt64LE(BigInt(fromOffset), 0);
+  offsets.writeBigInt64LE(BigInt(toOffset), 8);
+  const at = addressOf(offsets);
+  return callAsync(cCopyFileRange, from, at, to, at + 8, length, 0).finally(() => offsets.length);
+}
+
 export const SEEK_DATA = 3;
 export const SEEK_HOLE = 4;
 export const SEEK_END = 2;

@@ -12,6 +12,7 @@ import type { IoVector } from '../aio/memory.ts';
 import type { GraphReadGuard } from './graph-lock.ts';
 import type { BlockLayer } from './layer.ts';
 import type { BlockChild, BlockNode } from './node.ts';
+import type { LocalPlace, SnapshotIo } from './snapshot-io.ts';
 
 // ---- permissions ---------------------------------------------------------------------------------------------
 
@@ -278,7 +279,7 @@ export interface MeasureSource {
   readonly bitmapGranularities?: readonly number[];
 }
 
-export interface BlockDriver<S = unknown> {
+export interface BlockDriver<S = unknown> extends SnapshotIo<S> {
   readonly name: string;
   /** Bytes behind the end come into being as zeroes when something is written further on. */
   readonly growsWithZeroes?: boolean;
@@ -338,6 +339,12 @@ export interface BlockDriver<S = unknown> {
   statistics?(node: BlockNode<S>): BlockStatsSpecific;
   /** The plain filename, when the node's options are expressible as one. */
   exactFilename?(node: BlockNode<S>): string | null;
+
+  /**
+   * Where [offset, offset+bytes) is, one step down, if reading and writing it means nothing but reading and writing
+   * there: what lets the kernel copy between nodes. Null: it takes more than that. Absent: null.
+   */
+  localPlace?(node: BlockNode<S>, offset: number, bytes: number): LocalPlace | null;
 
   // I/O callbacks: coroutines under the graph read lock.
   preadv?(

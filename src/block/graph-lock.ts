@@ -51,6 +51,13 @@ export class GraphLock {
     return readGuard();
   }
 
+  /** A read section of its own for work that goes on when the holder of `guard` is done. Never waits. */
+  share(guard: GraphReadGuard): GraphReadGuard {
+    if (debuggingGraph) checkAlive(guard, 'shared');
+    this.#lock.shareReadLock();
+    return readGuard();
+  }
+
   /** Ends a read section; the guard must not be used afterwards. */
   readDone(guard: GraphReadGuard): void {
     if (debuggingGraph) endGuard(guard);

@@ -39,6 +39,12 @@ export class CoRwlock {
     await new Promise<void>((wake) => this.#queue.push({ write: false, wake }));
   }
 
+  /** Another hold of the read side, by somebody who holds it already: no writer can come in between. */
+  shareReadLock(): void {
+    assert(this.#readers > 0, 'read side shared without a reader');
+    this.#readers++;
+  }
+
   readUnlock(): void {
     assert(this.#readers > 0, 'read unlock without a reader');
     this.#readers--;

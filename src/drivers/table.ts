@@ -3,6 +3,8 @@
 import type { BlockdevDriver } from '../../schema/generated/types.ts';
 import type { BlockDriver } from '../block/driver.ts';
 import { blkdebug } from './filters/blkdebug.ts';
+import { copyBeforeWrite } from './filters/copy-before-write.ts';
+import { snapshotAccess } from './filters/snapshot-access.ts';
 import { qcow2 } from './formats/qcow2/driver.ts';
 import { raw } from './formats/raw.ts';
 import { file, hostDevice } from './protocols/file.ts';
@@ -11,6 +13,7 @@ import { nullAio, nullCo } from './protocols/null.ts';
 
 export const drivers: Readonly<Record<BlockdevDriver, BlockDriver>> = {
   blkdebug,
+  'copy-before-write': copyBeforeWrite,
   file,
   host_device: hostDevice,
   nbd,
@@ -18,4 +21,5 @@ export const drivers: Readonly<Record<BlockdevDriver, BlockDriver>> = {
   'null-co': nullCo,
   qcow2,
   raw,
+  'snapshot-access': snapshotAccess,
 };

@@ -113,6 +113,12 @@ function memoryDriver(disk: MemoryDisk): BlockDriver {
     },
     amend: () => plain('amend'),
     changeBackingFile: () => plain('changeBackingFile'),
+    preadvSnapshot: () => plain('preadvSnapshot'),
+    async blockStatusSnapshot(node, _guard, _wantZero, offset, bytes) {
+      await plain('blockStatusSnapshot');
+      return { bytes, flags: 1 | 4, map: offset, file: node };
+    },
+    pdiscardSnapshot: () => plain('pdiscardSnapshot'),
   };
 }
 

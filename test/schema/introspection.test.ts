@@ -171,6 +171,7 @@ test('only what works is listed', () => {
   };
   expect(variantsOf('blockdev-add')).toEqual([
     'blkdebug',
+    'copy-before-write',
     'file',
     'host_device',
     'nbd',
@@ -178,6 +179,7 @@ test('only what works is listed', () => {
     'null-co',
     'qcow2',
     'raw',
+    'snapshot-access',
   ]);
   expect(variantsOf('block-export-add')).toEqual(['nbd']);
 });

@@ -106,6 +106,12 @@ export const raw: BlockDriver<RawState> = {
     if (state.size !== null && offset + bytes > state.size) return false;
     return sync.tryPwritev(children[0]!.node, guard, offset + state.offset, bytes, vec);
   },
+  localPlace(node, offset, bytes) {
+    const { size, probed } = node.state;
+    if (probed && offset < PROBED_BYTES) return null;
+    if (size !== null && offset + bytes > size) return null;
+    return { node: fileOf(node), offset: offset + node.state.offset };
+  },
   preadv(node, guard, offset, bytes, vec, flags) {
     checkWindow(node.state, offset, bytes, E.EINVAL);
     const file = fileOf(node);

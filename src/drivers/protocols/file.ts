@@ -248,6 +248,8 @@ function fileDriver(
       'discard-nb-failed': stats.discardFailed,
       'discard-bytes-ok': stats.discardBytesOk,
     }),
+    // O_DIRECT keeps the page cache out, which a copy by the kernel goes through.
+    localPlace: ({ state: { fd, direct, isDevice } }, offset) => (direct || isDevice ? null : { fd, offset }),
     tryPreadv,
     tryPwritev,
     preadv,

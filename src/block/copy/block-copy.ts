@@ -1,0 +1,221 @@
+/**
+ * Block copy: the parts of one node that are still to be copied to another one, and who is copying them.
+ *
+ * Backup, mirror and image fleecing share it. A bitmap says which clusters have not been copied yet. Whoever copies
+ * claims clusters first: claimed clusters are clean and belong to a task, so a cluster is never copied twice at a time.
+ * A task that fails makes its clusters dirty again. Two users work on one record: copyBeforeWrite, which must have
+ * clusters copied before they change, and runCopy (run.ts), which copies everything there is. A cluster that is clean
+ * and belongs to no task has been copied; one that is dirty has not changed since the copy was begun, so its block
+ * status may be kept.
+ *
+ * Here: the record, claims, copying before a write. How one piece is copied is piece.ts. All that does I/O runs under
+ * the graph read lock, and within a node that counts it as in flight.
+ */
+
+import type { IoMemory } from '../../aio/memory.ts';
+import { CoQueue } from '../../coroutine/co-queue.ts';
+import { assert } from '../../errors/error.ts';
+import type { GraphReadGuard } from '../graph-lock.ts';
+import type { HierarchicalBitmap } from '../hierarchical-bitmap.ts';
+import type { BlockNode } from '../node.ts';
+import { copyPiece, type Extent, statusAt } from './piece.ts';
+import { createRequestSize, type RequestSize } from './request-size.ts';
+
+/** Request sizes at the start and at most. A guest's write may have to wait for one request. */
+const FIRST_DATA_BYTES = 512 * 1024;
+const MAX_BUFFERED_BYTES = 1024 * 1024;
+const MAX_KERNEL_BYTES = 16 * 1024 * 1024;
+const FIRST_ZERO_BYTES = 1024 * 1024;
+const MAX_ZERO_BYTES = 256 * 1024 * 1024;
+
+/** Clusters [first, end) that somebody is copying. */
+export interface CopyTask {
+  readonly first: number;
+  end: number;
+  readonly done: CoQueue;
+}
+
+/** Where a copy failed, and on which side. */
+export interface CopyFailure {
+  readonly error: unknown;
+  readonly isRead: boolean;
+  readonly offset: number;
+}
+
+export interface CopySettings {
+  /** Looked at under the graph read lock for every request. */
+  readonly source: () => BlockNode;
+  readonly target: () => BlockNode;
+  /** Unit of copying in bytes. */
+  readonly clusterBytes: number;
+  /** Length of the source; the target is at least as long. */
+  readonly totalBytes: number;
+  /** Clusters still to be copied, one bit each. */
+  readonly dirty: HierarchicalBitmap;
+  /** Flags of writes to the target. */
+  readonly writeFlags?: number;
+}
+
+export interface BlockCopy extends CopySettings {
+  readonly writeFlags: number;
+  readonly tasks: Set<CopyTask>;
+  /** What the top layer of the source does not hold is left out. */
+  skipUnallocated: boolean;
+  /** Data is written compressed. */
+  compress: boolean;
+  /** Let the kernel copy; cleared when it cannot. */
+  useCopyRange: boolean;
+  /** Idle buffers, each of `bufferBytes`. */
+  readonly buffers: IoMemory[];
+  readonly bufferBytes: number;
+  readonly sizes: {
+    readonly kernel: RequestSize;
+    readonly buffered: RequestSize;
+    readonly zero: RequestSize;
+  };
+  /** Bytes copied so far. */
+  copiedBytes: number;
+  /** Called whenever bytes have been copied or there is less to copy. */
+  onProgress: (() => void) | null;
+}
+
+export function createBlockCopy(settings: CopySettings): BlockCopy {
+  const { clusterBytes, writeFlags = 0 } = settings;
+  const size = (first: number, max: number): RequestSize => createRequestSize(clusterBytes, first, max);
+  return {
+    ...settings,
+    writeFlags,
+    tasks: new Set(),
+    skipUnallocated: false,
+    compress: false,
+    useCopyRange: true,
+    buffers: [],
+    bufferBytes: Math.max(MAX_BUFFERED_BYTES, clusterBytes),
+    sizes: {
+      kernel: size(FIRST_DATA_BYTES, MAX_KERNEL_BYTES),
+      buffered: size(FIRST_DATA_BYTES, MAX_BUFFERED_BYTES),
+      zero: size(FIRST_ZERO_BYTES, MAX_ZERO_BYTES),
+    },
+    copiedBytes: 0,
+    onProgress: null,
+  };
+}
+
+/** Bytes still to be copied, whole clusters, what is being copied included. */
+export function remainingBytes(copy: BlockCopy): number {
+  let clusters = copy.dirty.count;
+  for (const { first, end } of copy.tasks) clusters += end - first;
+  return clusters * copy.clusterBytes;
+}
+
+/** Bytes of clusters [first, end); the last one is cut by the end of the source. */
+export function bytesOf(copy: BlockCopy, first: number, end: number): number {
+  return Math.min(end * copy.clusterBytes, copy.totalBytes) - first * copy.clusterBytes;
+}
+
+/** The task that has a cluster in [first, end); null: nobody is copying there. */
+export function findTask({ tasks }: BlockCopy, first: number, end: number): CopyTask | null {
+  for (const task of tasks) if (task.first < end && first < task.end) return task;
+  return null;
+}
+
+/** Claims the first dirty clusters within [first, end), at most `max`; null: none is dirty. */
+export function claim(copy: BlockCopy, first: number, end: number, max: number): CopyTask | null {
+  const from = copy.dirty.nextSet(first, end);
+  if (from < 0) return null;
+  const limit = Math.min(end, from + max);
+  const clear = copy.dirty.nextClear(from, limit);
+  const task: CopyTask = { first: from, end: clear < 0 ? limit : clear, done: new CoQueue() };
+  copy.dirty.reset(task.first, task.end);
+  copy.tasks.add(task);
+  return task;
+}
+
+/** Gives clusters [end, task.end) back: they are dirty again. */
+function shrink(copy: BlockCopy, task: CopyTask, end: number): void {
+  assert(end > task.first && end <= task.end, 'task made longer');
+  if (end === task.end) return;
+  copy.dirty.set(end, task.end);
+  task.end = end;
+  // Who waits for the part that was given back copies it himself.
+  task.done.wakeAll();
+}
+
+/** Ends a task; the clusters of one that has failed are dirty again. */
+function finish(copy: BlockCopy, task: CopyTask, end: 'copied' | 'skipped' | 'failed'): void {
+  copy.tasks.delete(task);
+  if (end === 'copied') copy.copiedBytes += bytesOf(copy, task.first, task.end);
+  if (end === 'failed') copy.dirty.set(task.first, task.end);
+  task.done.wakeAll();
+  copy.onProgress?.();
+}
+
+/** Takes clusters that belong to no task off the list without copying them. */
+export function skip(copy: BlockCopy, first: number, end: number): void {
+  copy.dirty.reset(first, end);
+  copy.onProgress?.();
+}
+
+/**
+ * Does a task's work. `known`: the block status at its start, when the caller has looked. A task may be cut to the
+ * part that has one status.
+ */
+export async function perform(
+  copy: BlockCopy,
+  guard: GraphReadGuard,
+  task: CopyTask,
+  known: Extent | null,
+): Promise<CopyFailure | null> {
+  const offset = task.first * copy.clusterBytes;
+  let failure: CopyFailure | null = null;
+  let copied = true;
+  try {
+    const extent = known ?? (await statusAt(copy, guard, offset, bytesOf(copy, task.first, task.end)));
+    shrink(copy, task, Math.min(task.end, Math.ceil((offset + extent.bytes) / copy.clusterBytes)));
+    const bytes = bytesOf(copy, task.first, task.end);
+    if (extent.kind === 'skip') copied = false;
+    else failure = await copyPiece(copy, guard, offset, bytes, extent.kind);
+  } catch (error) {
+    failure = { error, isRead: true, offset };
+  }
+  finish(copy, task, failure !== null ? 'failed' : copied ? 'copied' : 'skipped');
+  return failure;
+}
+
+/** Whether [offset, offset+bytes) has clusters that are not copied yet. */
+export function needsCopy(copy: BlockCopy, offset: number, bytes: number): boolean {
+  const first = Math.floor(offset / copy.clusterBytes);
+  const end = Math.ceil((offset + bytes) / copy.clusterBytes);
+  if (copy.dirty.nextSet(first, end) >= 0) return true;
+  return copy.tasks.size > 0 && findTask(copy, first, end) !== null;
+}
+
+/**
+ * Has every cluster of [offset, offset+bytes) copied before it resolves. The failure of a copy is returned; what
+ * others failed to copy is tried again. `goOn` false ends it between two requests.
+ */
+export async function copyBeforeWrite(
+  copy: BlockCopy,
+  guard: GraphReadGuard,
+  offset: number,
+  bytes: number,
+  goOn: () => boolean = () => true,
+): Promise<CopyFailure | null> {
+  const first = Math.floor(offset / copy.clusterBytes);
+  const end = Math.ceil((offset + bytes) / copy.clusterBytes);
+  const { graphLock } = copy.source().layer;
+  const max = Math.max(1, Math.floor(copy.bufferBytes / copy.clusterBytes));
+  while (goOn()) {
+    const task = claim(copy, first, end, max);
+    if (task !== null) {
+      const failure = await perform(copy, guard, task, null);
+      if (failure !== null) return failure;
+      continue;
+    }
+    const other = findTask(copy, first, end);
+    if (other === null) return null;
+    // Its I/O may have to take the lock again, behind a graph change that waits for us.
+    await graphLock.suspended(guard, () => other.done.wait());
+  }
+  return null;
+}
