@@ -100,6 +100,7 @@ const MODULE_ORDER = [
   'test-drivers',
   'copy-before-write',
   'job',
+  'block-job',
   'block-export',
   'char',
   'control',

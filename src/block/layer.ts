@@ -124,11 +124,16 @@ export class BlockLayer {
 
   /**
    * Takes a node for an export or job. Throws a permission conflict in the original's words, or the driver's veto
-   * (a lock held by another process).
+   * (a lock held by another process). `name` names the edge in the errors of others.
    */
-  async createBackend(node: BlockNode, want: PermissionPair, owner: BackendOwner): Promise<BlockBackend> {
+  async createBackend(
+    node: BlockNode,
+    want: PermissionPair,
+    owner: BackendOwner,
+    name = 'root',
+  ): Promise<BlockBackend> {
     const backend = new BlockBackend(owner, (closing) => this.#releaseRoot(closing.root));
-    const edge = await this.attachChild({ kind: 'root', root: backend }, 'root', 0, node, want);
+    const edge = await this.attachChild({ kind: 'root', root: backend }, name, 0, node, want);
     backend.attach(edge);
     return backend;
   }

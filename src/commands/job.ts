@@ -14,42 +14,47 @@ import {
 import type { Handlers } from '../qmp/dispatch.ts';
 import type { CommandContext } from './context.ts';
 
-function withJob(jobs: JobTable, id: string, action: (job: Job, lock: JobLock) => void): Job {
-  return withJobLock(jobs, (lock) => {
+/** Turns of the event loop a job that was asleep gets before the command is answered. */
+const TURNS = 3;
+
+/**
+ * Finds a job and acts on it in one section of the lock. A job that slept goes on at once: what it does then comes before
+ * the answer, as with the original. When it comes to its end by that, the answer waits for it.
+ */
+export async function acted(
+  jobs: JobTable,
+  find: (lock: JobLock) => { readonly job: Job; act(): void },
+): Promise<Record<string, never>> {
+  const { job, slept } = withJobLock(jobs, (lock) => {
+    const found = find(lock);
+    const asleep = found.job.wakeUp !== null;
+    found.act();
+    return { job: found.job, slept: asleep };
+  });
+  for (let turn = 0; slept && turn < TURNS && !job.workDone; turn++)
+    await new Promise((resolve) => setImmediate(resolve));
+  await job.transaction.ending;
+  return {};
+}
+
+function withJob(
+  jobs: JobTable,
+  id: string,
+  action: (job: Job, lock: JobLock) => void,
+): Promise<Record<string, never>> {
+  return acted(jobs, (lock) => {
     const job = findJob(jobs, id, lock);
-    action(job, lock);
-    return job;
+    return { job, act: () => action(job, lock) };
   });
 }
 
 export const jobCommands = {
-  'job-pause': ({ jobs }, { id }) => {
-    withJob(jobs, id, userPause);
-    return {};
-  },
-  'job-resume': ({ jobs }, { id }) => {
-    withJob(jobs, id, userResume);
-    return {};
-  },
-  'job-cancel': async ({ jobs }, { id }) => {
-    const job = withJob(jobs, id, (found, lock) => userCancel(found, true, lock));
-    // A job whose work is over has ended when the command is answered; one at work ends later.
-    await job.transaction.ending;
-    return {};
-  },
-  'job-complete': ({ jobs }, { id }) => {
-    withJob(jobs, id, completeJob);
-    return {};
-  },
-  'job-dismiss': ({ jobs }, { id }) => {
-    withJob(jobs, id, dismissJob);
-    return {};
-  },
-  'job-finalize': async ({ jobs }, { id }) => {
-    const job = withJob(jobs, id, finalizeJob);
-    await job.transaction.ending;
-    return {};
-  },
+  'job-pause': ({ jobs }, { id }) => withJob(jobs, id, userPause),
+  'job-resume': ({ jobs }, { id }) => withJob(jobs, id, userResume),
+  'job-cancel': ({ jobs }, { id }) => withJob(jobs, id, (job, lock) => userCancel(job, true, lock)),
+  'job-complete': ({ jobs }, { id }) => withJob(jobs, id, completeJob),
+  'job-dismiss': ({ jobs }, { id }) => withJob(jobs, id, dismissJob),
+  'job-finalize': ({ jobs }, { id }) => withJob(jobs, id, finalizeJob),
   'query-jobs': ({ jobs }) => withJobLock(jobs, (lock) => queryJobs(jobs, lock)),
 } satisfies Handlers<
   CommandContext,

@@ -5,6 +5,7 @@ import { bitmapCommands } from './bitmap.ts';
 import { blockCoreCommands } from './block-core.ts';
 import { blockCreateCommands } from './block-create.ts';
 import { blockExportCommands } from './block-export.ts';
+import { blockJobCommands } from './block-job.ts';
 import { charCommands } from './char.ts';
 import type { CommandContext } from './context.ts';
 import { controlCommands } from './control.ts';
@@ -17,6 +18,7 @@ export const commandTable: Handlers<CommandContext> = {
   ...blockCoreCommands,
   ...blockCreateCommands,
   ...blockExportCommands,
+  ...blockJobCommands,
   ...charCommands,
   ...controlCommands,
   ...introspectCommands,

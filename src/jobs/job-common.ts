@@ -16,6 +16,7 @@ import type { JobInfo, JobStatus, JobType, JobVerb } from '../../schema/generate
 import type { EventSink } from '../block/events.ts';
 import type { CoQueue } from '../coroutine/co-queue.ts';
 import { assert, BlockError } from '../errors/error.ts';
+import type { BlockJob } from './block-job.ts';
 
 /** To which states a job may go from each. */
 export const TRANSITIONS: { readonly [S in JobStatus]: readonly JobStatus[] } = {
@@ -67,8 +68,24 @@ export interface JobDriver {
   userResume?(job: Job): void;
   /** The user wants a job that is ready to end; without it no job can be completed. */
   complete?(job: Job): void;
+  /**
+   * Whether a job that runs is to be waited for by a drained section of its nodes. Default: yes, until its next pause
+   * point; a job that drains a node of its own while it runs is asked here instead.
+   */
+  isBusy?(job: Job): boolean;
   /** A cancellation was asked for; returns whether the job is to be cancelled by force. Default: always by force. */
   cancel?(job: Job, force: boolean): boolean;
+}
+
+/** Is told of the steps of a job's life; called outside the job lock. */
+export interface JobObserver {
+  ready?(job: Job): void;
+  /** The job waits for job-finalize. */
+  pending?(job: Job): void;
+  /** The job has ended, well or with `job.error`; its last events come after this. */
+  ended?(job: Job): void;
+  /** The job is gone from the table. */
+  gone?(job: Job): void;
 }
 
 /** Jobs that end together: all succeed, or none. Changed under the job lock. */
@@ -89,6 +106,7 @@ export interface JobOptions {
   readonly autoDismiss?: boolean;
   /** Default: a transaction of its own. */
   readonly transaction?: JobTransaction;
+  readonly observer?: JobObserver;
 }
 
 export interface Job {
@@ -99,6 +117,7 @@ export interface Job {
   readonly autoFinalize: boolean;
   readonly autoDismiss: boolean;
   readonly transaction: JobTransaction;
+  readonly observer: JobObserver;
 
   // Under the job lock.
   status: JobStatus;
@@ -113,6 +132,10 @@ export interface Job {
   forceCancel: boolean;
   /** Why it failed. */
   error: BlockError | null;
+  /** The work has begun. */
+  started: boolean;
+  /** What it has as a block job; null for other jobs. Set once, when the job is created. */
+  block: BlockJob | null;
   /** The work is over; what follows is the end of the transaction. */
   workDone: boolean;
   /** Work done and work there is, in a unit of the job's choice. */
@@ -123,6 +146,8 @@ export interface Job {
   wakeUp: (() => void) | null;
   /** The job's work is over. */
   readonly whenWorkDone: CoQueue;
+  /** The job has begun to sleep or rest, or its work is over: drained sections look again. */
+  readonly whenRests: CoQueue;
   /** Resolves when the command that started the job may be answered: see letCommandReturn. */
   readonly whenDetached: Promise<void>;
   readonly detach: () => void;
@@ -228,8 +253,15 @@ export function jobInfo(job: Job, lock: JobLock): JobInfo {
   };
 }
 
-/** Takes a job that has concluded out of the table. */
+/** Takes a job that has concluded, or was never started, out of the table. */
 export function removeJob(job: Job, lock: JobLock): void {
   transition(job, 'null', lock);
   job.table.jobs.splice(job.table.jobs.indexOf(job), 1);
+  unlocked(job.table, lock, () => job.observer.gone?.(job));
+}
+
+/** Whether the job runs code at present: it neither sleeps nor rests, and its work is not over. */
+export function isBusy(job: Job, lock: JobLock): boolean {
+  job.table.assertHeld(lock);
+  return job.status !== 'created' && !job.workDone && job.wakeUp === null;
 }

@@ -45,6 +45,7 @@ export function isReady(job: Job): boolean {
 /** The bulk of the work is done; from now on the job keeps its result up to date until it is completed. */
 export function becomeReady(job: Job): void {
   withJobLock(job.table, (lock) => transition(job, 'ready', lock));
+  job.observer.ready?.(job);
 }
 
 /**
@@ -91,6 +92,7 @@ function untilWoken(job: Job, timeoutMs: number | null): Promise<void> {
       job.wakeUp = null;
       resolve();
     };
+    job.whenRests.wakeAll();
   });
 }
 

@@ -28,7 +28,14 @@ const WELL_FORMED_ID = /^[A-Za-z][A-Za-z0-9._-]*$/;
 /** Enters a job into the table, in state `created`. Throws when the id is malformed or taken. */
 export function createJob(table: JobTable, options: JobOptions, lock: JobLock): Job {
   table.assertHeld(lock);
-  const { id, driver, autoFinalize = true, autoDismiss = true, transaction = createTransaction() } = options;
+  const {
+    id,
+    driver,
+    autoFinalize = true,
+    autoDismiss = true,
+    transaction = createTransaction(),
+    observer = {},
+  } = options;
   if (!WELL_FORMED_ID.test(id)) throw new BlockError(`Invalid job ID '${id}'`);
   if (table.jobs.some((other) => other.id === id)) throw new BlockError(`Job ID '${id}' already in use`);
   if (table.closing) throw new BlockError('The daemon is shutting down');
@@ -43,6 +50,7 @@ export function createJob(table: JobTable, options: JobOptions, lock: JobLock): 
     autoFinalize,
     autoDismiss,
     transaction,
+    observer,
     status: 'undefined',
     pauseCount: 0,
     userPaused: false,
@@ -50,10 +58,13 @@ export function createJob(table: JobTable, options: JobOptions, lock: JobLock): 
     cancelRequested: false,
     forceCancel: false,
     error: null,
+    started: false,
+    block: null,
     workDone: false,
     progress: { current: 0, total: 0 },
     wakeUp: null,
     whenWorkDone: new CoQueue(),
+    whenRests: new CoQueue(),
     whenDetached,
     detach,
   };
@@ -66,8 +77,17 @@ export function createJob(table: JobTable, options: JobOptions, lock: JobLock): 
 /** Starts the work. The lock is given up while the job runs its first steps. */
 export function startJob(job: Job, lock: JobLock): void {
   assert(job.status === 'created', `job '${job.id}' started twice`);
+  job.started = true;
   transition(job, 'running', lock);
   unlocked(job.table, lock, () => void runJob(job));
+}
+
+/** Gives up a job that was created but cannot be started. */
+export function discardJob(job: Job, lock: JobLock): void {
+  assert(job.status === 'created', `job '${job.id}' discarded after its start`);
+  const { jobs } = job.transaction;
+  jobs.splice(jobs.indexOf(job), 1);
+  removeJob(job, lock);
 }
 
 /** The job with that id. Throws when there is none. */

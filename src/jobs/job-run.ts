@@ -27,6 +27,7 @@ export async function runJob(job: Job): Promise<void> {
     // What became of a job that was cancelled by force does not count.
     job.error = job.forceCancel ? cancelled() : error;
     job.whenWorkDone.wakeAll();
+    job.whenRests.wakeAll();
   });
   if (job.error !== null) await abortTransaction(transaction);
   else if (allReady(job, transaction)) await finalizeTransaction(transaction);
@@ -45,13 +46,22 @@ function cancelled(): BlockError {
 
 /** The job's work succeeded: it waits for the others. True when it was the last one and nobody finalizes by hand. */
 function allReady(job: Job, { phase, jobs }: JobTransaction): boolean {
-  return withJobLock(job.table, (lock) => {
+  const all = withJobLock(job.table, (lock) => {
     if (phase !== 'working') return false;
     transition(job, 'waiting', lock);
-    if (jobs.some((other) => other.status !== 'waiting')) return false;
-    for (const each of jobs) transition(each, 'pending', lock);
-    return jobs.every((each) => each.autoFinalize);
+    return jobs.every((other) => other.status === 'waiting');
   });
+  if (!all) return false;
+  for (const each of newestFirst(jobs)) {
+    withJobLock(job.table, (lock) => transition(each, 'pending', lock));
+    if (!each.autoFinalize) each.observer.pending?.(each);
+  }
+  return jobs.every((each) => each.autoFinalize);
+}
+
+/** The order in which jobs of a transaction end, as with the original. */
+function newestFirst(jobs: readonly Job[]): readonly Job[] {
+  return jobs.toReversed();
 }
 
 /** Prepares and commits all jobs of a transaction; all are pending. Called again, it waits for the same end. */
@@ -63,7 +73,7 @@ export function finalizeTransaction(transaction: JobTransaction): Promise<void> 
 async function finalize(transaction: JobTransaction): Promise<void> {
   const { jobs } = transaction;
   transaction.phase = 'finalizing';
-  for (const job of jobs) {
+  for (const job of newestFirst(jobs)) {
     try {
       await job.driver.prepare?.(job);
     } catch (thrown) {
@@ -72,11 +82,11 @@ async function finalize(transaction: JobTransaction): Promise<void> {
     if (job.error !== null || jobs.some((each) => each.forceCancel)) return abort(transaction);
   }
   transaction.phase = 'committing';
-  for (const job of jobs) {
+  for (const job of newestFirst(jobs)) {
     await callback(job, 'commit');
     await callback(job, 'clean');
+    conclude(job);
   }
-  for (const job of jobs) conclude(job);
 }
 
 /** Cancels what is still at work, waits for it, then undoes everything. Called again, it waits for the same end. */
@@ -91,20 +101,16 @@ async function abort(transaction: JobTransaction): Promise<void> {
   for (const job of jobs) {
     if (!job.workDone) cancelForOthers(job);
   }
-  for (const job of jobs) {
+  for (const job of newestFirst(jobs)) {
     while (!job.workDone) await job.whenWorkDone.wait();
-  }
-  for (const job of jobs) {
     withJobLock(job.table, (lock) => {
       job.error ??= cancelled();
       transition(job, 'aborting', lock);
     });
-  }
-  for (const job of jobs) {
     await callback(job, 'abort');
     await callback(job, 'clean');
+    conclude(job);
   }
-  for (const job of jobs) conclude(job);
 }
 
 /** Cancels a job because another one of its transaction failed. */
@@ -131,6 +137,7 @@ async function callback(job: Job, name: 'commit' | 'abort' | 'clean'): Promise<v
 }
 
 function conclude(job: Job): void {
+  job.observer.ended?.(job);
   withJobLock(job.table, (lock) => {
     transition(job, 'concluded', lock);
     if (job.autoDismiss) removeJob(job, lock);

@@ -356,10 +356,10 @@ describe('transactions', () => {
     await settle();
     expect(events.slice(5)).toEqual([
       'j1 waiting',
-      'j0 pending',
       'j1 pending',
-      'j0 concluded',
+      'j0 pending',
       'j1 concluded',
+      'j0 concluded',
     ]);
   });
 
@@ -376,12 +376,12 @@ describe('transactions', () => {
     b.finish();
     await settle();
     expect(events.slice(-6)).toEqual([
-      'j0 aborting',
-      'j1 aborting',
       'j2 aborting',
-      'j0 concluded',
-      'j1 concluded',
       'j2 concluded',
+      'j1 aborting',
+      'j1 concluded',
+      'j0 aborting',
+      'j0 concluded',
     ]);
     expect(jobs.map((job) => job.error?.message)).toEqual([
       'broken',
@@ -415,10 +415,10 @@ describe('transactions', () => {
     for (const job of jobs) start(job);
     for (const work of works) work.finish();
     await settle();
-    expect(events.slice(-2)).toEqual(['j0 pending', 'j1 pending']);
+    expect(events.slice(-2)).toEqual(['j1 pending', 'j0 pending']);
     act(jobs[0]!, finalizeJob);
     await transaction.ending;
-    expect(events.slice(-2)).toEqual(['j0 concluded', 'j1 concluded']);
+    expect(events.slice(-2)).toEqual(['j1 concluded', 'j0 concluded']);
   });
 });
 
