@@ -308,6 +308,8 @@ export interface BlockDriver<S = unknown> extends SnapshotIo<S> {
   parseName?(rest: string, prefix: string): DriverOptions;
   /** Options that only names and tools give: the schema does not have them. */
   readonly nameOptions?: readonly string[];
+  /** Its children may be anywhere: names of files inside it cannot be relative to it. */
+  readonly hasNoPlace?: boolean;
   readonly debugger?: BlockDebugger<S>;
   /** Options by older names, as only the tools take them, under the schema's names. Throws when they contradict. */
   modernOptions?(options: DriverOptions): DriverOptions;

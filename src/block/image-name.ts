@@ -71,10 +71,17 @@ function jsonOptions(text: string): DriverOptions {
 /** The name of a file that `node`'s image refers to: relative names are relative to the image. */
 export function absoluteBackingName(node: BlockNode, filename: string): string {
   if (protocolPrefix(filename) !== null || path.isAbsolute(filename)) return filename;
-  const own = exactFilename(node);
+  const own = placeOf(node);
   if (own === null)
     throw new BlockError(`Cannot use relative backing file names for '${nodeFilename(node)}'`);
   return relativeName(own, filename);
+}
+
+/** The name of the file that a node's image is in, whatever is in between; null where there is no telling. */
+export function placeOf(node: BlockNode): string | null {
+  let at = node;
+  while (at.driver.hasNoPlace !== true && at.primaryChild !== null) at = at.primaryChild.node;
+  return at.driver.hasNoPlace === true ? null : exactFilename(at);
 }
 
 /** `filename` as seen from the image `base`. */

@@ -12,8 +12,8 @@ import { infoOrNull, wrapped } from './callbacks.ts';
 import { chainChild } from './chain.ts';
 import { dirtyBitmapInfos } from './dirty-bitmap.ts';
 import type { InternalSnapshot } from './driver.ts';
-import { exactFilename, nodeFilename } from './filename.ts';
-import { relativeName } from './image-name.ts';
+import { nodeFilename } from './filename.ts';
+import { placeOf, relativeName } from './image-name.ts';
 import type { BlockLayer } from './layer.ts';
 import type { BlockNode } from './node.ts';
 import { backingOf, chainDepth } from './status-chain.ts';
@@ -57,7 +57,7 @@ function addBackingName(node: BlockNode, image: ImageInfo): void {
 
 function fullBackingName(node: BlockNode, filename: string): string | null {
   // What else is said of the image does not change where it is.
-  const place = node.primaryChild === null ? exactFilename(node) : exactFilename(node.primaryChild.node);
+  const place = placeOf(node);
   if (place !== null) return relativeName(place, filename);
   return relativeName('/', filename) === filename ? filename : null;
 }

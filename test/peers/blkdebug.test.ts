@@ -1,7 +1,7 @@
 /** blkdebug in qblock-io beside qemu-io: the same rules and commands give the same faults, suspensions and texts. */
 
 import { spawnSync } from 'node:child_process';
-import { mkdtempSync, rmSync, truncateSync, writeFileSync } from 'node:fs';
+import { copyFileSync, mkdtempSync, rmSync, truncateSync, writeFileSync } from 'node:fs';
 import { tmpdir } from 'node:os';
 import path from 'node:path';
 import { afterAll, beforeAll, describe, expect, test } from 'vitest';
@@ -213,6 +213,40 @@ const names: readonly string[] = [
   ].map((options) => `json:${JSON.stringify({ driver: 'blkdebug', ...options })}`),
 ];
 
+/** Events that a request meets in a qcow2 image, by image and request. */
+const met: readonly (readonly [image: string, request: string, events: string])[] = [
+  ['data.qcow2', 'aio_read 0 512', 'l2_load read_aio'],
+  ['data.qcow2', 'aio_write 0 512', 'l2_load write_aio pwritev pwritev_done'],
+  ['q.qcow2', 'aio_write -f 0 512', 'refblock_load cluster_alloc l2_alloc_write l2_update l1_update'],
+  ['q.qcow2', 'aio_write -f 0 512', 'refblock_update_part flush_to_os'],
+  ['overlay.qcow2', 'aio_read 0 512', 'read_backing_aio'],
+  ['overlay.qcow2', 'aio_write 1k 512', 'cow_read read_backing_aio'],
+  ['packed.qcow2', 'aio_read 0 512', 'read_compressed'],
+  ['snapshot.qcow2', 'aio_write 0 64k', 'l2_alloc_cow_read'],
+  ['small.qcow2', 'aio_write 0 256k', 'refblock_alloc refblock_alloc_write refblock_alloc_hookup'],
+];
+
+function makeImages(): void {
+  const img = (...args: string[]) => spawnSync('qemu-img', args, { cwd: folder });
+  const io = (...args: string[]) => spawnSync('qemu-io', args, { cwd: folder });
+  for (const name of ['data', 'packed', 'snapshot'])
+    img('create', '-q', '-f', 'qcow2', `${name}.qcow2`, '4M');
+  img('create', '-q', '-f', 'qcow2', '-o', 'cluster_size=512,refcount_bits=64', 'small.qcow2', '4M');
+  io('-c', 'write -q 0 1M', 'data.qcow2');
+  io('-c', 'write -q 0 1M', 'snapshot.qcow2');
+  io('-c', 'write -q -c 0 64k', 'packed.qcow2');
+  img('snapshot', '-c', 'one', 'snapshot.qcow2');
+  img('create', '-q', '-f', 'qcow2', '-b', 'data.qcow2', '-F', 'qcow2', 'overlay.qcow2');
+}
+
+/** Whether a breakpoint at `event` stops the request. */
+function stops(tool: string, image: string, request: string, event: string): boolean {
+  copyFileSync(path.join(folder, image), path.join(folder, 'copy.qcow2'));
+  const commands = [`break ${event} A`, request, 'sleep 100', 'remove_break A', 'aio_flush'];
+  const args = ['-t', 'writeback', ...commands.flatMap((command) => ['-c', command])];
+  return run(tool, [...args, '-f', 'qcow2', 'blkdebug::copy.qcow2']).includes("Suspended request 'A'");
+}
+
 describe('blkdebug', () => {
   const both = (args: readonly string[], input: string): void => {
     const theirs = run('qemu-io', args, input);
@@ -244,4 +278,17 @@ describe('blkdebug', () => {
     requirePeer(context, 'qemu-io');
     for (const name of names) both(['-r', '-c', 'info', '-c', READ, name], '');
   }, 180_000);
+
+  test('events of qcow2', (context) => {
+    requirePeer(context, 'qemu-io', 'qemu-img');
+    makeImages();
+    for (const [image, request, events] of met) {
+      for (const event of events.split(' ')) {
+        const who = `${image} ${request} ${event}`;
+        expect([who, stops('qemu-io', image, request, event)]).toEqual([who, true]);
+        expect([who, stops(qblockIo, image, request, event)]).toEqual([who, true]);
+      }
+    }
+    expect(stops(qblockIo, 'data.qcow2', 'aio_read 0 512', 'write_aio')).toBe(false);
+  }, 120_000);
 });

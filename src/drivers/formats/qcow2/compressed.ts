@@ -22,6 +22,7 @@ import { ioError } from '../../../errors/error.ts';
 import { compressCluster, decompressCluster } from '../../compress/codec.ts';
 import { abandonAllocation, endAllocation, freeOld, ownSlice } from './allocation.ts';
 import { toRequestError } from './corruption.ts';
+import { debugEvent } from './debug.ts';
 import { decodeCompressed, encodeCompressedHi, entryOffset, HI_COMPRESSED, offsetLo } from './layout.ts';
 import { l2IndexOf, setL2Bitmap, setL2Entry } from './mapping.ts';
 import { checkOverlap } from './metadata-io.ts';
@@ -50,6 +51,7 @@ export async function readCompressed(
   const s = node.state;
   const { offset, bytes } = decodeCompressed(entryHi, entryLo, s.clusterBits);
   const mem = allocateIoMemory(bytes);
+  await debugEvent(node, guard, 'read_compressed');
   await co.preadv(s.file.node, guard, offset, bytes, vectorOf(mem), 0);
   const cluster = await decompressCluster(codecOf(s), mem.buf, s.clusterBytes);
   copyToVector(vec, cluster.subarray(offsetInCluster, offsetInCluster + vec.bytes));
@@ -116,12 +118,15 @@ async function writeCluster(
     checkOverlap(node, allocation.host, packed.length, null);
     const mem = allocateIoMemory(packed.length);
     packed.copy(mem.buf);
+    await debugEvent(node, guard, 'cluster_alloc_bytes');
+    await debugEvent(node, guard, 'write_compressed');
     await co.pwritev(s.file.node, guard, allocation.host, packed.length, vectorOf(mem), 0);
   } catch (error) {
     deferFreeCompressed(node, allocation.host, packed.length, 'never');
     abandonAllocation(node, allocation);
     throw error;
   }
+  await debugEvent(node, guard, 'l2_update_compressed');
   const l2Index = l2IndexOf(s, guest);
   freeOld(node, allocation.table, l2Index, 0, 'other');
   const hi = encodeCompressedHi(allocation.host, packed.length, s.clusterBits);

@@ -12,6 +12,7 @@ import { E } from '../../../errors/errno.ts';
 import { ioError } from '../../../errors/error.ts';
 import type { CachedTable } from './cache.ts';
 import { hex, ImageCorruption } from './corruption.ts';
+import { debugEvent } from './debug.ts';
 import { isL2Copied, l2TableOffset, setL1Entry } from './mapping.ts';
 import { checkTablePlace, readInto, readMetadata } from './metadata-io.ts';
 import { allocateRun, deferFree, isNeed } from './refcount.ts';
@@ -67,7 +68,10 @@ async function satisfyLocked(node: Qcow2Node, guard: GraphReadGuard, need: Need)
 
 /** Reads a slice of an L2 table into the cache. */
 export function loadSlice(node: Qcow2Node, guard: GraphReadGuard, offset: number): Promise<CachedTable> {
-  return node.state.l2Cache.load(offset, (mem) => readInto(node, guard, offset, mem));
+  return node.state.l2Cache.load(offset, async (mem) => {
+    await debugEvent(node, guard, 'l2_load');
+    await readInto(node, guard, offset, mem);
+  });
 }
 
 /**
@@ -92,7 +96,10 @@ function loadRefcounts(node: Qcow2Node, guard: GraphReadGuard, offset: number): 
       true,
     );
   }
-  return s.refcountCache.load(offset, (mem) => readInto(node, guard, offset, mem));
+  return s.refcountCache.load(offset, async (mem) => {
+    await debugEvent(node, guard, 'refblock_load');
+    await readInto(node, guard, offset, mem);
+  });
 }
 
 /**
@@ -104,6 +111,7 @@ async function copyL2Table(node: Qcow2Node, guard: GraphReadGuard, l1Index: numb
   const old = l2TableOffset(s, l1Index);
   // Another request was here first.
   if (old === 0 || isL2Copied(s, l1Index)) return;
+  await debugEvent(node, guard, 'l2_alloc_cow_read');
   // A shared table is never changed, so what is on the disk is all there is.
   const content = await readMetadata(node, guard, old, s.clusterBytes);
   const run = await retryLocked(node, guard, () => allocateRun(s, 1));

@@ -15,6 +15,7 @@ import { loadBitmaps, markBitmapsInUse } from './bitmaps.ts';
 import { TableCache } from './cache.ts';
 import { check } from './check.ts';
 import { toRequestError } from './corruption.ts';
+import { debugEvent } from './debug.ts';
 import { checkCryptoHeader, openCipher } from './encryption.ts';
 import {
   type Header,
@@ -240,6 +241,7 @@ function createState(
 export async function loadRefcountTable(node: Qcow2Node, guard: GraphReadGuard): Promise<void> {
   const s = node.state;
   const { refcountTableOffset, refcountTableClusters } = s.header;
+  await debugEvent(node, guard, 'reftable_load');
   const view = viewOf(
     await readMetadata(node, guard, refcountTableOffset, refcountTableClusters * s.clusterBytes),
   );

@@ -17,6 +17,7 @@ import { co, sync } from '../../../block/callbacks.ts';
 import type { GraphReadGuard } from '../../../block/graph-lock.ts';
 import { readCompressed } from './compressed.ts';
 import { checkAlive, toRequestError } from './corruption.ts';
+import { debugEvent, isDebugged } from './debug.ts';
 import { lookup } from './mapping.ts';
 import { satisfy, trySatisfy } from './needs.ts';
 import { Mapping, type Qcow2Node } from './state.ts';
@@ -59,6 +60,7 @@ export function tryPreadv(
         fillVector(vec, 0);
         return true;
       }
+      if (isDebugged(node)) return false;
       return offset + bytes <= backing.totalBytes && sync.tryPreadv(backing, guard, offset, bytes, vec);
     }
   }
@@ -86,7 +88,9 @@ export function readBacking(
   const available = backing === undefined ? 0 : Math.max(0, Math.min(bytes, backing.totalBytes - offset));
   if (available < bytes) fillVector(sliceVector(vec, available, bytes - available), 0);
   if (available === 0) return DONE;
-  return co.preadv(backing!, guard, offset, available, sliceVector(vec, 0, available), 0);
+  const read = (): Promise<void> =>
+    co.preadv(backing!, guard, offset, available, sliceVector(vec, 0, available), 0);
+  return isDebugged(node) ? debugEvent(node, guard, 'read_backing_aio').then(read) : read();
 }
 
 const DONE = Promise.resolve();
@@ -142,9 +146,12 @@ function readFound(
   const { kind, host } = s.found;
   switch (kind) {
     case Mapping.data:
-      return s.extras.cipher === null
-        ? co.preadv(s.dataFile.node, guard, host, bytes, vec, 0)
-        : readEncrypted(node, guard, offset, host, bytes, vec);
+      if (isDebugged(node)) {
+        return debugEvent(node, guard, 'read_aio').then(() =>
+          readData(node, guard, offset, host, bytes, vec),
+        );
+      }
+      return readData(node, guard, offset, host, bytes, vec);
     case Mapping.unallocated:
     case Mapping.unallocatedInCluster:
       return readBacking(node, guard, offset, bytes, vec);
@@ -154,6 +161,20 @@ function readFound(
       fillVector(vec, 0);
       return DONE;
   }
+}
+
+function readData(
+  node: Qcow2Node,
+  guard: GraphReadGuard,
+  offset: number,
+  host: number,
+  bytes: number,
+  vec: IoVector,
+): Promise<void> {
+  const s = node.state;
+  return s.extras.cipher === null
+    ? co.preadv(s.dataFile.node, guard, host, bytes, vec, 0)
+    : readEncrypted(node, guard, offset, host, bytes, vec);
 }
 
 async function readEncrypted(

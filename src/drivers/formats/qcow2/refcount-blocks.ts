@@ -9,6 +9,7 @@
 import type { GraphReadGuard } from '../../../block/graph-lock.ts';
 import { E } from '../../../errors/errno.ts';
 import { ioError } from '../../../errors/error.ts';
+import { debugEvent } from './debug.ts';
 import { MAX_REFTABLE_BYTES, viewOf, writeU64 } from './layout.ts';
 import { barrier, checkTablePlace, writeHeader, writeMetadata } from './metadata-io.ts';
 import { rebuildMetadata } from './overlap.ts';
@@ -19,6 +20,7 @@ import type { Qcow2Node } from './state.ts';
 export async function addRefcountBlock(node: Qcow2Node, guard: GraphReadGuard, index: number): Promise<void> {
   const s = node.state;
   if (index < s.refcountTable.length && s.refcountTable[index] !== 0) return;
+  await debugEvent(node, guard, 'refblock_alloc');
   if (index >= s.refcountTable.length) {
     await growRefcountTable(node, guard, index);
     return;
@@ -28,8 +30,10 @@ export async function addRefcountBlock(node: Qcow2Node, guard: GraphReadGuard, i
   const content = Buffer.alloc(s.clusterBytes);
   writeRefcount(viewOf(content), s.refcountOrder, 0, 1);
   claim(node, offset, 1);
+  await debugEvent(node, guard, 'refblock_alloc_write');
   await writeMetadata(node, guard, offset, content, null);
   await barrier(node, guard);
+  await debugEvent(node, guard, 'refblock_alloc_hookup');
   const entry = Buffer.alloc(8);
   writeU64(viewOf(entry), 0, offset);
   await writeMetadata(node, guard, s.header.refcountTableOffset + index * 8, entry, 'refcount-table');
@@ -79,8 +83,12 @@ async function growRefcountTable(node: Qcow2Node, guard: GraphReadGuard, index: 
   for (const [entry, offset] of table.entries()) writeU64(view, tableAt + entry * 8, offset);
   const areaOffset = start * s.clusterBytes;
   claim(node, areaOffset, used);
+  await debugEvent(node, guard, 'reftable_grow');
+  await debugEvent(node, guard, 'refblock_alloc_write_blocks');
+  await debugEvent(node, guard, 'refblock_alloc_write_table');
   await writeMetadata(node, guard, areaOffset, area, null);
   await barrier(node, guard);
+  await debugEvent(node, guard, 'refblock_alloc_switch_table');
   const old = { offset: s.header.refcountTableOffset, clusters: s.header.refcountTableClusters };
   s.header.refcountTableOffset = areaOffset + tableAt;
   s.header.refcountTableClusters = tableClusters;

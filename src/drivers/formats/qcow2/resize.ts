@@ -14,6 +14,7 @@ import { BlockError, errnoError, errnoOf } from '../../../errors/error.ts';
 import { abandonAllocation, linkAllocation, planWrite } from './allocation.ts';
 import { checkBitmapsResizable } from './bitmaps.ts';
 import { checkAlive, toRequestError } from './corruption.ts';
+import { debugEvent } from './debug.ts';
 import { discardRange, pwriteZeroes } from './discard.ts';
 import { alone } from './exclusive.ts';
 import { growL1 } from './l1-table.ts';
@@ -91,6 +92,8 @@ async function shrink(node: Qcow2Node, guard: GraphReadGuard, length: number, ol
     if (l2TableOffset(s, index) === 0) continue;
     await discardRange(node, guard, index * s.l2SpanBytes, s.l2SpanBytes, 'other', true);
   }
+  await debugEvent(node, guard, 'l1_shrink_write_table');
+  await debugEvent(node, guard, 'l1_shrink_free_l2_clusters');
   // Tables that map nothing any more go too.
   for (let index = Math.ceil(length / s.l2SpanBytes); index < s.header.l1Entries; index++) {
     const table = l2TableOffset(s, index);

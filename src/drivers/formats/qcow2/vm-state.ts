@@ -11,6 +11,7 @@ import { begin, end } from '../../../block/io-common.ts';
 import { waitSerialising } from '../../../block/tracked.ts';
 import { E } from '../../../errors/errno.ts';
 import { ioError } from '../../../errors/error.ts';
+import { debugEvent } from './debug.ts';
 import { exclusive } from './exclusive.ts';
 import { growL1 } from './l1-table.ts';
 import { preadv } from './read.ts';
@@ -25,12 +26,14 @@ export function vmStateOffset(s: Qcow2State): number {
 export const vmState: VmStateIo<Qcow2State> = {
   async read(node, guard, offset, vec) {
     const at = checkedOffset(node, offset, vec.bytes);
+    await debugEvent(node, guard, 'vmstate_load');
     await tracked(node, at, vec.bytes, () => preadv(node, guard, at, vec.bytes, vec));
   },
 
   async write(node, guard, offset, vec) {
     const at = checkedOffset(node, offset, vec.bytes);
     if (vec.bytes === 0) return;
+    await debugEvent(node, guard, 'vmstate_save');
     await makeRoom(node, guard, at + vec.bytes);
     await tracked(node, at, vec.bytes, () => writeAt(node, guard, at, vec));
   },

@@ -24,6 +24,7 @@ import {
   type WritePlan,
 } from './allocation.ts';
 import { checkAlive, toRequestError } from './corruption.ts';
+import { debugEvent, isDebugged } from './debug.ts';
 import { lookup } from './mapping.ts';
 import { checkOverlap } from './metadata-io.ts';
 import { satisfy, trySatisfy } from './needs.ts';
@@ -214,6 +215,7 @@ async function writeInPlace(
 ): Promise<void> {
   const s = node.state;
   if (!s.hasDataFile) checkOverlap(node, host, vec.bytes, null);
+  if (isDebugged(node)) await debugEvent(node, guard, 'write_aio');
   await co.pwritev(s.dataFile.node, guard, host, vec.bytes, encrypted(s, vec, offset, host), flags);
 }
 
@@ -236,7 +238,9 @@ async function writeAllocating(
   flags: number,
 ): Promise<void> {
   const s = node.state;
+  const debug = isDebugged(node);
   try {
+    if (debug) await debugEvent(node, guard, 'cluster_alloc');
     const end = offset + vec.bytes;
     const { from, to } = copyOnWriteRange(s, allocation, offset, vec.bytes);
     const hostOf = (guest: number): number => allocation.host + (guest - allocation.start);
@@ -257,6 +261,7 @@ async function writeAllocating(
       const guest = side === 0 ? from : end;
       const bytes = side === 0 ? offset - from : to - end;
       if (content === 'zero' && bytes > MERGED_ZEROES_BYTES && s.extras.cipher === null) {
+        if (debug) await debugEvent(node, guard, 'cluster_alloc_space');
         await co.pwriteZeroes(s.dataFile.node, guard, hostOf(guest), bytes, 0);
         continue;
       }
@@ -264,6 +269,8 @@ async function writeAllocating(
       if (side === 0) first = from;
       whole = side === 0 ? concatVectors(part, whole) : concatVectors(whole, part);
     }
+    if (debug) await debugEvent(node, guard, 'write_aio');
+    if (debug && whole !== vec) await debugEvent(node, guard, 'cow_write');
     await co.pwritev(
       s.dataFile.node,
       guard,
@@ -295,6 +302,7 @@ async function surrounding(
 ): Promise<IoVector | 'zero' | null> {
   if (from === to) return null;
   if (readsAsZero(node, from, to - from)) return 'zero';
+  if (isDebugged(node)) await debugEvent(node, guard, 'cow_read');
   // What lies behind the end of the image is nobody's; it is written as zeroes.
   const inside = Math.max(0, Math.min(to, node.totalBytes) - from);
   const vec = zeroes(to - from);

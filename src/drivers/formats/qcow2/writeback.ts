@@ -19,6 +19,7 @@ import { co } from '../../../block/callbacks.ts';
 import type { GraphReadGuard } from '../../../block/graph-lock.ts';
 import type { CachedTable } from './cache.ts';
 import { toRequestError } from './corruption.ts';
+import { debugEvent, isDebugged } from './debug.ts';
 import { Incompat } from './layout.ts';
 import { barrier, checkOverlap, writeHeader } from './metadata-io.ts';
 import { retryLocked } from './needs.ts';
@@ -134,9 +135,9 @@ async function writeRound(node: Qcow2Node, guard: GraphReadGuard, withRefcounts:
   for (const { table } of unlinked) table!.unlinked = false;
   try {
     if (late.length > 0 && s.lazyRefcounts) await setDirtyBit(node, guard);
-    await writeAll(node, guard, early);
+    await writeAll(node, guard, early, true);
     if (late.length > 0 || unlinked.length > 0) await barrier(node, guard);
-    await writeAll(node, guard, late);
+    await writeAll(node, guard, late, false);
   } catch (error) {
     for (const { table, kind } of [...early, ...late]) {
       if (table !== null) (kind === 'active-l2' ? s.l2Cache : s.refcountCache).markDirty(table);
@@ -149,10 +150,16 @@ async function writeRound(node: Qcow2Node, guard: GraphReadGuard, withRefcounts:
   }
 }
 
-/** Writes in order of offset, neighbours together. */
-async function writeAll(node: Qcow2Node, guard: GraphReadGuard, writes: Write[]): Promise<void> {
+/** Writes in order of offset, neighbours together. `fresh`: tables among them have never been written. */
+async function writeAll(
+  node: Qcow2Node,
+  guard: GraphReadGuard,
+  writes: Write[],
+  fresh: boolean,
+): Promise<void> {
   writes.sort((a, b) => a.offset - b.offset);
   for (const { offset, data, kind } of writes) checkOverlap(node, offset, data.length, kind);
+  if (isDebugged(node)) await announce(node, guard, writes, fresh);
   const pending: Promise<void>[] = [];
   for (let i = 0; i < writes.length; ) {
     const { offset } = writes[i]!;
@@ -168,6 +175,21 @@ async function writeAll(node: Qcow2Node, guard: GraphReadGuard, writes: Write[])
   }
   const results = await Promise.allSettled(pending);
   for (const result of results) if (result.status === 'rejected') throw result.reason;
+}
+
+/** The debug events of the writes: one of each kind, in an order of their own. */
+async function announce(
+  node: Qcow2Node,
+  guard: GraphReadGuard,
+  writes: readonly Write[],
+  fresh: boolean,
+): Promise<void> {
+  const has = (kind: OverlapKind): boolean => writes.some((write) => write.kind === kind);
+  if (has('refcount-block')) await debugEvent(node, guard, 'refblock_update_part');
+  // A new table comes with its entries; the original writes it empty first.
+  if (fresh && has('active-l2')) await debugEvent(node, guard, 'l2_alloc_write');
+  if (has('active-l2')) await debugEvent(node, guard, 'l2_update');
+  if (has('active-l1')) await debugEvent(node, guard, 'l1_update');
 }
 
 async function setDirtyBit(node: Qcow2Node, guard: GraphReadGuard): Promise<void> {
@@ -200,6 +222,7 @@ async function applyFrees(node: Qcow2Node, guard: GraphReadGuard): Promise<void>
 
 async function applyFree(node: Qcow2Node, guard: GraphReadGuard, free: DeferredFree): Promise<void> {
   const s = node.state;
+  await debugEvent(node, guard, 'cluster_free');
   const end = free.cluster + free.count;
   for (let cluster = free.cluster; cluster < end; ) {
     const first = cluster;
