@@ -7,6 +7,7 @@ import { blockdevAddTranscripts } from './transcripts/blockdev-add.ts';
 import { rawTranscripts } from './transcripts/blockdev-add-raw.ts';
 import { chardevTranscripts } from './transcripts/chardevs.ts';
 import { controlTranscripts } from './transcripts/control.ts';
+import { copyBeforeWriteTranscripts } from './transcripts/copy-before-write.ts';
 import { exportTranscripts } from './transcripts/exports.ts';
 import { hostDeviceTranscript, loopDeviceTranscript } from './transcripts/host-device.ts';
 import { jobTranscripts } from './transcripts/jobs.ts';
@@ -28,6 +29,7 @@ export const allTranscripts: readonly Transcript[] = [
   ...bitmapTranscripts,
   ...jobTranscripts,
   ...nbdTranscripts,
+  ...copyBeforeWriteTranscripts,
   ...objectTranscripts,
   ...chardevTranscripts,
 ];

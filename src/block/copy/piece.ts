@@ -6,6 +6,8 @@
  */
 
 import { allocateIoMemory, vectorOf } from '../../aio/memory.ts';
+import { E } from '../../errors/errno.ts';
+import { ioError } from '../../errors/error.ts';
 import { co, sync } from '../callbacks.ts';
 import { skipFilters } from '../chain.ts';
 import { Req, Status } from '../driver.ts';
@@ -83,6 +85,8 @@ export async function copyPiece(
   bytes: number,
   kind: 'data' | 'zero',
 ): Promise<CopyFailure | null> {
+  // Nobody has asked for the target to grow.
+  if (offset + bytes > copy.target().totalBytes) return { error: ioError(E.ENOSPC), isRead: false, offset };
   if (kind === 'zero') return writeZeroes(copy, guard, offset, bytes);
   if (bytes >= MIN_KERNEL_BYTES && copy.useCopyRange && !copy.compress) {
     const startMs = performance.now();

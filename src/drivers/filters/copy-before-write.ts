@@ -17,20 +17,22 @@ import {
   needsCopy,
 } from '../../block/copy/block-copy.ts';
 import {
+  checkMergeable,
   createBitmap,
   type DirtyBitmap,
   lookUpBitmap,
-  nextDirty,
+  mergeBitmap,
   releaseBitmap,
   setDirty,
 } from '../../block/dirty-bitmap.ts';
 import { type BlockDriver, type OpenContext, Perm, Req, Role, Status } from '../../block/driver.ts';
+import { nodeFilename } from '../../block/filename.ts';
 import type { GraphReadGuard } from '../../block/graph-lock.ts';
 import type { BlockNode } from '../../block/node.ts';
 import { blockStatusAbove } from '../../block/status-chain.ts';
 import { CoQueue } from '../../coroutine/co-queue.ts';
 import { E } from '../../errors/errno.ts';
-import { errnoOf, ioError } from '../../errors/error.ts';
+import { BlockError, errnoOf, ioError } from '../../errors/error.ts';
 import { copyClusterBytes, isInChain } from './copy-cluster.ts';
 
 /** A read of the snapshot from `file`: writes to these clusters wait for it. */
@@ -87,9 +89,18 @@ async function open(opening: CbwNode, context: OpenContext): Promise<CbwState> {
   const dirty = makeBitmap(source);
   const done = makeBitmap(node);
   const access = makeBitmap(node);
+  try {
+    if (bitmap !== null) checkMergeable(dirty, bitmap);
+  } catch (error) {
+    for (const each of [dirty, done, access]) releaseBitmap(each);
+    throw new BlockError(
+      `Cannot create block-copy-state: Failed to merge bitmap '${wanted?.name}' to internal copy-bitmap: ` +
+        (error as BlockError).message,
+    );
+  }
   for (const each of [dirty, access]) {
     if (bitmap === null) setDirty(each, 0, node.totalBytes);
-    else copyMarks(bitmap, each);
+    else mergeBitmap(each, bitmap);
   }
   const copy = createBlockCopy({
     source: () => sourceOf(node),
@@ -110,15 +121,6 @@ async function open(opening: CbwNode, context: OpenContext): Promise<CbwState> {
     frozenReads: new Set(),
     broken: false,
   };
-}
-
-function copyMarks(from: DirtyBitmap, to: DirtyBitmap): void {
-  for (
-    let extent = nextDirty(from, 0);
-    extent !== null;
-    extent = nextDirty(from, extent.offset + extent.bytes)
-  )
-    setDirty(to, extent.offset, extent.bytes);
 }
 
 async function close({ state }: CbwNode): Promise<void> {
@@ -286,6 +288,7 @@ export const copyBeforeWrite: BlockDriver<CbwState> = {
   supportedZeroFlags: Req.fua | Req.mayUnmap | Req.noFallback | Req.writeUnchanged,
   open,
   close,
+  exactFilename: (node) => nodeFilename(node.children[0]!.node),
   childPermissions(node, roles, wanted) {
     if ((roles & Role.filtered) === 0) {
       // The target may be below what the guest writes to. Its length is looked at once.

@@ -7,6 +7,7 @@
 
 import { co } from '../../block/callbacks.ts';
 import { type BlockDriver, Perm, Role } from '../../block/driver.ts';
+import { nodeFilename } from '../../block/filename.ts';
 import type { BlockNode } from '../../block/node.ts';
 import { E } from '../../errors/errno.ts';
 import { ioError } from '../../errors/error.ts';
@@ -24,6 +25,7 @@ export const snapshotAccess: BlockDriver<null> = {
     await context.openChild('file', Role.data | Role.primary, true);
     return null;
   },
+  exactFilename: (node) => nodeFilename(below(node)),
   // Nothing is taken of the filter's own content, however it is used.
   childPermissions: () => ({ perm: 0, shared: Perm.all }),
   preadv: (node, guard, offset, bytes, vec) => co.preadvSnapshot(below(node), guard, offset, bytes, vec),
