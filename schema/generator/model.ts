@@ -101,6 +101,7 @@ const MODULE_ORDER = [
   'copy-before-write',
   'job',
   'block-job',
+  'transaction',
   'block-export',
   'char',
   'control',

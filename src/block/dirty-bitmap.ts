@@ -227,6 +227,17 @@ export function mergeBitmap(target: DirtyBitmap, source: DirtyBitmap): void {
   }
 }
 
+/** Remembers what is marked now; the result marks exactly that again. */
+export function keepBits({ bits }: DirtyBitmap): () => void {
+  const kept = new HierarchicalBitmap(bits.length);
+  kept.merge(bits);
+  return () => {
+    kept.resize(bits.length);
+    bits.clear();
+    bits.merge(kept);
+  };
+}
+
 /** The `dirty-bitmaps` member of a node in queries: newest first. */
 export function dirtyBitmapInfos(node: BlockNode): BlockDirtyInfo[] {
   return [...node.dirtyBitmaps.all].reverse().map((bitmap) => ({

@@ -75,7 +75,7 @@ function apply<T>(change: (graph: GraphChange) => T, touched: Set<BlockNode>, le
   };
   const graph: GraphChange = {
     attach(parent, name, roles, node, pair = NOTHING) {
-      if (parent.kind === 'node') checkChildChange(parent.node, node);
+      if (parent.kind === 'node') checkChildChange(parent.node, name, node);
       const edge: BlockChild = {
         name,
         roles,
@@ -98,7 +98,7 @@ function apply<T>(change: (graph: GraphChange) => T, touched: Set<BlockNode>, le
     },
     detach(edge) {
       checkNotFrozen(edge);
-      if (edge.parent.kind === 'node') checkChildChange(edge.parent.node, null);
+      if (edge.parent.kind === 'node') checkChildChange(edge.parent.node, edge.name, null);
       const putBack = takeOut(edge);
       edgeRemoved(edge);
       undo.push(() => {
@@ -111,7 +111,7 @@ function apply<T>(change: (graph: GraphChange) => T, touched: Set<BlockNode>, le
     redirect(edge, node) {
       if (edge.node === node) return;
       checkNotFrozen(edge);
-      if (edge.parent.kind === 'node') checkChildChange(edge.parent.node, node);
+      if (edge.parent.kind === 'node') checkChildChange(edge.parent.node, edge.name, node);
       const before = edge.node;
       const at = before.parents.indexOf(edge);
       touch(edge);
@@ -141,10 +141,10 @@ function apply<T>(change: (graph: GraphChange) => T, touched: Set<BlockNode>, le
 }
 
 /** A node's children change only while it has no request in flight, and never so that it becomes its own child. */
-function checkChildChange(parent: BlockNode, child: BlockNode | null): void {
+function checkChildChange(parent: BlockNode, name: string, child: BlockNode | null): void {
   assert(parent.inFlight === 0, `children of node '${parent.name}' changed under its requests`);
   if (child !== null && isBelow(child, parent)) {
-    throw new BlockError(`Making '${child.name}' a child of '${parent.name}' would create a cycle`);
+    throw new BlockError(`Making '${child.name}' a ${name} child of '${parent.name}' would create a cycle`);
   }
 }
 

@@ -62,7 +62,8 @@ function fullBackingName(node: BlockNode, filename: string): string | null {
   return relativeName('/', filename) === filename ? filename : null;
 }
 
-function snapshotInfo(snapshot: InternalSnapshot): SnapshotInfo {
+/** How queries show an internal snapshot. */
+export function snapshotInfo(snapshot: InternalSnapshot): SnapshotInfo {
   const clock = snapshot.vmClockNanoseconds;
   const info: SnapshotInfo = {
     id: snapshot.id,

@@ -34,12 +34,13 @@ function checkPersistent(node: BlockNode, name: string, granularityBytes: number
   bitmaps.checkNew(node, name, granularityBytes);
 }
 
-async function add(
+/** block-dirty-bitmap-add. */
+export async function addBitmap(
   layer: BlockLayer,
   nodeName: string,
   name: string,
   options: { readonly granularity?: number; readonly persistent?: boolean; readonly disabled?: boolean },
-): Promise<void> {
+): Promise<DirtyBitmap> {
   const node = layer.findNode(nodeName);
   if (node === null) throw new BlockError(`Cannot find device='${nodeName}' nor node-name='${nodeName}'`);
   if (name === '') throw new BlockError('Bitmap name cannot be empty');
@@ -50,26 +51,29 @@ async function add(
     throw new BlockError('Granularity must be power of 2 and at least 512');
   const persistent = options.persistent ?? false;
   if (persistent) checkPersistent(node, name, granularityBytes);
-  createBitmap(node, { name, granularityBytes, persistent, enabled: options.disabled !== true });
+  return createBitmap(node, { name, granularityBytes, persistent, enabled: options.disabled !== true });
 }
 
-async function remove(layer: BlockLayer, bitmap: DirtyBitmap): Promise<void> {
+/** Takes the bitmap out of the image that keeps it, if one does. Nobody may use it meanwhile. */
+export async function removeStoredBitmap(bitmap: DirtyBitmap): Promise<void> {
   const { node, name } = bitmap;
-  checkUsable(bitmap, { inconsistent: true });
-  if (bitmap.persistent && name !== null) {
-    // Nobody may use it while the image is being changed.
-    bitmap.busy = true;
-    try {
-      await layer.graphLock.withRead(async (guard) => node.driver.bitmaps?.remove(node, guard, name));
-    } finally {
-      bitmap.busy = false;
-    }
+  if (!bitmap.persistent || name === null) return;
+  bitmap.busy = true;
+  try {
+    await node.layer.graphLock.withRead(async (guard) => node.driver.bitmaps?.remove(node, guard, name));
+  } finally {
+    bitmap.busy = false;
   }
+}
+
+async function remove(bitmap: DirtyBitmap): Promise<void> {
+  checkUsable(bitmap, { inconsistent: true });
+  await removeStoredBitmap(bitmap);
   releaseBitmap(bitmap);
 }
 
-/** All sources are looked at before anything is changed. */
-function merge(
+/** block-dirty-bitmap-merge. All sources are looked at before anything is changed. */
+export function mergeBitmaps(
   layer: BlockLayer,
   nodeName: string,
   targetName: string,
@@ -89,11 +93,11 @@ function merge(
 
 export const bitmapCommands = {
   'block-dirty-bitmap-add': async ({ layer }, { node, name, ...options }) => {
-    await add(layer, node, name, options);
+    await addBitmap(layer, node, name, options);
     return {};
   },
   'block-dirty-bitmap-remove': async ({ layer }, { node, name }) => {
-    await remove(layer, lookUpBitmap(layer, node, name));
+    await remove(lookUpBitmap(layer, node, name));
     return {};
   },
   'block-dirty-bitmap-clear': ({ layer }, { node, name }) => {
@@ -115,7 +119,7 @@ export const bitmapCommands = {
     return {};
   },
   'block-dirty-bitmap-merge': ({ layer }, { node, target, bitmaps }) => {
-    merge(layer, node, target, bitmaps);
+    mergeBitmaps(layer, node, target, bitmaps);
     return {};
   },
   'x-debug-block-dirty-bitmap-sha256': async ({ layer }, { node, name }) => ({

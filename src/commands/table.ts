@@ -9,9 +9,11 @@ import { blockJobCommands } from './block-job.ts';
 import { charCommands } from './char.ts';
 import type { CommandContext } from './context.ts';
 import { controlCommands } from './control.ts';
+import { internalSnapshotCommands } from './internal-snapshot.ts';
 import { introspectCommands } from './introspect.ts';
 import { jobCommands } from './job.ts';
 import { qomCommands } from './qom.ts';
+import { transactionCommands } from './transaction.ts';
 
 export const commandTable: Handlers<CommandContext> = {
   ...bitmapCommands,
@@ -21,7 +23,9 @@ export const commandTable: Handlers<CommandContext> = {
   ...blockJobCommands,
   ...charCommands,
   ...controlCommands,
+  ...internalSnapshotCommands,
   ...introspectCommands,
   ...jobCommands,
   ...qomCommands,
+  ...transactionCommands,
 };

@@ -144,7 +144,7 @@ test('what refuses leaves every edge and permission as it was', async () => {
   expect(shape(layer)).toEqual(before);
   await expect(
     changeGraph(layer, [m], (graph) => graph.attach({ kind: 'node', node: m }, 'file', 0, r)),
-  ).rejects.toThrow("Making 'r' a child of 'm' would create a cycle");
+  ).rejects.toThrow("Making 'r' a file child of 'm' would create a cycle");
   const thaw = freezeEdges(chainEdges(r, null).concat(r.children));
   await expect(replaceNode(m, other)).rejects.toThrow("Cannot change frozen 'file' link from 'r' to 'm'");
   expect(shape(layer)).toEqual(before);

@@ -1,0 +1,116 @@
+/**
+ * External snapshots: a node's content stays as it is from now on, an overlay takes its place and what is written.
+ *
+ * Source of the checks and their order: behaviour of the original.
+ */
+
+import type { BlockdevSnapshotSync } from '../../schema/generated/types.ts';
+import { wrapped } from '../block/callbacks.ts';
+import { chainChild } from '../block/chain.ts';
+import { type DriverOptions, Perm, Role } from '../block/driver.ts';
+import { nodeFilename } from '../block/filename.ts';
+import { changeGraph, redirectParents } from '../block/graph-change.ts';
+import { protocolOptions } from '../block/image-name.ts';
+import type { BlockLayer } from '../block/layer.ts';
+import type { BlockChild, BlockNode } from '../block/node.ts';
+import { checkOperation } from '../block/op-blockers.ts';
+import { openFromOptions } from '../block/open.ts';
+import { cumulativePermissions } from '../block/permissions.ts';
+import { BlockError } from '../errors/error.ts';
+import type { ActionHandlers, PreparedAction } from './transaction.ts';
+
+function findNode(layer: BlockLayer, device: string, nodeName: string): BlockNode {
+  const node = layer.findNode(nodeName);
+  if (node === null) throw new BlockError(`Cannot find device='${device}' nor node-name='${nodeName}'`);
+  return node;
+}
+
+/** Puts `overlay` on top of `node`; the result can be taken back. Throws, with nothing changed. */
+async function snapshot(node: BlockNode, overlay: BlockNode): Promise<PreparedAction> {
+  if ((cumulativePermissions(overlay).perm & Perm.consistentRead) !== 0)
+    throw new BlockError('The overlay is already in use');
+  if (chainChild(overlay) !== null) throw new BlockError('The overlay already has a backing image');
+  if (overlay.driver.supportsBacking !== true)
+    throw new BlockError('The overlay does not support backing images');
+  if (!node.readOnly) await wrapped.flush(node);
+  const moved = [...node.parents];
+  const edge = await changeGraph(node.layer, [node, overlay], (graph) => {
+    const backing = graph.attach({ kind: 'node', node: overlay }, 'backing', Role.cow, node);
+    redirectParents(graph, node, overlay);
+    return backing;
+  });
+  return { abort: () => undo(node, overlay, edge, moved) };
+}
+
+function undo(
+  node: BlockNode,
+  overlay: BlockNode,
+  edge: BlockChild,
+  moved: readonly BlockChild[],
+): Promise<void> {
+  return changeGraph(node.layer, [node, overlay], (graph) => {
+    graph.detach(edge);
+    for (const parent of moved) if (parent.node === overlay) graph.redirect(parent, node);
+  });
+}
+
+/** Makes the file of the overlay, if that is wanted, and opens it without its backing image. */
+async function openOverlay(node: BlockNode, wanted: BlockdevSnapshotSync): Promise<BlockNode> {
+  const { layer } = node;
+  const { format = 'qcow2', mode = 'absolute-paths' } = wanted;
+  const filename = wanted['snapshot-file'];
+  const name = wanted['snapshot-node-name'];
+  const driver = layer.drivers[format];
+  if (mode === 'absolute-paths') {
+    if (driver === undefined) throw new BlockError(`Unknown file format '${format}'`);
+    if (driver.supportsBacking !== true || driver.creation === undefined)
+      throw new BlockError(`Backing file not supported for file format '${format}'`);
+    const values = {
+      size: String(node.totalBytes),
+      backing_file: nodeFilename(node),
+      backing_fmt: node.driver.name,
+    };
+    await driver.creation.createFile(layer, filename, values, { update: () => undefined });
+  } else if (driver === undefined) throw new BlockError(`Unknown driver '${format}'`);
+  const { cache } = node.settings;
+  const options: DriverOptions = {
+    driver: format,
+    ...(name !== undefined && { 'node-name': name }),
+    file: protocolOptions(layer, filename),
+    backing: null,
+    discard: node.settings.discardUnmap ? 'unmap' : 'ignore',
+    ...((cache.direct || cache.noFlush) && { cache: { direct: cache.direct, 'no-flush': cache.noFlush } }),
+  };
+  return openFromOptions(layer, options);
+}
+
+export const externalSnapshotActions: ActionHandlers<'blockdev-snapshot' | 'blockdev-snapshot-sync'> = {
+  'blockdev-snapshot': {
+    prepare({ layer }, { node: name, overlay: overlayName }) {
+      const node = findNode(layer, name, name);
+      checkOperation(node, 'external-snapshot');
+      return snapshot(node, findNode(layer, overlayName, overlayName));
+    },
+  },
+  'blockdev-snapshot-sync': {
+    async prepare({ layer }, data) {
+      const { device, 'node-name': nodeName, 'snapshot-node-name': overlayName } = data;
+      const node = findNode(layer, device ?? '', nodeName ?? '');
+      checkOperation(node, 'external-snapshot');
+      if (nodeName !== undefined && overlayName === undefined)
+        throw new BlockError('New overlay node-name missing');
+      if (overlayName !== undefined && layer.findNode(overlayName) !== null)
+        throw new BlockError('New overlay node-name already in use');
+      const overlay = await openOverlay(node, data);
+      layer.hold(overlay);
+      try {
+        const prepared = await snapshot(node, overlay);
+        // From here on its users hold it; without any it is closed.
+        return { ...prepared, clean: () => layer.release(overlay) };
+      } catch (error) {
+        await layer.release(overlay);
+        throw error;
+      }
+    },
+  },
+};
