@@ -153,7 +153,8 @@ async function runMirror({
       while (rest.depth > 0) await turn();
     },
     sleep: turn,
-    account: () => 0,
+    count: () => undefined,
+    delayMs: () => 0,
     setRemaining: () => undefined,
     isReady: () => ready,
     becomeReady: () => {

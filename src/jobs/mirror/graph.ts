@@ -5,8 +5,9 @@
  * Each of these is one graph change: nobody ever sees half of it, and when it is refused the graph is as it was.
  */
 
+import { cowChild, skipFilters } from '../../block/chain.ts';
 import type { DirtyBitmap } from '../../block/dirty-bitmap.ts';
-import { Perm, type PermissionPair } from '../../block/driver.ts';
+import { Perm, type PermissionPair, Role } from '../../block/driver.ts';
 import {
   changeGraph,
   type GraphChange,
@@ -14,29 +15,26 @@ import {
   putOnTop,
   redirectParents,
 } from '../../block/graph-change.ts';
-import type { BlockChild, BlockNode, RootParent } from '../../block/node.ts';
+import type { BlockNode } from '../../block/node.ts';
 import { type MirrorTopNode, mirrorTop } from '../../drivers/filters/mirror-top.ts';
+import type { JobNode } from '../block-job.ts';
 import { activeWrites } from './active.ts';
 import type { CopyMode, Mirror } from './state.ts';
 
-/** The source keeps its size, and others use it as they like; what is read of it goes by the filter's edge. */
+/** What the job takes of the node: the source keeps its size, and others use it as they like. */
 const KEEP: PermissionPair = { perm: 0, shared: Perm.all & ~Perm.resize };
 const READ: PermissionPair = { perm: Perm.consistentRead, shared: Perm.all & ~Perm.resize };
 const NOTHING: PermissionPair = { perm: 0, shared: Perm.all };
 /** Nobody else may even read the target: it is in no state to be read. */
-const WRITE: PermissionPair = { perm: Perm.write, shared: Perm.writeUnchanged };
+export const TARGET_USE: PermissionPair = { perm: Perm.write, shared: Perm.writeUnchanged };
 
-/** Who holds the edges: the job itself, and the backend by which it writes to the target. */
-export interface EdgeOwners {
-  readonly job: RootParent;
-  readonly backend: RootParent;
-}
-
-export interface MirrorGraph {
-  readonly source: BlockNode;
-  readonly target: BlockNode;
-  readonly filter: MirrorTopNode;
-  readonly edges: readonly BlockChild[];
+/** The nodes a mirror job holds by edges of its own; the backend that writes to the target comes before them. */
+export function jobNodes(source: BlockNode, target: BlockNode, filter: MirrorTopNode): readonly JobNode[] {
+  return [
+    { name: 'main node', node: filter as unknown as BlockNode, permissions: READ },
+    { name: 'source', node: source, permissions: KEEP },
+    { name: 'target', node: target, permissions: NOTHING },
+  ];
 }
 
 /** Puts a filter on the source; `name` null: it gets one. The caller attaches an edge to it, or removes it. */
@@ -53,27 +51,6 @@ export async function insertFilter(source: BlockNode, name: string | null): Prom
   return filter;
 }
 
-/** Takes what the job needs of its nodes, or throws and takes nothing. */
-export async function attachEdges(
-  source: BlockNode,
-  target: BlockNode,
-  filter: MirrorTopNode,
-  { job, backend }: EdgeOwners,
-): Promise<MirrorGraph> {
-  const top = filter as unknown as BlockNode;
-  const edges = await changeGraph(source.layer, [], (graph) => {
-    const attach = (root: RootParent, name: string, node: BlockNode, pair: PermissionPair): BlockChild =>
-      graph.attach({ kind: 'root', root }, name, 0, node, pair);
-    return [
-      attach(backend, 'root', target, WRITE),
-      attach(job, 'main node', top, READ),
-      attach(job, 'source', source, KEEP),
-      attach(job, 'target', target, NOTHING),
-    ];
-  });
-  return { source, target, filter, edges };
-}
-
 /** The filter goes: its users have what is below it. */
 function removeFilter(graph: GraphChange, filter: MirrorTopNode): void {
   const top = filter as unknown as BlockNode;
@@ -82,30 +59,34 @@ function removeFilter(graph: GraphChange, filter: MirrorTopNode): void {
   graph.detach(below);
 }
 
-/** Ends it all: the graph is as if there had been no job. `edges` may be none, when there was not even one. */
-export async function dismantle(graph: Pick<MirrorGraph, 'source' | 'filter' | 'edges'>): Promise<void> {
-  const { source, filter, edges } = graph;
+/** The graph is as if there had been no job. The job has given up its nodes, and the caller holds the filter. */
+export async function dismantle(source: BlockNode, filter: MirrorTopNode): Promise<void> {
   const top = filter as unknown as BlockNode;
-  await changeGraph(source.layer, [source, top], (change) => {
-    for (const edge of edges) change.detach(edge);
-    removeFilter(change, filter);
-  });
-  await source.layer.closeIfUnused(top);
+  await changeGraph(source.layer, [source, top], (graph) => removeFilter(graph, filter));
 }
 
 /**
  * The target takes the place of `replaced` (the source, or another node with the same content), and the filter goes.
- * Source and target are the same and stay so: the caller has drained both.
+ * `backing` is what is below the target then; undefined: what is there now. Source and target are the same and stay so:
+ * the caller has drained both, and holds all of these nodes.
  */
-export async function pivot(graph: MirrorGraph, replaced: BlockNode): Promise<void> {
-  const { source, target, filter, edges } = graph;
+export async function pivot(
+  filter: MirrorTopNode,
+  replaced: BlockNode,
+  target: BlockNode,
+  backing?: BlockNode | null,
+): Promise<void> {
   const top = filter as unknown as BlockNode;
-  await changeGraph(source.layer, [source, top, target, replaced], (change) => {
-    for (const edge of edges) change.detach(edge);
-    redirectParents(change, replaced, target);
-    removeFilter(change, filter);
+  const source = filter.children[0]!.node;
+  const image = skipFilters(target);
+  await changeGraph(filter.layer, [source, top, target, image, replaced], (graph) => {
+    redirectParents(graph, replaced, target);
+    removeFilter(graph, filter);
+    const before = cowChild(image);
+    if (backing === undefined || (before?.node ?? null) === backing) return;
+    if (before !== null) graph.detach(before);
+    if (backing !== null) graph.attach({ kind: 'node', node: image }, 'backing', Role.cow, backing);
   });
-  await source.layer.closeIfUnused(top);
 }
 
 /** Changes who does the users' writes. No copy is under way, and the job does not mind being drained. */

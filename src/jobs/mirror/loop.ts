@@ -24,8 +24,10 @@ export interface LoopControl {
   pausePoint(): Promise<void>;
   /** Sleeps, or until woken; then a pause point. */
   sleep(milliseconds: number): Promise<void>;
-  /** `bytes` are copied now: milliseconds until there may be more. */
-  account(bytes: number): number;
+  /** So much is being copied. */
+  count(bytes: number): void;
+  /** Milliseconds until more may be copied. */
+  delayMs(): number;
   setRemaining(bytes: number): void;
   isReady(): boolean;
   becomeReady(): void;
@@ -48,7 +50,6 @@ const NEARLY_MS = 200;
  * job has failed (`mirror.failure`) or was cancelled.
  */
 export async function mirrorLoop(mirror: Mirror, control: LoopControl): Promise<DrainedSection | null> {
-  let copyAtMs = 0;
   let nearlySinceMs: number | null = null;
   for (;;) {
     if (mirror.failure !== null || control.isCancelled()) {
@@ -62,7 +63,7 @@ export async function mirrorLoop(mirror: Mirror, control: LoopControl): Promise<
     }
     control.setRemaining(remainingBytes(mirror));
     const nowMs = performance.now();
-    const waitMs = Math.max(copyAtMs, mirror.retryAtMs) - nowMs;
+    const waitMs = Math.max(control.delayMs(), mirror.retryAtMs - nowMs);
 
     const isNearly = remainingBytes(mirror) <= switchBytes(mirror);
     nearlySinceMs = isNearly ? (nearlySinceMs ?? nowMs) : null;
@@ -86,8 +87,7 @@ export async function mirrorLoop(mirror: Mirror, control: LoopControl): Promise<
 
     const range = waitMs <= 0 && mirror.copies < mirror.maxCopies ? nextRange(mirror) : null;
     if (range !== null) {
-      const bytes = await startCopy(mirror, range);
-      copyAtMs = nowMs + control.account(bytes);
+      control.count(await startCopy(mirror, range));
       await nextTurn();
     } else if (mirror.copies > 0) {
       await mirror.changed.wait();

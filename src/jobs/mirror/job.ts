@@ -1,0 +1,275 @@
+/**
+ * The mirror job: from its start by a command to its end, over the block-job layer.
+ *
+ * The work itself is loop.ts, what it does to the graph graph.ts. A job that is completed lets the target take the
+ * source's place, one that is cancelled when it is ready leaves a consistent copy, and in any case its filter and its
+ * hold on the nodes are gone afterwards.
+ */
+
+import { totalmem } from 'node:os';
+import type { BlockdevOnError } from '../../../schema/generated/types.ts';
+import type { BlockBackend } from '../../block/backend.ts';
+import { infoOrNull } from '../../block/callbacks.ts';
+import { cowChild, skipFilters } from '../../block/chain.ts';
+import { createBitmap, type DirtyBitmap, defaultGranularity, releaseBitmap } from '../../block/dirty-bitmap.ts';
+import type { DrainedSection } from '../../block/drain.ts';
+import type { BlockNode } from '../../block/node.ts';
+import type { MirrorTopNode } from '../../drivers/filters/mirror-top.ts';
+import { E } from '../../errors/errno.ts';
+import { BlockError, ioError } from '../../errors/error.ts';
+import {
+  type BlockJob,
+  createBlockJob,
+  discardBlockJob,
+  handleError,
+  removeJobNodes,
+  startBlockJob,
+} from '../block-job.ts';
+import { type Job, type JobDriver, type JobTable, withJobLock } from '../job-common.ts';
+import {
+  addProgress,
+  becomeReady,
+  isCancelled,
+  isCancelRequested,
+  isReady,
+  letCommandReturn,
+  pausePoint,
+  setRemainingProgress,
+  sleepJob,
+  wakeJob,
+} from '../job-driver.ts';
+import { countWork, delayMs } from '../rate-limit.ts';
+import { dismantle, insertFilter, jobNodes, pivot, setCopyMode, TARGET_USE } from './graph.ts';
+import { type FirstRound, firstRound } from './init.ts';
+import { type LoopControl, mirrorLoop, settle } from './loop.ts';
+import { type CopyMode, createMirror, type Mirror } from './state.ts';
+
+/** Bytes that are under way at most, when the user does not say. */
+const DEFAULT_BUFFER_BYTES = 16 * 1024 * 1024;
+/** Data one copy moves at most: enough for disks, and not so much that users wait for it. */
+const COPY_MAX_BYTES = 1024 * 1024;
+const COPIES_MAX = 16;
+
+export interface MirrorOptions {
+  readonly id: string;
+  readonly source: BlockNode;
+  readonly target: BlockNode;
+  /** What is copied in the first place; null: nothing. */
+  readonly round: FirstRound | null;
+  /** Node whose place the target takes; null: the source. */
+  readonly replaces: BlockNode | null;
+  /** What is below the target once it is in its place; undefined: what is there now. Asked at the end. */
+  readonly backing?: () => Promise<BlockNode | null>;
+  /** Bytes; 0: as fits the target. */
+  readonly granularityBytes: number;
+  /** Bytes; 0: a default. */
+  readonly bufferBytes: number;
+  readonly speed: number;
+  readonly unmap: boolean;
+  readonly copyMode: CopyMode;
+  readonly filterName: string | null;
+  readonly onSourceError: BlockdevOnError;
+  readonly onTargetError: BlockdevOnError;
+  readonly autoFinalize: boolean;
+  readonly autoDismiss: boolean;
+}
+
+/** What a job has from its start to its end. */
+interface Work {
+  readonly options: MirrorOptions;
+  readonly filter: MirrorTopNode;
+  readonly block: BlockJob;
+  /** Keeps others away from the target. */
+  readonly targetUse: BlockBackend;
+  readonly mirror: Mirror;
+  readonly control: LoopControl;
+  /** The user wants the target to take the source's place. */
+  shouldComplete: boolean;
+  /** Source and target are the same, and nobody writes. */
+  section: DrainedSection | null;
+  dismantled: boolean;
+}
+
+/** Starts a job; nodes and options are checked as far as commands do. Throws when it cannot start; then all is as before. */
+export async function startMirror(table: JobTable, options: MirrorOptions): Promise<Job> {
+  const { source, target, id } = options;
+  const { layer } = source;
+  const clusterBytes = (await infoOrNull(target))?.clusterSizeBytes ?? 0;
+  const granularityBytes = options.granularityBytes || defaultGranularity(clusterBytes);
+  const filter = await insertFilter(source, options.filterName);
+  const top = filter as unknown as BlockNode;
+  for (const node of [source, target, top]) layer.hold(node);
+  const box: { work: Work | null } = { work: null };
+  const releaseNodes = async (): Promise<void> => {
+    for (const node of [top, target, source]) await layer.release(node);
+  };
+  let block: BlockJob | null = null;
+  let bitmap: DirtyBitmap | null = null;
+  let targetUse: BlockBackend | null = null;
+  try {
+    block = await createBlockJob(table, {
+      id,
+      driver: mirrorDriver(() => box.work!, releaseNodes),
+      speed: options.speed,
+      autoFinalize: options.autoFinalize,
+      autoDismiss: options.autoDismiss,
+      nodes: jobNodes(source, target, filter),
+    });
+    targetUse = await layer.createBackend(target, TARGET_USE, TARGET_OWNER);
+    bitmap = createBitmap(source, { name: null, granularityBytes });
+    const mirror = buildMirror(options, block, filter, bitmap, clusterBytes);
+    if (options.copyMode === 'write-blocking') await setCopyMode(mirror, options.copyMode);
+    box.work = {
+      options,
+      filter,
+      block,
+      targetUse,
+      mirror,
+      control: controlOf(block, () => box.work!),
+      shouldComplete: false,
+      section: null,
+      dismantled: false,
+    };
+  } catch (error) {
+    if (bitmap !== null) releaseBitmap(bitmap);
+    await targetUse?.close();
+    if (block !== null) await discardBlockJob(block);
+    await dismantle(source, filter);
+    await releaseNodes();
+    throw error;
+  }
+  startBlockJob(block);
+  return block.job;
+}
+
+/** The target as others see it in permission errors. Drained sections reach the job by its own edges. */
+const TARGET_OWNER = {
+  describe: () => 'an unnamed block device',
+  drainedBegin: () => undefined,
+  drainedEnd: () => undefined,
+  staysAtNode: true,
+} as const;
+
+function buildMirror(
+  options: MirrorOptions,
+  block: BlockJob,
+  filter: MirrorTopNode,
+  bitmap: DirtyBitmap,
+  clusterBytes: number,
+): Mirror {
+  const { source, target, onSourceError, onTargetError } = options;
+  const image = skipFilters(target);
+  const namesBacking = (image.driver.backingName?.(image) ?? null) !== null;
+  const { granularityBytes } = bitmap;
+  // What a partial write leaves of a cluster would hide what is to show through it later.
+  const whole = namesBacking && cowChild(image) === null;
+  const alignBytes = whole ? Math.max(granularityBytes, clusterBytes) : granularityBytes;
+  const bufferBytes = options.bufferBytes || DEFAULT_BUFFER_BYTES;
+  const wanted = Math.min(bufferBytes / COPIES_MAX, COPY_MAX_BYTES);
+  const copyBytes = Math.max(Math.floor(wanted / alignBytes), 1) * alignBytes;
+  return createMirror({
+    source,
+    target,
+    filter,
+    bitmap,
+    alignBytes,
+    copyBytes,
+    maxCopies: Math.min(Math.max(Math.floor(bufferBytes / copyBytes), 1), COPIES_MAX),
+    unmap: options.unmap,
+    keepsHoles: options.round?.base === null && !namesBacking,
+    copyMode: 'background',
+    host: {
+      onError: (isRead, error) =>
+        handleError(block, isRead ? onSourceError : onTargetError, isRead ? 'read' : 'write', error),
+      copied: (bytes) => addProgress(block.job, bytes),
+    },
+  });
+}
+
+function controlOf({ job, rate }: BlockJob, work: () => Work): LoopControl {
+  return {
+    isCancelled: () => isCancelled(job),
+    mustPause: () => withJobLock(job.table, () => job.pauseCount > 0 && !job.forceCancel),
+    pausePoint: () => pausePoint(job),
+    sleep: (milliseconds) => sleepJob(job, milliseconds),
+    count: (bytes) => countWork(rate, bytes, performance.now()),
+    delayMs: () => delayMs(rate, performance.now()),
+    setRemaining: (bytes) => setRemainingProgress(job, bytes),
+    isReady: () => isReady(job),
+    becomeReady: () => becomeReady(job),
+    mustEnd: () => work().shouldComplete || isCancelRequested(job),
+  };
+}
+
+function mirrorDriver(work: () => Work, releaseNodes: () => Promise<void>): JobDriver {
+  return {
+    type: 'mirror',
+    run: (job) => run(work(), job),
+    prepare: () => prepare(work()),
+    abort: () => tearDown(work()),
+    clean: async () => {
+      await tearDown(work());
+      await releaseNodes();
+    },
+    // In a drained section of its own the job has come to rest before it begins.
+    isBusy: () => work().mirror.drain !== 'begins',
+    complete(job) {
+      work().shouldComplete = true;
+      wakeJob(job);
+    },
+    cancel: (job, force) => force || !isReady(job),
+  };
+}
+
+async function run(work: Work, job: Job): Promise<void> {
+  const { mirror, control, options } = work;
+  const { source, target, round, bufferBytes } = options;
+  if (round !== null && source.totalBytes > 0) await letCommandReturn(job);
+  if (source.totalBytes !== target.totalBytes)
+    throw new BlockError('Source and target image have different sizes');
+  if (bufferBytes > totalmem()) throw ioError(E.ENOMEM);
+  if (round !== null) {
+    await firstRound(mirror, round, async () => {
+      await control.pausePoint();
+      return !control.isCancelled();
+    });
+  }
+  work.section = await mirrorLoop(mirror, control);
+  if (mirror.failure !== null) throw mirror.failure;
+  // Nobody knows when such a job is finalized. Until then writes go on, and what they change is copied in the end.
+  if (!job.autoFinalize) endSection(work);
+}
+
+function endSection(work: Work): void {
+  work.mirror.drain = 'rests';
+  work.section?.end();
+  work.section = null;
+}
+
+/** The last step that may fail: the target takes its place. */
+async function prepare(work: Work): Promise<void> {
+  const { mirror, control, options, filter, block, targetUse } = work;
+  work.section ??= await settle(mirror, control);
+  if (work.section === null) throw mirror.failure ?? ioError(E.EIO);
+  if (work.shouldComplete) {
+    const backing = await options.backing?.();
+    await removeJobNodes(block);
+    await targetUse.close();
+    await pivot(filter, options.replaces ?? options.source, options.target, backing);
+    work.dismantled = true;
+  }
+  await tearDown(work);
+}
+
+/** Gives up everything; idempotent. */
+async function tearDown(work: Work): Promise<void> {
+  const { options, filter, block, targetUse, mirror } = work;
+  if (mirror.bitmap.node.dirtyBitmaps.all.has(mirror.bitmap)) releaseBitmap(mirror.bitmap);
+  await removeJobNodes(block);
+  await targetUse.close();
+  if (!work.dismantled) {
+    work.dismantled = true;
+    await dismantle(options.source, filter);
+  }
+  endSection(work);
+}
