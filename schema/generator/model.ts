@@ -102,6 +102,7 @@ const MODULE_ORDER = [
   'job',
   'block-job',
   'transaction',
+  'mirror',
   'block-export',
   'char',
   'control',

@@ -287,7 +287,7 @@ function nodeSettings(
     );
   }
   const given = options['node-name'];
-  if (given !== undefined) checkName(layer, String(given));
+  if (given !== undefined) checkNodeName(layer, String(given));
   const settings: NodeSettings = {
     name: given === undefined ? layer.generateName() : String(given),
     options: Object.fromEntries(Object.entries(options).filter(([key]) => !COMMON_OPTIONS.has(key))),
@@ -316,8 +316,8 @@ function flag(own: unknown, inherited: boolean | undefined): boolean {
   return typeof own === 'boolean' ? own : (inherited ?? false);
 }
 
-/** Node names: a letter, then letters, digits, '-', '.', '_'. */
-function checkName(layer: BlockLayer, name: string): void {
+/** Throws unless a new node may be given the name. Node names: a letter, then letters, digits, '-', '.', '_'. */
+export function checkNodeName(layer: BlockLayer, name: string): void {
   if (!/^[A-Za-z][A-Za-z0-9._-]*$/.test(name)) throw new BlockError(`Invalid node-name: '${name}'`);
   checkNameFree(layer, name);
   if (Buffer.byteLength(name) > NODE_NAME_MAX) throw new BlockError('Node name too long');

@@ -12,6 +12,7 @@ import { controlCommands } from './control.ts';
 import { internalSnapshotCommands } from './internal-snapshot.ts';
 import { introspectCommands } from './introspect.ts';
 import { jobCommands } from './job.ts';
+import { mirrorCommands } from './mirror.ts';
 import { qomCommands } from './qom.ts';
 import { transactionCommands } from './transaction.ts';
 
@@ -26,6 +27,7 @@ export const commandTable: Handlers<CommandContext> = {
   ...internalSnapshotCommands,
   ...introspectCommands,
   ...jobCommands,
+  ...mirrorCommands,
   ...qomCommands,
   ...transactionCommands,
 };

@@ -171,7 +171,7 @@ export function cancelJob(job: Job, force: boolean, lock: JobLock): void {
 export function completeJob(job: Job, lock: JobLock): void {
   checkVerb(job, 'complete', lock);
   const { driver } = job;
-  if (job.pauseCount > 0 || job.cancelRequested || driver.complete === undefined) {
+  if (job.cancelRequested || driver.complete === undefined) {
     throw new BlockError(`The active block job '${job.id}' cannot be completed`);
   }
   unlocked(job.table, lock, () => driver.complete?.(job));

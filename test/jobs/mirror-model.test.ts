@@ -9,12 +9,14 @@ import { allocateIoMemory, vectorOf } from '../../src/aio/memory.ts';
 import { wrapped } from '../../src/block/callbacks.ts';
 import { createBitmap } from '../../src/block/dirty-bitmap.ts';
 import { type BlockDriver, Req } from '../../src/block/driver.ts';
+import { changeGraph } from '../../src/block/graph-change.ts';
 import { BlockLayer } from '../../src/block/layer.ts';
-import type { BlockNode, RootParent } from '../../src/block/node.ts';
+import type { BlockChild, BlockNode, RootParent } from '../../src/block/node.ts';
 import { addNode } from '../../src/block/open.ts';
+import type { MirrorTopNode } from '../../src/drivers/filters/mirror-top.ts';
 import { E } from '../../src/errors/errno.ts';
 import { ioError } from '../../src/errors/error.ts';
-import { attachEdges, dismantle, insertFilter, pivot, setCopyMode } from '../../src/jobs/mirror/graph.ts';
+import { dismantle, insertFilter, jobNodes, pivot, setCopyMode } from '../../src/jobs/mirror/graph.ts';
 import { firstRound } from '../../src/jobs/mirror/init.ts';
 import { type LoopControl, mirrorLoop } from '../../src/jobs/mirror/loop.ts';
 import { type CopyMode, createMirror, type Mirror } from '../../src/jobs/mirror/state.ts';
@@ -59,6 +61,23 @@ function restingParent(mirror: () => Mirror | null): Rest {
     },
   };
   return rest;
+}
+
+/** Takes the nodes as the job does; the result lets go of them. The filter is held besides. */
+async function takeNodes(
+  source: BlockNode,
+  target: BlockNode,
+  filter: MirrorTopNode,
+  root: RootParent,
+): Promise<() => Promise<void>> {
+  const { layer } = source;
+  layer.hold(filter as unknown as BlockNode);
+  const edges: BlockChild[] = [];
+  for (const { name, node, permissions } of jobNodes(source, target, filter))
+    edges.push(await layer.attachChild({ kind: 'root', root }, name, 0, node, permissions));
+  return async () => {
+    for (const edge of edges) await changeGraph(layer, [], (graph) => graph.detach(edge));
+  };
 }
 
 interface Run {
@@ -122,7 +141,7 @@ async function runMirror({
   expect(backend.nodeName).toBe('f');
   let mirror: Mirror | null = null;
   const rest = restingParent(() => mirror);
-  const graph = await attachEdges(source, target, filter, { job: rest.parent, backend: rest.parent });
+  const release = await takeNodes(source, target, filter, rest.parent);
   const errors: string[] = [];
   mirror = createMirror({
     source,
@@ -205,7 +224,9 @@ async function runMirror({
   expect(working.failure).toBeNull();
   expect(section).not.toBeNull();
   expect(b.data.equals(a.data)).toBe(true);
-  await pivot(graph, source);
+  await release();
+  await pivot(filter, source, target);
+  await layer.release(filter as unknown as BlockNode);
   section!.end();
   expect(backend.nodeName).toBe('t');
   expect(layer.findNode('f')).toBeNull();
@@ -259,9 +280,11 @@ test('a job that is given up leaves the graph as it was', async () => {
   const filter = await insertFilter(source, null);
   expect(filter.implicit).toBe(true);
   const { parent } = restingParent(() => null);
-  const graph = await attachEdges(source, target, filter, { job: parent, backend: parent });
+  const release = await takeNodes(source, target, filter, parent);
   expect(shape()).not.toBe(before);
-  await dismantle(graph);
+  await dismantle(source, filter);
+  await release();
+  await layer.release(filter as unknown as BlockNode);
   expect(shape()).toBe(before);
   await wrapped.flush(source);
   layer.engine.close();

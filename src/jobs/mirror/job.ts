@@ -11,7 +11,12 @@ import type { BlockdevOnError } from '../../../schema/generated/types.ts';
 import type { BlockBackend } from '../../block/backend.ts';
 import { infoOrNull } from '../../block/callbacks.ts';
 import { cowChild, skipFilters } from '../../block/chain.ts';
-import { createBitmap, type DirtyBitmap, defaultGranularity, releaseBitmap } from '../../block/dirty-bitmap.ts';
+import {
+  createBitmap,
+  type DirtyBitmap,
+  defaultGranularity,
+  releaseBitmap,
+} from '../../block/dirty-bitmap.ts';
 import type { DrainedSection } from '../../block/drain.ts';
 import type { BlockNode } from '../../block/node.ts';
 import type { MirrorTopNode } from '../../drivers/filters/mirror-top.ts';
@@ -261,15 +266,15 @@ async function prepare(work: Work): Promise<void> {
   await tearDown(work);
 }
 
-/** Gives up everything; idempotent. */
+/** Gives up everything; idempotent. The filter goes first: until then users may write to the target through it. */
 async function tearDown(work: Work): Promise<void> {
   const { options, filter, block, targetUse, mirror } = work;
-  if (mirror.bitmap.node.dirtyBitmaps.all.has(mirror.bitmap)) releaseBitmap(mirror.bitmap);
-  await removeJobNodes(block);
-  await targetUse.close();
   if (!work.dismantled) {
     work.dismantled = true;
     await dismantle(options.source, filter);
   }
+  await removeJobNodes(block);
+  await targetUse.close();
+  if (mirror.bitmap.node.dirtyBitmaps.all.has(mirror.bitmap)) releaseBitmap(mirror.bitmap);
   endSection(work);
 }

@@ -1,0 +1,185 @@
+/** Commands of schema/mirror.json: mirror jobs to a node, or to a file that is made or opened. */
+
+import type { Commands } from '../../schema/generated/types.ts';
+import { cowChild, filteredChild, skipFilters } from '../block/chain.ts';
+import { nodeFilename } from '../block/filename.ts';
+import { absoluteBackingName } from '../block/image-name.ts';
+import type { BlockLayer } from '../block/layer.ts';
+import type { BlockNode } from '../block/node.ts';
+import { checkOperation } from '../block/op-blockers.ts';
+import { checkNodeName, openImage } from '../block/open.ts';
+import { BlockError } from '../errors/error.ts';
+import { type MirrorOptions, startMirror } from '../jobs/mirror/job.ts';
+import type { Handlers } from '../qmp/dispatch.ts';
+import type { CommandContext } from './context.ts';
+import { makeImage } from './new-image.ts';
+
+type BlockdevMirror = Commands['blockdev-mirror']['args'];
+type DriveMirror = Commands['drive-mirror']['args'];
+
+const GRANULARITY_MIN_BYTES = 512;
+const GRANULARITY_MAX_BYTES = 64 * 1024 * 1024;
+
+function findNode(layer: BlockLayer, name: string): BlockNode {
+  const node = layer.findNode(name);
+  if (node === null) throw new BlockError(`Cannot find device='${name}' nor node-name='${name}'`);
+  return node;
+}
+
+/** The source: other nodes must not use it, nor a job. */
+function findSource(layer: BlockLayer, name: string): BlockNode {
+  const node = findNode(layer, name);
+  const inUse = node.parents.some(({ parent }) => parent.kind === 'node' || parent.root.staysAtNode);
+  if (inUse) throw new BlockError('Need a root block node');
+  checkOperation(node, 'mirror-source');
+  return node;
+}
+
+/** Whether `node` shows nothing but what `below` holds, whatever happens: filters do, and a quorum of its children. */
+function showsContentOf(node: BlockNode, below: BlockNode): boolean {
+  if (node === below) return true;
+  if (node.driver.name === 'quorum') return node.children.some((edge) => showsContentOf(edge.node, below));
+  const filtered = filteredChild(node);
+  return filtered !== null && showsContentOf(filtered.node, below);
+}
+
+/** The node that is replaced in the end; null: the source itself. */
+function findReplaced(layer: BlockLayer, source: BlockNode, name: string | undefined): BlockNode | null {
+  if (name === undefined) return null;
+  const node = layer.findNode(name);
+  if (node === null) throw new BlockError(`Failed to find node with node-name='${name}'`);
+  checkOperation(node, 'replace');
+  if (!showsContentOf(source, node)) {
+    throw new BlockError(
+      `Cannot replace '${name}' by a node mirrored from '${source.name}', because it cannot be guaranteed that doing ` +
+        'so would not lead to an abrupt change of visible data',
+    );
+  }
+  if (node.totalBytes !== source.totalBytes)
+    throw new BlockError('cannot replace image with a mirror image of different size');
+  return node;
+}
+
+function checkGranularity(bytes: number): void {
+  if (bytes === 0) return;
+  if (bytes < GRANULARITY_MIN_BYTES || bytes > GRANULARITY_MAX_BYTES)
+    throw new BlockError("Parameter 'granularity' expects a value in range [512B, 64MB]");
+  if (!Number.isInteger(Math.log2(bytes)))
+    throw new BlockError("Parameter 'granularity' expects a power of 2");
+}
+
+/** What both commands have in common: their checks, and the job. */
+async function mirror(
+  { layer, jobs }: CommandContext,
+  given: BlockdevMirror | DriveMirror,
+  source: BlockNode,
+  target: BlockNode,
+  own: Pick<MirrorOptions, 'unmap' | 'filterName' | 'backing'> & { readonly zeroTarget: boolean },
+): Promise<void> {
+  const { granularity = 0, 'buf-size': bufferBytes = 0, sync } = given;
+  checkGranularity(granularity);
+  checkOperation(target, 'mirror-target');
+  const base = cowChild(skipFilters(source))?.node ?? null;
+  const isTop = sync === 'top' && base !== null;
+  const replaces = findReplaced(layer, source, given.replaces);
+  if (sync === 'incremental' || sync === 'bitmap') throw new BlockError(`Sync mode '${sync}' not supported`);
+  if (source === target) throw new BlockError("Can't mirror node into itself");
+  if (bufferBytes < 0) throw new BlockError("Invalid parameter 'buf-size'");
+  if (own.filterName !== null) checkNodeName(layer, own.filterName);
+  const job = await startMirror(jobs, {
+    ...own,
+    id: given['job-id'] ?? '',
+    source,
+    target,
+    replaces,
+    round: sync === 'none' ? null : { base: isTop ? base : null, zeroTarget: own.zeroTarget && !isTop },
+    granularityBytes: granularity,
+    bufferBytes,
+    speed: given.speed ?? 0,
+    copyMode: given['copy-mode'] ?? 'background',
+    onSourceError: given['on-source-error'] ?? 'report',
+    onTargetError: given['on-target-error'] ?? 'report',
+    autoFinalize: given['auto-finalize'] ?? true,
+    autoDismiss: given['auto-dismiss'] ?? true,
+  });
+  await job.whenDetached;
+}
+
+/** Opens the target of drive-mirror, after making it when it is to be made. The caller holds it until it is in use. */
+async function openTarget(layer: BlockLayer, given: DriveMirror, source: BlockNode): Promise<BlockNode> {
+  const { target: filename, mode = 'absolute-paths', sync } = given;
+  const image = skipFilters(source);
+  const format = given.format ?? (mode === 'existing' ? null : source.driver.name);
+  if (given.replaces !== undefined && given['node-name'] === undefined)
+    throw new BlockError('a node-name must be provided when replacing a named node of the graph');
+  if (mode === 'absolute-paths') {
+    const backing = sync === 'top' ? (cowChild(image)?.node ?? null) : sync === 'none' ? source : null;
+    await makeImage(layer, {
+      filename,
+      format: format!,
+      sizeBytes: source.totalBytes,
+      backing:
+        backing === null
+          ? null
+          : { filename: nodeFilename(backing), format: skipFilters(backing).driver.name },
+    });
+  }
+  const known = format === null ? null : layer.drivers[format];
+  const hasBacking = known?.supportsBacking === true && (sync !== 'full' || mode === 'existing');
+  const { cache } = source.settings;
+  return openImage(layer, filename, format, {
+    ...(given['node-name'] !== undefined && { 'node-name': given['node-name'] }),
+    ...(hasBacking && { backing: null }),
+    ...((cache.direct || cache.noFlush) && { cache: { direct: cache.direct, 'no-flush': cache.noFlush } }),
+    ...(given.unmap !== false && { discard: 'unmap' }),
+  });
+}
+
+/** What is below the target of drive-mirror in the end. */
+async function targetBacking(
+  layer: BlockLayer,
+  { mode, sync }: DriveMirror,
+  source: BlockNode,
+  target: BlockNode,
+): Promise<BlockNode | null> {
+  const image = skipFilters(target);
+  if (image.driver.supportsBacking !== true) return null;
+  if (mode === 'existing') {
+    const named = image.driver.backingName?.(image) ?? null;
+    if (named === null) return null;
+    return openImage(layer, absoluteBackingName(image, named.filename), named.format, { 'read-only': true });
+  }
+  if (sync === 'none') return source;
+  return sync === 'top' ? (cowChild(skipFilters(source))?.node ?? null) : null;
+}
+
+export const mirrorCommands = {
+  'blockdev-mirror': async (context, given) => {
+    const source = findSource(context.layer, given.device);
+    const target = findNode(context.layer, given.target);
+    await mirror(context, given, source, target, {
+      unmap: true,
+      filterName: given['filter-node-name'] ?? null,
+      zeroTarget: given.sync === 'full',
+    });
+    return {};
+  },
+  'drive-mirror': async (context, given) => {
+    const { layer } = context;
+    const source = findSource(layer, given.device);
+    const target = await openTarget(layer, given, source);
+    layer.hold(target);
+    try {
+      await mirror(context, given, source, target, {
+        unmap: given.unmap ?? true,
+        filterName: null,
+        // A new file reads as zeroes.
+        zeroTarget: given.sync === 'full' && given.mode === 'existing',
+        backing: () => targetBacking(layer, given, source, target),
+      });
+    } finally {
+      await layer.release(target);
+    }
+    return {};
+  },
+} satisfies Handlers<CommandContext, 'blockdev-mirror' | 'drive-mirror'>;

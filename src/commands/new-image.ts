@@ -1,0 +1,29 @@
+/** Images that commands make for their own use, by file name and format, as the image tools do. */
+
+import type { BlockLayer } from '../block/layer.ts';
+import { BlockError } from '../errors/error.ts';
+
+export interface NewImage {
+  readonly filename: string;
+  readonly format: string;
+  readonly sizeBytes: number;
+  /** What the image names as its backing image. */
+  readonly backing?: { readonly filename: string; readonly format: string } | null;
+}
+
+/** Makes the file and the image in it. Throws in the words of the original. */
+export async function makeImage(layer: BlockLayer, image: NewImage): Promise<void> {
+  const { filename, format, sizeBytes, backing = null } = image;
+  const driver = layer.drivers[format];
+  if (driver === undefined) throw new BlockError(`Unknown file format '${format}'`);
+  const { creation } = driver;
+  if (creation === undefined)
+    throw new BlockError(`Format driver '${format}' does not support image creation`);
+  if (backing !== null && !creation.options.some(({ name }) => name === 'backing_file'))
+    throw new BlockError(`Backing file not supported for file format '${format}'`);
+  const values = {
+    size: BigInt(sizeBytes).toString(),
+    ...(backing !== null && { backing_file: backing.filename, backing_fmt: backing.format }),
+  };
+  await creation.createFile(layer, filename, values, { update: () => undefined });
+}
