@@ -4,7 +4,7 @@
  * One node's own answer is coBlockStatus (io-size.ts). As there, functions run under the graph read lock.
  */
 
-import { chainChild } from './chain.ts';
+import { chainChild, cowChild } from './chain.ts';
 import { type BlockStatus, Status } from './driver.ts';
 import type { GraphReadGuard } from './graph-lock.ts';
 import { coBlockStatus } from './io-size.ts';
@@ -17,7 +17,7 @@ export interface ChainStatus extends BlockStatus {
 
 /** The image below a node that shows where the node has nothing; null when there is none. */
 export function backingOf(node: BlockNode): BlockNode | null {
-  return node.child('backing')?.node ?? null;
+  return cowChild(node)?.node ?? null;
 }
 
 /** What is looked at when a node decides nothing: its backing image or, for a filter, what it filters. */

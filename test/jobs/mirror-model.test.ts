@@ -180,6 +180,7 @@ async function runMirror({
       ready = true;
     },
     mustEnd: () => ended,
+    letCommandReturn: turn,
   };
 
   /** Writes and reads of users; every read shows the last write. */

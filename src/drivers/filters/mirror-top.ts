@@ -9,6 +9,7 @@
 import type { IoVector } from '../../aio/memory.ts';
 import { co, sync } from '../../block/callbacks.ts';
 import { type BlockDriver, Perm, Req, Status } from '../../block/driver.ts';
+import { nodeFilename } from '../../block/filename.ts';
 import type { GraphReadGuard } from '../../block/graph-lock.ts';
 import type { BlockNode } from '../../block/node.ts';
 
@@ -36,6 +37,7 @@ export const mirrorTop: BlockDriver<MirrorTopState> = {
   supportedWriteFlags: Req.fua | Req.writeUnchanged,
   supportedZeroFlags: Req.fua | Req.mayUnmap | Req.noFallback | Req.writeUnchanged,
   open: async () => ({ writes: null }),
+  exactFilename: (node) => nodeFilename(source(node)),
   childPermissions(node, _roles, wanted) {
     // Nobody but the filter would tell the job of writes to the source.
     const unseen = node.state.writes === null ? 0 : Perm.write | Perm.writeUnchanged;

@@ -7,6 +7,7 @@
  */
 
 import { totalmem } from 'node:os';
+import { setImmediate as nextTurn } from 'node:timers/promises';
 import type { BlockdevOnError } from '../../../schema/generated/types.ts';
 import type { BlockBackend } from '../../block/backend.ts';
 import { infoOrNull } from '../../block/callbacks.ts';
@@ -54,6 +55,8 @@ const DEFAULT_BUFFER_BYTES = 16 * 1024 * 1024;
 /** Data one copy moves at most: enough for disks, and not so much that users wait for it. */
 const COPY_MAX_BYTES = 1024 * 1024;
 const COPIES_MAX = 16;
+/** Turns of the event loop in which a command that woke the job is answered. */
+const COMMAND_TURNS = 4;
 
 export interface MirrorOptions {
   readonly id: string;
@@ -181,7 +184,7 @@ function buildMirror(
     copyBytes,
     maxCopies: Math.min(Math.max(Math.floor(bufferBytes / copyBytes), 1), COPIES_MAX),
     unmap: options.unmap,
-    keepsHoles: options.round?.base === null && !namesBacking,
+    keepsHoles: image.driver.supportsBacking !== true,
     copyMode: 'background',
     host: {
       onError: (isRead, error) =>
@@ -203,6 +206,9 @@ function controlOf({ job, rate }: BlockJob, work: () => Work): LoopControl {
     isReady: () => isReady(job),
     becomeReady: () => becomeReady(job),
     mustEnd: () => work().shouldComplete || isCancelRequested(job),
+    letCommandReturn: async () => {
+      for (let turn = 0; turn < COMMAND_TURNS; turn++) await nextTurn();
+    },
   };
 }
 

@@ -33,6 +33,8 @@ export interface LoopControl {
   becomeReady(): void;
   /** The user wants an end: by completion, or by a cancellation that keeps the copy. */
   mustEnd(): boolean;
+  /** The job begins to end because of a command: lets it be answered before. */
+  letCommandReturn(): Promise<void>;
 }
 
 /** How often an idle job looks for new writes. */
@@ -54,6 +56,7 @@ export async function mirrorLoop(mirror: Mirror, control: LoopControl): Promise<
   for (;;) {
     if (mirror.failure !== null || control.isCancelled()) {
       await atRest(mirror);
+      if (mirror.failure === null) await control.letCommandReturn();
       return null;
     }
     if (control.mustPause()) {
@@ -78,6 +81,7 @@ export async function mirrorLoop(mirror: Mirror, control: LoopControl): Promise<
         continue;
       }
       if (control.mustEnd()) {
+        await control.letCommandReturn();
         await atRest(mirror);
         const section = await settle(mirror, control);
         if (section !== null) return section;

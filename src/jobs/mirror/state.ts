@@ -59,7 +59,7 @@ export interface Mirror {
   readonly maxCopies: number;
   /** Zeroes may become holes of the target. */
   readonly unmap: boolean;
-  /** Zeroes need not be written where the target has a hole: nothing will ever show through it. */
+  /** Zeroes need not be written where the target has a hole: there is no backing image that could show through it. */
   readonly keepsHoles: boolean;
   readonly host: MirrorHost;
 
