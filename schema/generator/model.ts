@@ -99,6 +99,7 @@ const MODULE_ORDER = [
   'block-core',
   'test-drivers',
   'copy-before-write',
+  'block-graph',
   'job',
   'block-job',
   'transaction',

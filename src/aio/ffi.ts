@@ -29,6 +29,7 @@ const cPwritev = libc.func('pwritev', 'int64', ['int', 'uintptr_t', 'int', 'int6
 const cFallocate = libc.func('fallocate64', 'int', ['int', 'int', 'int64', 'int64']);
 const cLseek = libc.func('lseek64', 'int64', ['int', 'int64', 'int']);
 const cFcntl = libc.func('fcntl', 'int', ['int', 'int', '...']);
+const cDup3 = libc.func('dup3', 'int', ['int', 'int', 'int']);
 const cIoctl = libc.func('ioctl', 'int', ['int', 'ulong', '...']);
 const cPosixFadvise = libc.func('posix_fadvise64', 'int', ['int', 'int64', 'int64', 'int']);
 
@@ -123,6 +124,12 @@ export function dropPageCache(fd: number): number {
 export function dupFd(fd: number): number {
   const F_DUPFD_CLOEXEC = 1030;
   return negErrno(cFcntl(fd, F_DUPFD_CLOEXEC, 'int', 0));
+}
+
+/** Lets the descriptor `to` mean what `from` means, in one step; what it meant is closed. Returns `to` or -errno. */
+export function dupOnto(from: number, to: number): number {
+  const O_CLOEXEC = 0o2000000;
+  return negErrno(cDup3(from, to, O_CLOEXEC));
 }
 
 /** Clears O_NONBLOCK on the open file description. 0 or -errno. */

@@ -12,6 +12,7 @@ import type { IoVector } from '../aio/memory.ts';
 import type { GraphReadGuard } from './graph-lock.ts';
 import type { BlockLayer } from './layer.ts';
 import type { BlockChild, BlockNode } from './node.ts';
+import type { ReopenCallbacks } from './reopen-driver.ts';
 import type { LocalPlace, SnapshotIo } from './snapshot-io.ts';
 
 // ---- permissions ---------------------------------------------------------------------------------------------
@@ -279,7 +280,7 @@ export interface MeasureSource {
   readonly bitmapGranularities?: readonly number[];
 }
 
-export interface BlockDriver<S = unknown> extends SnapshotIo<S> {
+export interface BlockDriver<S = unknown> extends ReopenCallbacks<S>, SnapshotIo<S> {
   readonly name: string;
   /** Bytes behind the end come into being as zeroes when something is written further on. */
   readonly growsWithZeroes?: boolean;

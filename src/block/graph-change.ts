@@ -31,6 +31,8 @@ export interface GraphChange {
   redirect(edge: BlockChild, node: BlockNode): void;
   /** What the node wants of its children has changed. */
   refresh(node: BlockNode): void;
+  /** What the callback has changed besides edges: `commit` runs when everything is settled, `undo` when it is not. */
+  also(step: { readonly commit?: () => void; readonly undo?: () => void }): void;
 }
 
 /** A parent without users takes nothing; what it takes later follows from theirs. */
@@ -69,6 +71,7 @@ async function drainAndChange<T>(
 
 function apply<T>(change: (graph: GraphChange) => T, touched: Set<BlockNode>, left: Set<BlockNode>): T {
   const undo: (() => void)[] = [];
+  const commit: (() => void)[] = [];
   const touch = (edge: BlockChild): void => {
     if (edge.parent.kind === 'node') touched.add(edge.parent.node);
     touched.add(edge.node);
@@ -129,10 +132,15 @@ function apply<T>(change: (graph: GraphChange) => T, touched: Set<BlockNode>, le
       });
     },
     refresh: (node) => void touched.add(node),
+    also(step) {
+      if (step.commit !== undefined) commit.push(step.commit);
+      if (step.undo !== undefined) undo.push(step.undo);
+    },
   };
   try {
     const value = change(graph);
     refreshPermissions([...touched]);
+    for (const step of commit) step();
     return value;
   } catch (error) {
     for (const step of undo.reverse()) step();

@@ -2,7 +2,7 @@
  * Nodes and edges of the block graph: the records, and nothing that acts on them.
  *
  * Who may touch what:
- * - identity and options of a node: set when it is opened, constant afterwards;
+ * - identity of a node: set when it is opened, constant afterwards; its options change when it is reopened;
  * - edges (`children`, `parents`, an edge's `node`): changed under the graph write lock, read under the read lock;
  * - permissions of an edge: changed by permissions.ts only, on the monitor side;
  * - request state (`inFlight`, `tracked`, `quiesced`): owned by io.ts and drain.ts.
@@ -13,6 +13,7 @@ import { createBitmapTable, type DirtyBitmapTable } from './dirty-bitmap.ts';
 import { type BlockDriver, type BlockLimits, type DriverOptions, Role } from './driver.ts';
 import { checkedList, debuggingGraph } from './graph-debug.ts';
 import type { BlockLayer } from './layer.ts';
+import type { FlatOptions } from './node-options.ts';
 import type { OpBlocker } from './op-blockers.ts';
 import type { TrackedList } from './tracked.ts';
 import { createTrackedList } from './tracked.ts';
@@ -84,11 +85,19 @@ export class BlockNode<S = unknown> {
   readonly layer: BlockLayer;
   readonly driver: BlockDriver<S>;
   readonly name: string;
-  readonly settings: NodeSettings;
+  /** Replaced as a whole, under the graph write lock, when the node is reopened. */
+  settings: NodeSettings;
+  /** Options the user gave this node itself, and those with what it inherited; owned by open.ts and reopen.ts. */
+  optionsGiven: FlatOptions = {};
+  optionsInEffect: FlatOptions = {};
+  /** The node that defines this one inline, and passes options on to it. */
+  inheritsFrom: BlockNode | null = null;
   /** Set by the driver's open; valid from then until close. */
   state!: S;
   /** May turn true while opening (auto-read-only). */
   readOnly: boolean;
+  /** A reopening is about to make it read-only: users that write are in the way. */
+  turnsReadOnly = false;
   /** The monitor holds a reference: the node was made by blockdev-add itself. */
   monitorOwned = false;
   /** References of code that needs the node for a while; see BlockLayer.hold. */

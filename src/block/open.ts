@@ -20,6 +20,7 @@ import { absoluteBackingName, probeFormat, protocolOptions } from './image-name.
 import { coRefreshLength } from './io-size.ts';
 import type { BlockLayer } from './layer.ts';
 import { type BlockChild, BlockNode, type NodeSettings, refreshLimits } from './node.ts';
+import { checkDetectZeroes, recordOptions } from './node-options.ts';
 import { refreshPermissions } from './permissions.ts';
 
 /** Longest node name, without the terminator the original counts. */
@@ -90,6 +91,7 @@ async function openNode(
     refreshLimits(node);
     // What a node takes on its children may depend on the options its driver has read by now.
     await layer.graphLock.withWrite(() => refreshPermissions([node]));
+    recordOptions(node, options);
     await driver.afterOpen?.(node);
     checkNameFree(layer, settings.name);
     layer.register(node);
@@ -133,6 +135,7 @@ async function openChild(
     node = found;
   } else {
     node = await openNode(layer, reference as DriverOptions, inherited, depth + 1);
+    node.inheritsFrom = parent;
   }
   try {
     return await layer.attachChild({ kind: 'node', node: parent }, name, roles, node);
@@ -301,11 +304,7 @@ function nodeSettings(
       noFlush: flag(cache?.['no-flush'], inherited?.cache.noFlush),
     },
   };
-  if (settings.detectZeroes === 'unmap' && !settings.discardUnmap) {
-    throw new BlockError(
-      'setting detect-zeroes to unmap is not allowed without setting discard operation to unmap',
-    );
-  }
+  checkDetectZeroes(settings);
   if (settings.forceShare && !settings.readOnly) {
     throw new BlockError('force-share=on can only be used with read-only images');
   }

@@ -67,6 +67,14 @@ interface SavedEdge {
 /** A resize of a read-only node is refused by the resize itself, after the driver's locks had their say. */
 const MODIFYING = Perm.write | Perm.writeUnchanged;
 
+function readOnlyError(node: BlockNode): BlockError {
+  return new BlockError(
+    node.turnsReadOnly
+      ? `Read-only block node '${node.name}' cannot support read-write users`
+      : 'Block node is read-only',
+  );
+}
+
 /** What `edge`'s parent node takes on it, given what the parent's own users want. */
 function childPermissions(node: BlockNode, edge: BlockChild): PermissionPair {
   const wanted = cumulativePermissions(node);
@@ -101,7 +109,7 @@ export function refreshPermissions(nodes: readonly BlockNode[]): void {
     for (const node of order) {
       const { perm } = cumulativePermissions(node);
       checkConflicts(node);
-      if ((perm & MODIFYING) !== 0 && node.readOnly) throw new BlockError('Block node is read-only');
+      if ((perm & MODIFYING) !== 0 && node.readOnly) throw readOnlyError(node);
       for (const edge of node.children) {
         const pair = childPermissions(node, edge);
         saved.push({ edge, perm: edge.perm, shared: edge.shared });

@@ -6,6 +6,7 @@ import { blockCoreCommands } from './block-core.ts';
 import { blockCreateCommands } from './block-create.ts';
 import { blockExportCommands } from './block-export.ts';
 import { blockJobCommands } from './block-job.ts';
+import { blockGraphCommands } from './block-graph.ts';
 import { charCommands } from './char.ts';
 import type { CommandContext } from './context.ts';
 import { controlCommands } from './control.ts';
@@ -22,6 +23,7 @@ export const commandTable: Handlers<CommandContext> = {
   ...blockCreateCommands,
   ...blockExportCommands,
   ...blockJobCommands,
+  ...blockGraphCommands,
   ...charCommands,
   ...controlCommands,
   ...internalSnapshotCommands,

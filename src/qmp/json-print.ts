@@ -3,8 +3,8 @@
  * one item a line with four spaces for each level (lines end in CRLF).
  */
 
+import { writeOrder } from '../errors/member-order.ts';
 import { JsonFloat } from './json-value.ts';
-import { writeOrder } from './member-order.ts';
 
 const SHORT_ESCAPES: Readonly<Record<string, string>> = {
   '"': '\\"',

@@ -7,7 +7,7 @@
  */
 
 import { BlockError } from '../errors/error.ts';
-import { writeOrder } from './member-order.ts';
+import { writeOrder } from '../errors/member-order.ts';
 
 /** A tree of strings; objects have no prototype. */
 export type KeyvalValue = string | readonly KeyvalValue[] | KeyvalObject;

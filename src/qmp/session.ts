@@ -13,11 +13,11 @@
  */
 
 import { BlockError } from '../errors/error.ts';
+import { writeOrder } from '../errors/member-order.ts';
 import { commandNotFound, type Dispatcher } from './dispatch.ts';
 import { type JsonItem, JsonReader } from './json-parse.ts';
 import { printJson, printJsonPretty } from './json-print.ts';
 import { isJsonObject, type JsonObject, type JsonValue } from './json-value.ts';
-import { writeOrder } from './member-order.ts';
 import { VERSION_INFO } from './version.ts';
 
 export interface SessionOptions {

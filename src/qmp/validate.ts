@@ -16,10 +16,10 @@ import type {
 import { VALIDATORS } from '../../schema/generated/validators.js';
 import { COMMAND_ARGUMENTS } from '../../schema/generated/visitor-tables.ts';
 import { BlockError } from '../errors/error.ts';
+import { reportOrder } from '../errors/member-order.ts';
 import { JsonError, parseJsonText } from './json-parse.ts';
 import type { JsonValue } from './json-value.ts';
 import { parseKeyval } from './keyval.ts';
-import { reportOrder } from './member-order.ts';
 import { visit } from './visitor.ts';
 
 export type CommandName = keyof Commands;

@@ -10,8 +10,8 @@
 
 import { VISITOR_TYPES, type VisitorType } from '../../schema/generated/visitor-tables.ts';
 import { assert, BlockError } from '../errors/error.ts';
+import { reportOrder } from '../errors/member-order.ts';
 import { JsonFloat } from './json-value.ts';
-import { reportOrder } from './member-order.ts';
 
 export type VisitMode = 'json' | 'keyval';
 

@@ -199,6 +199,7 @@ export const blkdebug: BlockDriver<BlkdebugState> = {
     return { ...(config !== '' && { config }), 'x-image': rest.slice(colon + 1) };
   },
   open,
+  reopenPrepare: async () => undefined,
   exactFilename(node) {
     const { options } = node.settings;
     if (STRONG_OPTIONS.some((name) => name !== 'config' && options[name] !== undefined)) return null;

@@ -8,16 +8,24 @@
 
 import { copyFromVector, type IoVector, sliceVector } from '../../aio/memory.ts';
 import { co, sync } from '../../block/callbacks.ts';
-import { type BlockDriver, type OpenContext, Perm, Req, Role, Status } from '../../block/driver.ts';
+import {
+  type BlockDriver,
+  type DriverOptions,
+  type OpenContext,
+  Perm,
+  Req,
+  Role,
+  Status,
+} from '../../block/driver.ts';
 import { type BlockNode, refreshLimits } from '../../block/node.ts';
 import { E } from '../../errors/errno.ts';
 import { BlockError, ioError } from '../../errors/error.ts';
 import { createProtocolFile } from '../protocols/protocol-create.ts';
 
 interface RawState {
-  readonly offset: number;
+  offset: number;
   /** Bytes of the window; null: up to the end of the file, growing with it. */
-  readonly size: number | null;
+  size: number | null;
   /** Nobody said that the image is raw: it must not come to look like another format. */
   probed: boolean;
 }
@@ -26,9 +34,13 @@ interface RawState {
 const PROBED_BYTES = 512;
 
 async function open(_node: BlockNode<RawState>, context: OpenContext): Promise<RawState> {
-  const options = context.options as { readonly offset?: number; readonly size?: number };
   const file = await context.openChild('file', Role.data | Role.primary, true);
-  const fileBytes = file!.node.totalBytes;
+  return { ...windowOf(context.options, file!.node.totalBytes), probed: false };
+}
+
+/** The window that the options ask for; throws when it is not inside the file. */
+function windowOf(given: DriverOptions, fileBytes: number): Pick<RawState, 'offset' | 'size'> {
+  const options = given as { readonly offset?: number; readonly size?: number };
   for (const name of ['offset', 'size'] as const) {
     if ((options[name] ?? 0) < 0)
       throw new BlockError(`Parameter '${name}' expects a non-negative number below 2^64`);
@@ -47,7 +59,7 @@ async function open(_node: BlockNode<RawState>, context: OpenContext): Promise<R
     }
     if (options.size % 512 !== 0) throw new BlockError('Specified size is not multiple of 512');
   }
-  return { offset, size: options.size ?? null, probed: false };
+  return { offset, size: options.size ?? null };
 }
 
 /** The file's node and the place of a range of ours in it. */
@@ -83,6 +95,11 @@ export const raw: BlockDriver<RawState> = {
     createFile: createProtocolFile,
   },
   open,
+  mutableOptions: { offset: 'resets', size: 'resets' },
+  reopenPrepare: async (_node, { options, child }) => windowOf(options, child('file')!.totalBytes),
+  reopenCommit(node, prepared) {
+    Object.assign(node.state, prepared as Pick<RawState, 'offset' | 'size'>);
+  },
   childPermissions(node, _roles, wanted) {
     // Before `state` is there the node is being opened and has no users.
     const window = node.state as RawState | undefined;

@@ -21,6 +21,7 @@ import {
 import type { BlockNode } from '../../block/node.ts';
 import { E } from '../../errors/errno.ts';
 import { ioError } from '../../errors/error.ts';
+import type { NewDescription } from './file-access.ts';
 import type { FileLocks } from './file-locks.ts';
 
 /** An inline write that takes longer has met dirty-page throttling. */
@@ -43,9 +44,14 @@ export interface FileState {
   readonly filename: string;
   readonly engine: AioEngine;
   readonly isDevice: boolean;
-  readonly direct: boolean;
+  /** How the file is open at present, and how it is about to be; owned by file-access.ts. */
+  writable: boolean;
+  direct: boolean;
+  next: NewDescription | null;
   readonly locks: FileLocks | null;
-  readonly inlineWrites: boolean;
+  /** The user's `aio` option allows requests within the turn. */
+  readonly mayInline: boolean;
+  inlineWrites: boolean;
   /** Reads may be tried without waiting; cleared when the file system cannot. */
   inlineReads: boolean;
   /** Reads that are not tried inline: the last one that was found the page cache empty. */
@@ -56,7 +62,7 @@ export interface FileState {
   /** performance.now() until which writes avoid the inline path. */
   avoidInlineUntilMs: number;
   /** Alignment of O_DIRECT requests and memory in bytes; 1 for buffered I/O. */
-  readonly alignment: number;
+  alignment: number;
   readonly stats: FileStats;
 }
 

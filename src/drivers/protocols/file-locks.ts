@@ -50,6 +50,19 @@ export class FileLocks {
     }
   }
 
+  /** Takes the locks of `wanted` through another description of the file too. Those of this one do not get in the way. */
+  copyTo(fd: number, { perm, shared }: PermissionPair): void {
+    for (const [base, bits] of [
+      [USE_BASE, perm],
+      [UNSHARE_BASE, Perm.all & ~shared],
+    ] as const) {
+      this.#each(bits, (index, bit) => {
+        const result = setOfdLock(fd, F_RDLCK, base + index, 1);
+        if (result < 0) throw this.#conflict(bit, base === UNSHARE_BASE, -result);
+      });
+    }
+  }
+
   /** Gives up every lock that `wanted` does not need. */
   settle({ perm, shared }: PermissionPair): void {
     const unshared = Perm.all & ~shared;

@@ -4,14 +4,13 @@
  * No format of their own. Options (QMP reference, BlockdevOptionsFile): filename, locking=auto|on|off,
  * aio=threads|native|io_uring, drop-cache, cache.direct (O_DIRECT), cache.no-flush; aio-max-batch and
  * x-check-cache-dropped are accepted and have nothing to act on.
- * Reads and writes are in file-io.ts, resizing in file-resize.ts, making new files in file-create.ts.
+ * Opening and reopening the descriptor is in file-access.ts, reads and writes are in file-io.ts, resizing in file-resize.ts, making new files in file-create.ts.
  * Holes: block status asks SEEK_DATA/SEEK_HOLE; discards and unmapping zero writes punch holes.
  */
 
-import { closeSync, constants, fstatSync, openSync, type Stats } from 'node:fs';
+import { closeSync, fstatSync, type Stats } from 'node:fs';
 import type { EngineKind } from '../../aio/engine.ts';
 import * as ffi from '../../aio/ffi.ts';
-import { allocateIoMemory } from '../../aio/memory.ts';
 import {
   type BlockDriver,
   type BlockLimits,
@@ -21,7 +20,17 @@ import {
   Status,
 } from '../../block/driver.ts';
 import { E } from '../../errors/errno.ts';
-import { BlockError, errnoError, errnoOf, ioError } from '../../errors/error.ts';
+import { BlockError, errnoError, ioError } from '../../errors/error.ts';
+import {
+  abortPermissions,
+  alignmentOf,
+  checkPermissions,
+  openDescription,
+  reopenAbort,
+  reopenPrepare,
+  setPermissions,
+  wantedAccess,
+} from './file-access.ts';
 import { fileCreation } from './file-create.ts';
 import { type FileNode, type FileState, flush, preadv, pwritev, tryPreadv, tryPwritev } from './file-io.ts';
 import { FileLocks, probeOfdLocks } from './file-locks.ts';
@@ -54,7 +63,9 @@ function makeOpen(driverName: string, accepts: (stat: Stats) => boolean, require
     const kind: EngineKind =
       options.aio === 'threads' ? 'threads' : options.aio === undefined ? context.engine.kind : 'io_uring';
     const engine = context.engineOf(kind);
-    const fd = openFile(node, filename, direct);
+    // Nobody uses the node yet.
+    const access = wantedAccess(node.settings, 0);
+    const fd = openDescription(filename, access);
     try {
       const stat = fstatSync(fd);
       if (!accepts(stat))
@@ -65,15 +76,17 @@ function makeOpen(driverName: string, accepts: (stat: Stats) => boolean, require
         filename,
         engine,
         isDevice,
-        direct,
+        ...access,
+        next: null,
         locks: openLocks(fd, filename, options.locking ?? 'auto'),
+        mayInline: options.aio !== 'threads',
         inlineWrites: !direct && options.aio !== 'threads',
         inlineReads: !direct && options.aio !== 'threads',
         skipInlineReads: 0,
         canPunchHole: true,
         canZeroRange: true,
         avoidInlineUntilMs: 0,
-        alignment: direct ? directAlignment(fd, isDevice) : 1,
+        alignment: alignmentOf(fd, direct, isDevice),
         stats: { discardOk: 0, discardFailed: 0, discardBytesOk: 0 },
       };
     } catch (error) {
@@ -83,50 +96,12 @@ function makeOpen(driverName: string, accepts: (stat: Stats) => boolean, require
   };
 }
 
-/** Opens as the node's options say; with auto-read-only a file that cannot be written is opened read-only. */
-function openFile(node: FileNode, filename: string, direct: boolean): number {
-  const flags = direct ? constants.O_DIRECT : 0;
-  const tryOpen = (access: number): number => {
-    try {
-      return openSync(filename, access | flags | O_CLOEXEC);
-    } catch (error) {
-      return -errnoOf(error);
-    }
-  };
-  let fd = tryOpen(node.readOnly ? constants.O_RDONLY : constants.O_RDWR);
-  if (
-    !node.readOnly &&
-    node.settings.autoReadOnly &&
-    (fd === -E.EACCES || fd === -E.EROFS || fd === -E.EPERM)
-  ) {
-    fd = tryOpen(constants.O_RDONLY);
-    if (fd >= 0) node.readOnly = true;
-  }
-  if (fd < 0) throw errnoError(`Could not open '${filename}'`, -fd);
-  return fd;
-}
-
-const O_CLOEXEC = 0o2000000;
-
 function openLocks(fd: number, filename: string, locking: 'auto' | 'on' | 'off'): FileLocks | null {
   if (locking === 'off') return null;
   const probe = probeOfdLocks(fd);
   if (probe === 0) return new FileLocks(fd, filename);
   if (locking === 'auto') return null;
   throw errnoError(`Image locking of '${filename}' is not possible`, -probe);
-}
-
-/** The smallest request O_DIRECT takes here: the device's block size, or what a read accepts. */
-function directAlignment(fd: number, isDevice: boolean): number {
-  if (isDevice) {
-    const sector = ffi.ioctlGetI32(fd, ffi.BLKSSZGET);
-    if (sector > 0) return sector;
-  }
-  const memory = allocateIoMemory(4096);
-  for (const alignment of [512, 1024, 2048, 4096]) {
-    if (ffi.pread(fd, memory.addr, alignment, 0) !== -E.EINVAL) return alignment;
-  }
-  return 4096;
 }
 
 async function close(node: FileNode): Promise<void> {
@@ -234,9 +209,12 @@ function fileDriver(
     creation: name === 'file' ? fileCreation : existingCreation(name),
     open: makeOpen(name, accepts, requirement),
     close,
-    checkPermissions: (node, wanted) => node.state?.locks?.acquire(wanted),
-    setPermissions: (node, wanted) => node.state?.locks?.settle(wanted),
-    abortPermissions: (node) => node.state?.locks?.rollback(),
+    mutableOptions: { 'drop-cache': 'refused', 'x-check-cache-dropped': 'resets' },
+    reopenPrepare,
+    reopenAbort,
+    checkPermissions,
+    setPermissions,
+    abortPermissions,
     refreshLimits(node, limits: BlockLimits) {
       limits.requestAlignment = node.state.alignment;
       limits.minMemAlignment = node.state.direct ? node.state.alignment : 1;

@@ -49,6 +49,7 @@ function nullDriver(name: 'null-co' | 'null-aio'): BlockDriver<NullState> {
     supportedZeroFlags: Req.fua | Req.mayUnmap,
     strongOptions: ['read-zeroes', 'size'],
     open,
+    reopenPrepare: async () => undefined,
     exactFilename({ settings: { options } }) {
       return options.size === undefined && options['read-zeroes'] === undefined ? `${name}://` : null;
     },

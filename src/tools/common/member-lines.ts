@@ -1,6 +1,6 @@
 /** Records as people read them: a line for each member, in the order of the original. */
 
-import { writeOrder } from '../../qmp/member-order.ts';
+import { writeOrder } from '../../errors/member-order.ts';
 
 /** Members as "name: value"; what has parts of its own stands below, indented. */
 export function memberLines(value: object, indent: string): string[] {
