@@ -104,6 +104,7 @@ const MODULE_ORDER = [
   'block-job',
   'transaction',
   'mirror',
+  'stream-commit',
   'block-export',
   'char',
   'control',

@@ -3,6 +3,7 @@
  * with the options that matter for the content.
  */
 
+import { Role } from './driver.ts';
 import type { BlockNode } from './node.ts';
 
 /** Options that change what a node's content is (or where it comes from), with the nested children's. */
@@ -15,8 +16,9 @@ function strongOptions(node: BlockNode): Record<string, unknown> {
   }
   const overridden = isBackingOverridden(node);
   if (overridden && node.child('backing') === null) options.backing = null;
-  for (const edge of node.children.filter(({ name }) => name === 'backing' && overridden))
-    options.backing = strongOptions(edge.node);
+  for (const { name, roles, node: below } of node.children)
+    if (name === 'backing' && (overridden || (roles & Role.filtered) !== 0))
+      options.backing = strongOptions(below);
   options.driver = node.driver.name;
   for (const edge of node.children.filter(({ name }) => name !== 'backing'))
     options[edge.name] = strongOptions(edge.node);

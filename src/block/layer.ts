@@ -190,7 +190,8 @@ export class BlockLayer {
   async deleteNode(name: string): Promise<void> {
     const node = this.findNode(name);
     if (node === null) throw new BlockError(`Failed to find node with node-name='${name}'`);
-    if (node.parents.some((edge) => edge.parent.kind === 'root'))
+    // Edges of other names are those of jobs, which say more by their operation blockers.
+    if (node.parents.some((edge) => edge.parent.kind === 'root' && edge.name === 'root'))
       throw new BlockError(`Node ${name} is in use`);
     checkOperation(node, 'delete');
     if (!node.monitorOwned) throw new BlockError(`Node ${name} is not owned by the monitor`);

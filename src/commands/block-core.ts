@@ -4,6 +4,7 @@ import type { BackendOwner } from '../block/backend-io.ts';
 import { type DriverOptions, Perm } from '../block/driver.ts';
 import type { BlockLayer } from '../block/layer.ts';
 import type { BlockNode } from '../block/node.ts';
+import { operationBlocker } from '../block/op-blockers.ts';
 import { addNode } from '../block/open.ts';
 import { namedBlockNodes, nodeStats, nodesInOrder } from '../block/query.ts';
 import { BlockError } from '../errors/error.ts';
@@ -27,6 +28,8 @@ function findNode(layer: BlockLayer, device: string | undefined, nodeName: strin
 
 async function resize(layer: BlockLayer, node: BlockNode, size: number): Promise<void> {
   if (size < 0) throw new BlockError("Parameter 'size' expects a >0 size");
+  // The original means the name of a device, which a node does not have.
+  if (operationBlocker(node, 'resize') !== null) throw new BlockError("Device '(null)' is in use");
   const backend = await layer.createBackend(node, { perm: Perm.resize, shared: Perm.all }, COMMAND_OWNER);
   try {
     // Requests to the part that goes are waited for by the truncate itself (a serialising request).

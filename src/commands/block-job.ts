@@ -28,8 +28,11 @@ function withBlockJob(
 
 export const blockJobCommands = {
   'query-block-jobs': ({ jobs }) => withJobLock(jobs, (lock) => queryBlockJobs(jobs, lock)),
-  'block-job-set-speed': ({ jobs }, { device, speed }) =>
-    withBlockJob(jobs, device, (block, lock) => setBlockJobSpeed(block, speed, lock)),
+  'block-job-set-speed': ({ jobs }, { device, speed }) => {
+    // A job that slept goes on after the answer, as with the original.
+    withJobLock(jobs, (lock) => setBlockJobSpeed(findBlockJob(jobs, device, lock), speed, lock));
+    return {};
+  },
   'block-job-cancel': ({ jobs }, { device, force = false }) =>
     withBlockJob(jobs, device, ({ job }, lock) => {
       if (job.userPaused && !force)

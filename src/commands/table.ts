@@ -15,6 +15,7 @@ import { introspectCommands } from './introspect.ts';
 import { jobCommands } from './job.ts';
 import { mirrorCommands } from './mirror.ts';
 import { qomCommands } from './qom.ts';
+import { streamCommitCommands } from './stream-commit.ts';
 import { transactionCommands } from './transaction.ts';
 
 export const commandTable: Handlers<CommandContext> = {
@@ -32,4 +33,5 @@ export const commandTable: Handlers<CommandContext> = {
   ...mirrorCommands,
   ...qomCommands,
   ...transactionCommands,
+  ...streamCommitCommands,
 };

@@ -46,6 +46,8 @@ export interface JobNode {
   readonly name: string;
   readonly node: BlockNode;
   readonly permissions: PermissionPair;
+  /** Errors name the user of this edge as "an unnamed block device": it stands for the job's requests. */
+  readonly isAnonymous?: boolean;
 }
 
 export interface BlockJob {
@@ -108,10 +110,10 @@ export function startBlockJob({ job }: BlockJob): void {
 /** Takes one more node: others may do nothing with it but I/O. Throws a permission conflict. */
 export async function addJobNode(
   block: BlockJob,
-  { name, node, permissions }: JobNode,
+  { name, node, permissions, isAnonymous = false }: JobNode,
 ): Promise<BlockBackend> {
   const { job } = block;
-  const backend = await node.layer.createBackend(node, permissions, nodeOwner(job), name);
+  const backend = await node.layer.createBackend(node, permissions, nodeOwner(job, isAnonymous), name);
   block.backends.push(backend);
   block.unblock.push(blockOperations(node, `block device is in use by block job: ${job.driver.type}`));
   return backend;
@@ -124,9 +126,9 @@ export async function removeJobNodes(block: BlockJob): Promise<void> {
 }
 
 /** The job as the user of its nodes. */
-function nodeOwner(job: Job): BackendOwner {
+function nodeOwner(job: Job, isAnonymous: boolean): BackendOwner {
   return {
-    describe: () => `${job.driver.type} job '${job.id}'`,
+    describe: () => (isAnonymous ? 'an unnamed block device' : `${job.driver.type} job '${job.id}'`),
     drainedBegin: () => withJobLock(job.table, (lock) => pauseJob(job, lock)),
     drainedEnd: () => withJobLock(job.table, (lock) => resumeJob(job, lock)),
     waitForRest: () => {

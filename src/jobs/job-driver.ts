@@ -37,6 +37,11 @@ export function isCancelRequested(job: Job): boolean {
   return withJobLock(job.table, () => job.cancelRequested);
 }
 
+/** Whether there is a reason for the job to rest: it is to come to its next pause point soon. */
+export function mustPause(job: Job): boolean {
+  return withJobLock(job.table, () => job.pauseCount > 0 && !job.forceCancel);
+}
+
 /** Whether the job is in one of the two states of a job that only waits for its completion. */
 export function isReady(job: Job): boolean {
   return withJobLock(job.table, () => job.status === 'ready' || job.status === 'standby');
@@ -53,8 +58,7 @@ export function becomeReady(job: Job): void {
  * has no request under way. Costs nothing when there is no reason.
  */
 export async function pausePoint(job: Job): Promise<void> {
-  const mustRest = (): boolean => withJobLock(job.table, () => job.pauseCount > 0 && !job.forceCancel);
-  while (mustRest()) {
+  while (mustPause(job)) {
     job.driver.pause?.(job);
     const before = withJobLock(job.table, (lock) => {
       const status = job.status;
@@ -64,7 +68,7 @@ export async function pausePoint(job: Job): Promise<void> {
       return status;
     });
     job.detach();
-    while (mustRest()) await untilWoken(job, null);
+    while (mustPause(job)) await untilWoken(job, null);
     withJobLock(job.table, (lock) => {
       job.paused = false;
       transition(job, before, lock);

@@ -214,6 +214,7 @@ test('only the I/O path and the table call a driver directly', () => {
           'block/io-sync.ts',
           'block/io-debug.ts',
           'block/io-flush.ts',
+          'block/io-copy-on-read.ts',
           'block/callbacks.ts',
         ].includes(file),
     )

@@ -67,7 +67,9 @@ test('events of a job that succeeds; its nodes are free again', async () => {
       addProgress(job, 8);
     },
   });
-  await expect(layer.deleteNode('m')).rejects.toThrow('Node m is in use');
+  await expect(layer.deleteNode('m')).rejects.toThrow(
+    "Node 'm' is busy: block device is in use by block job: stream",
+  );
   startBlockJob(block);
   await settle();
   expect(events).toEqual([

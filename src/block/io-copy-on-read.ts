@@ -1,0 +1,119 @@
+/**
+ * Copy on read: what a node shows of its backing image is written into the node itself.
+ *
+ * As in io.ts, all functions run under the graph read lock and take the guard. A copy is a serialising request over
+ * whole clusters: no other request of the node can come between reading what is below and writing it here.
+ */
+
+import { allocateIoMemory, isZeroVector, sliceVector, vectorOf } from '../aio/memory.ts';
+import { E } from '../errors/errno.ts';
+import { BlockError } from '../errors/error.ts';
+import { co } from './callbacks.ts';
+import { Req, Status } from './driver.ts';
+import type { GraphReadGuard } from './graph-lock.ts';
+import { begin, checkRange, checkWritable, end, roundDown, roundUp } from './io-common.ts';
+import { coBlockStatus } from './io-size.ts';
+import type { BlockNode } from './node.ts';
+import { markSerialising, waitSerialising } from './tracked.ts';
+
+/** Most that is held in memory by one copy, in bytes; a multiple of every cluster size. */
+const MAX_BOUNCE_BYTES = 2 * 1024 * 1024;
+
+/** The unit in which `node` allocates, in bytes. */
+export async function coClusterBytes(node: BlockNode, guard: GraphReadGuard): Promise<number> {
+  try {
+    const { clusterSizeBytes } = await co.getInfo(node, guard);
+    return Math.max(clusterSizeBytes, node.limits.requestAlignment);
+  } catch (error) {
+    if (error instanceof BlockError && error.errno === E.ENOTSUP) return node.limits.requestAlignment;
+    throw error;
+  }
+}
+
+/**
+ * Copies what [offset, offset+bytes) reads as into the node, as far as the node does not hold it yet, in whole clusters.
+ * What the node's users see does not change, so its dirty bitmaps do not either. Zeroes are written as zeroes.
+ */
+export async function coCopyOnRead(
+  node: BlockNode,
+  guard: GraphReadGuard,
+  offset: number,
+  bytes: number,
+): Promise<void> {
+  checkWritable(node);
+  checkRange(offset, bytes);
+  const cluster = await coClusterBytes(node, guard);
+  const from = roundDown(offset, cluster);
+  const to = Math.min(roundUp(offset + bytes, cluster), node.totalBytes);
+  if (to <= from) return;
+  const request = begin(node, from, to - from);
+  try {
+    markSerialising(node.tracked, request, 1);
+    await waitSerialising(node.tracked, request);
+    for (let at = from; at < to; ) {
+      const status = await coBlockStatus(node, guard, false, at, Math.min(to - at, MAX_BOUNCE_BYTES));
+      if (status.bytes === 0) return;
+      if ((status.flags & Status.allocated) === 0) await copyUp(node, guard, at, status.bytes);
+      at += status.bytes;
+    }
+  } finally {
+    end(node, request);
+  }
+}
+
+/** Reads and writes past the tracking of requests, which is the caller's. */
+async function copyUp(node: BlockNode, guard: GraphReadGuard, offset: number, bytes: number): Promise<void> {
+  const { driver, limits } = node;
+  const padded = roundUp(bytes, limits.requestAlignment);
+  const vec = vectorOf(allocateIoMemory(padded), 0, padded);
+  await split(limits.maxTransfer, padded, (at, length) =>
+    driver.preadv!(node, guard, offset + at, length, sliceVector(vec, at, length), 0),
+  );
+  if (!isZeroVector(vec) || !(await writeZeroes(node, guard, offset, padded))) {
+    await split(limits.maxTransfer, padded, (at, length) =>
+      driver.pwritev!(
+        node,
+        guard,
+        offset + at,
+        length,
+        sliceVector(vec, at, length),
+        Req.writeUnchanged & driver.supportedWriteFlags,
+      ),
+    );
+  }
+  // The content is the same as before, where it is kept is not: a flush has work to do.
+  node.writeGeneration++;
+}
+
+/** False when the driver cannot do it efficiently. */
+async function writeZeroes(
+  node: BlockNode,
+  guard: GraphReadGuard,
+  offset: number,
+  bytes: number,
+): Promise<boolean> {
+  const { driver, limits } = node;
+  if (driver.pwriteZeroes === undefined) return false;
+  try {
+    await split(limits.maxPwriteZeroes, bytes, (at, length) =>
+      driver.pwriteZeroes!(node, guard, offset + at, length, Req.writeUnchanged & driver.supportedZeroFlags),
+    );
+    return true;
+  } catch (error) {
+    if (error instanceof BlockError && error.errno === E.ENOTSUP) return false;
+    throw error;
+  }
+}
+
+/** Runs `run` over pieces of at most `max` bytes (0: no limit), one after another. */
+async function split(
+  max: number,
+  bytes: number,
+  run: (at: number, length: number) => Promise<void>,
+): Promise<void> {
+  for (let at = 0; at < bytes; ) {
+    const length = Math.min(bytes - at, max || bytes);
+    await run(at, length);
+    at += length;
+  }
+}

@@ -1,0 +1,46 @@
+/** Filters of jobs: nodes that jobs put into the graph for as long as they run. */
+
+import type { BlockDriver } from '../block/driver.ts';
+import { changeGraph, type GraphChange, makeNode, putOnTop, redirectParents } from '../block/graph-change.ts';
+import type { BlockNode } from '../block/node.ts';
+import { checkNodeName } from '../block/open.ts';
+
+export interface JobFilter {
+  readonly driver: BlockDriver<null>;
+  /** Null: it gets a name. */
+  readonly name: string | null;
+  /** Name of the edge to what is below. */
+  readonly edge: 'file' | 'backing';
+  readonly readOnly: boolean;
+}
+
+/**
+ * Puts a new filter on `below`. The caller attaches an edge to it, or takes it out again. Throws when the name cannot be
+ * had, or permissions conflict.
+ */
+export async function insertFilter(below: BlockNode, given: JobFilter): Promise<BlockNode> {
+  const { layer } = below;
+  const { driver, name, edge, readOnly } = given;
+  if (name !== null) checkNodeName(layer, name);
+  const filter = makeNode(layer, driver, { name, readOnly, state: null }) as unknown as BlockNode;
+  try {
+    await changeGraph(layer, [below, filter], (graph) => putOnTop(graph, filter, below, { name: edge }));
+  } catch (error) {
+    await layer.closeIfUnused(filter);
+    throw error;
+  }
+  return filter;
+}
+
+/** The filter's users get `instead`; what holds the filter itself, such as its job, stays. For use inside a change. */
+export function takeOutFilter(graph: GraphChange, filter: BlockNode, instead: BlockNode): void {
+  redirectParents(graph, filter, instead);
+  graph.detach(filter.children[0]!);
+}
+
+/** Takes the filter out: its users get what is below it. It is closed when nobody holds it any more. */
+export async function removeFilter(filter: BlockNode): Promise<void> {
+  const below = filter.children[0]!.node;
+  await changeGraph(filter.layer, [filter, below], (graph) => takeOutFilter(graph, filter, below));
+  await filter.layer.closeIfUnused(filter);
+}

@@ -1,0 +1,175 @@
+/**
+ * The stream job: what backing images hold is copied into an overlay, and then the overlay does without them.
+ *
+ * The images from the overlay's backing image down to `bottom` go; what is below stays as the backing image. A filter on
+ * the overlay is there as long as the job runs, and the chain is frozen. Copying is copy on read (io-copy-on-read.ts):
+ * what users see never changes. The overlay's link to its backing image changes when all has been copied and is on
+ * stable storage, so until then, whatever happens, all is as before.
+ */
+
+import type { BlockdevOnError } from '../../schema/generated/types.ts';
+import { backingNameOf, writeBackingName } from '../block/backing-image.ts';
+import { chainChild, chainEdges, cowChild, skipFilters } from '../block/chain.ts';
+import { Perm, Status } from '../block/driver.ts';
+import { changeGraph, freezeEdges } from '../block/graph-change.ts';
+import { coCopyOnRead } from '../block/io-copy-on-read.ts';
+import type { BlockNode } from '../block/node.ts';
+import { checkOperation } from '../block/op-blockers.ts';
+import { blockStatusAbove } from '../block/status-chain.ts';
+import { streamFilter } from '../drivers/filters/stream-filter.ts';
+import { BlockError } from '../errors/error.ts';
+import { type BlockJob, createBlockJob, type JobNode, startBlockJob } from './block-job.ts';
+import { type CopyFailure, copyChain, type Extent } from './chain-copy.ts';
+import type { Job, JobDriver, JobOptions, JobTable } from './job-common.ts';
+import { letCommandReturn, setRemainingProgress } from './job-driver.ts';
+import { insertFilter, removeFilter, takeOutFilter } from './job-filter.ts';
+
+export interface StreamOptions extends Omit<JobOptions, 'driver' | 'observer'> {
+  /** The overlay, or a filter on it. */
+  readonly device: BlockNode;
+  /** The last node that goes, in the chain of the overlay; the overlay itself: none goes. */
+  readonly bottom: BlockNode;
+  /** What the overlay is to say of its backing file; null: its name. */
+  readonly backingFile: string | null;
+  /** Bytes a second; 0: no limit. */
+  readonly speed: number;
+  readonly onError: BlockdevOnError;
+  /** Null: it gets a name. */
+  readonly filterName: string | null;
+}
+
+interface Stream extends StreamOptions {
+  readonly overlay: BlockNode;
+  readonly filter: BlockNode;
+  /** Lets the chain be changed again; null when it may be. */
+  unfreeze: (() => void) | null;
+  isFilterIn: boolean;
+}
+
+/** Starts the job and waits until the command may be answered. */
+export async function startStream(table: JobTable, options: StreamOptions): Promise<Job> {
+  const { device, bottom } = options;
+  const overlay = skipFilters(device);
+  const base = chainChild(bottom)?.node ?? null;
+  for (const node of nodesBetween(device, base)) checkOperation(node, 'stream');
+  const filter = await insert(options);
+  const stream: Stream = { ...options, overlay, filter, unfreeze: null, isFilterIn: true };
+  let block: BlockJob;
+  try {
+    const driver = streamDriver(stream);
+    block = await createBlockJob(table, { ...options, driver, nodes: jobNodes(stream, base) });
+    stream.unfreeze = freezeEdges(chainEdges(device, bottom));
+  } catch (error) {
+    await removeFilter(filter);
+    throw error;
+  }
+  startBlockJob(block);
+  await block.job.whenDetached;
+  return block.job;
+}
+
+async function insert({ device, filterName }: StreamOptions): Promise<BlockNode> {
+  try {
+    return await insertFilter(device, {
+      driver: streamFilter,
+      name: filterName,
+      edge: 'file',
+      readOnly: device.readOnly,
+    });
+  } catch (error) {
+    throw error instanceof BlockError ? new BlockError(`Could not create node: ${error.message}`) : error;
+  }
+}
+
+/** The nodes of a chain from `top` to the one above `end`. */
+function nodesBetween(top: BlockNode, end: BlockNode | null): BlockNode[] {
+  return [top, ...chainEdges(top, end).map((edge) => edge.node)].filter((node) => node !== end);
+}
+
+function jobNodes({ device, overlay, filter }: Stream, base: BlockNode | null): JobNode[] {
+  const users = Perm.consistentRead | Perm.writeUnchanged | Perm.write;
+  const below = chainChild(overlay)?.node ?? base;
+  const between = below === null || below === base ? [] : nodesBetween(below, base);
+  return [
+    {
+      name: 'root',
+      node: filter,
+      permissions: { perm: Perm.consistentRead, shared: users },
+      isAnonymous: true,
+    },
+    { name: 'main node', node: filter, permissions: { perm: 0, shared: Perm.all } },
+    { name: 'active node', node: device, permissions: { perm: 0, shared: users } },
+    ...between.map((node) => ({
+      name: 'intermediate node',
+      node,
+      permissions: { perm: 0, shared: Perm.consistentRead | Perm.writeUnchanged },
+    })),
+  ];
+}
+
+function streamDriver(stream: Stream): JobDriver {
+  return {
+    type: 'stream',
+    run: (job) => copyAll(stream, job),
+    prepare: () => finish(stream),
+    abort: () => restore(stream),
+  };
+}
+
+async function copyAll({ overlay, bottom, onError }: Stream, job: Job): Promise<void> {
+  if (overlay === bottom || chainChild(overlay) === null) return;
+  setRemainingProgress(job, overlay.totalBytes);
+  await letCommandReturn(job);
+  const { graphLock } = overlay.layer;
+  await copyChain({
+    block: job.block!,
+    lengthBytes: overlay.totalBytes,
+    onError,
+    ignored: 'skip',
+    next: (offset, bytes): Promise<Extent> =>
+      graphLock.withRead(async (guard) => {
+        // What is below the frozen chain may have changed.
+        const base = chainChild(bottom)?.node ?? null;
+        const status = await blockStatusAbove(overlay, guard, base, false, offset, bytes);
+        const copy = (status.flags & Status.allocated) !== 0 && status.depth > 0;
+        return { bytes: status.bytes || bytes, copy };
+      }),
+    copy: async (offset, bytes): Promise<CopyFailure | null> => {
+      try {
+        await graphLock.withRead((guard) => coCopyOnRead(overlay, guard, offset, bytes));
+        return null;
+      } catch (error) {
+        return { operation: 'read', error };
+      }
+    },
+  });
+}
+
+/** The overlay gets its new backing image, in the image first. */
+async function finish(stream: Stream): Promise<void> {
+  const { overlay, bottom, device, filter, backingFile } = stream;
+  unfreeze(stream);
+  const base = chainChild(bottom)?.node ?? null;
+  if (cowChild(overlay) !== null)
+    await writeBackingName(overlay, base === null ? null : backingNameOf(base, backingFile));
+  await changeGraph(overlay.layer, [filter, overlay], (graph) => {
+    takeOutFilter(graph, filter, device);
+    const link = cowChild(overlay);
+    if (link === null) return;
+    if (base === null) graph.detach(link);
+    else graph.redirect(link, base);
+  });
+  stream.isFilterIn = false;
+}
+
+async function restore(stream: Stream): Promise<void> {
+  unfreeze(stream);
+  if (!stream.isFilterIn) return;
+  stream.isFilterIn = false;
+  await removeFilter(stream.filter);
+}
+
+function unfreeze(stream: Stream): void {
+  stream.unfreeze?.();
+  stream.unfreeze = null;
+}
