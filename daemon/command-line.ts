@@ -118,12 +118,22 @@ function trace(value: string, { reporter }: Execution): void {
   reporter.message(`warning: trace event '${pattern}' does not exist`);
 }
 
+async function addBlockNode(value: string, { daemon }: Execution): Promise<void> {
+  const options = parse('BlockdevOptions', value, 'driver');
+  const { layer } = daemon.context;
+  layer.allowInheritedFd = true;
+  try {
+    await daemon.run('blockdev-add', options);
+  } finally {
+    layer.allowInheritedFd = false;
+  }
+}
+
 type Executor = (value: string, execution: Execution) => void | Promise<void>;
 
 /** The options that are executed in order; the others concern the process as a whole (main.ts). */
 const EXECUTORS: { readonly [K in OptionName]?: Executor } = {
-  blockdev: (value, { daemon }) =>
-    daemon.run('blockdev-add', parse('BlockdevOptions', value, 'driver')).then(ignore),
+  blockdev: addBlockNode,
   chardev: addChardev,
   export: (value, { daemon }) =>
     daemon.run('block-export-add', parse('BlockExportOptions', value, 'type')).then(ignore),

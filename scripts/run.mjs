@@ -154,7 +154,12 @@ function runSoak(minutes) {
 
 // ---- the commands ----------------------------------------------------------------------------------------------
 
-const benches = { bench: 'nbd', 'bench-qcow2': 'qcow2', 'bench-start': 'start' };
+const benches = {
+  bench: 'nbd',
+  'bench-qcow2': 'qcow2',
+  'bench-nbd-client': 'nbd-client',
+  'bench-start': 'start',
+};
 
 const [command, ...args] = process.argv.slice(2);
 switch (command) {
@@ -176,10 +181,11 @@ switch (command) {
     break;
   case 'bench':
   case 'bench-qcow2':
+  case 'bench-nbd-client':
   case 'bench-start':
     prepare();
     become(process.execPath, [path.join(root, `dist/bench/${benches[command]}.js`), ...args]);
     break;
   default:
-    fail('Usage: node scripts/run.mjs start|test|soak|bench|bench-qcow2|bench-start [ARGS]');
+    fail('Usage: node scripts/run.mjs start|test|soak|bench|bench-qcow2|bench-nbd-client|bench-start [ARGS]');
 }

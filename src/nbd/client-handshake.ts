@@ -18,11 +18,11 @@ import {
 import {
   ClientFlag,
   EXPORT_NAME_ZEROES,
-  ExportFlag,
   GREETING_MAGIC,
   HandshakeFlag,
   Info,
   Layouts,
+  nameIn,
   OLDSTYLE_MAGIC,
   OPTION_MAGIC,
   OPTION_REPLY_MAGIC,
@@ -73,6 +73,9 @@ interface BlockSizes {
   readonly max: number;
 }
 
+/** Replies with this bit are errors. */
+const ERROR_BIT = 0x80000000;
+
 const NO_BLOCK_SIZES: BlockSizes = { min: 0, preferred: 0, max: DEFAULT_MAX_PAYLOAD };
 
 /** Runs the handshake. Throws BlockError in the original's words, or ConnectionEnded; the caller closes the stream. */
@@ -109,7 +112,7 @@ async function openOldstyle(
   if (exportName !== '') throw new BlockError('Server does not support non-empty export names');
   const size = (await receive(io, 8, 'export length')).readBigUInt64BE(0);
   const flags = (await receive(io, 4, 'export flags')).readUInt32BE(0);
-  if (flags > 0xffff) throw new BlockError(`Unexpected export flags 0x${flags.toString(16)}`);
+  if (flags > 0xffff) throw new BlockError(`Unexpected export flags ${flags.toString(16)}x`);
   await receive(io, EXPORT_NAME_ZEROES, 'reserved block');
   return { stream: io.stream, exp: plainExport(checkSize(size), flags) };
 }
@@ -194,7 +197,7 @@ async function receiveReply(io: HandshakeIo, option: number): Promise<OptionRepl
 
 /** Throws what an error reply means. False: the server does not know the option. */
 function checkReply(option: number, { reply, payload }: OptionReply): boolean {
-  if (reply < 0x80000000) return true;
+  if (reply < ERROR_BIT) return true;
   const what = `option ${option} (${optionName(option)})`;
   const text = payload.subarray(0, STRING_MAX_BYTES).toString('utf8');
   const hint = text === '' ? {} : { hint: `server reported: ${text}` };
@@ -208,7 +211,7 @@ function checkReply(option: number, { reply, payload }: OptionReply): boolean {
     case Reply.ERR_PLATFORM:
       throw new BlockError(`Server lacks support for ${what}`, hint);
     case Reply.ERR_TLS_REQD:
-      throw new BlockError(`Server requires TLS for ${what}`, hint);
+      throw new BlockError(`TLS negotiation required before ${what}`, hint);
     case Reply.ERR_UNKNOWN:
       throw new BlockError('Requested export not available', hint);
     case Reply.ERR_SHUTDOWN:
@@ -225,13 +228,37 @@ async function ask(io: HandshakeIo, option: number): Promise<boolean> {
   await sendOption(io, option);
   const reply = await receiveReply(io, option);
   // Whatever the reason of a refusal: the connection works without.
-  if (reply.reply >= 0x80000000) {
-    if (reply.reply === Reply.ERR_TLS_REQD) checkReply(option, reply);
-    return false;
-  }
-  if (reply.reply !== Reply.ACK || reply.payload.length > 0)
-    throw new BlockError(`Server answered option ${option} with unexpected reply ${reply.reply}`);
+  if (reply.reply >= ERROR_BIT) return false;
+  expectAck(option, reply);
   return true;
+}
+
+function expectAck(option: number, { reply, payload }: OptionReply): void {
+  const name = optionName(option);
+  if (payload.length > 0) {
+    throw new BlockError(
+      `Option ${option} ('${name}') response length is ${payload.length} (it should be zero)`,
+    );
+  }
+  if (reply !== Reply.ACK) {
+    throw new BlockError(
+      `Server answered option ${option} (${name}) with unexpected reply ${reply} (${replyName(reply)})`,
+    );
+  }
+}
+
+/** The reply's name as the original writes it: "meta context". */
+function replyName(reply: number): string {
+  const name = nameIn(Reply, reply);
+  return name === String(reply) ? '<unknown>' : name.toLowerCase().replaceAll('_', ' ');
+}
+
+/** Throws unless the reply is of this kind. */
+function expectReply(reply: number, expected: number, text = 'Unexpected'): void {
+  if (reply === expected) return;
+  throw new BlockError(
+    `${text} reply type ${reply} (${replyName(reply)}), expected ${expected} (${replyName(expected)})`,
+  );
 }
 
 async function startTls(
@@ -254,17 +281,25 @@ async function selectContext(io: HandshakeIo, { exportName, context }: ClientWis
   let id: number | null = null;
   for (let replies = 0; replies < CLIENT_MAX_REPLIES; replies++) {
     const reply = await receiveReply(io, option);
-    if (reply.reply >= 0x80000000) return null;
-    if (reply.reply === Reply.ACK) return id;
+    if (reply.reply >= ERROR_BIT) return null;
+    if (reply.reply === Reply.ACK) {
+      if (reply.payload.length > 0) throw new BlockError('Unexpected length to ACK response');
+      return id;
+    }
+    expectReply(reply.reply, Reply.META_CONTEXT);
     const { bytes } = Layouts.metaContextReply;
-    if (reply.reply !== Reply.META_CONTEXT || reply.payload.length < bytes)
-      throw new BlockError(`Unexpected reply type ${reply.reply}, expected ${Reply.META_CONTEXT}`);
-    const name = reply.payload.toString('utf8', bytes);
-    if (name !== context)
+    if (reply.payload.length <= bytes) {
       throw new BlockError(
-        `Failed to negotiate query '${context}', server answered with different context '${name}'`,
+        `Failed to negotiate meta context, server answered with unexpected length ${reply.payload.length}`,
       );
-    if (id !== null) throw new BlockError('Server replied with more than one context');
+    }
+    const name = reply.payload.toString('utf8', bytes);
+    if (name !== context) {
+      throw new BlockError(
+        `Failed to negotiate meta context '${context}', server answered with different context '${name}'`,
+      );
+    }
+    if (id !== null) throw new BlockError('Server answered with more than one context');
     id = Layouts.metaContextReply.read(reply.payload).id;
   }
   throw new BlockError(`Too many replies to option ${option} (${optionName(option)})`);
@@ -288,23 +323,19 @@ async function go(io: HandshakeIo, exportName: string): Promise<GoResult | null>
     const { payload } = reply;
     if (reply.reply === Reply.ACK) {
       if (payload.length > 0) throw new BlockError('server sent invalid NBD_REP_ACK');
-      if (size === null) throw new BlockError('broken server omitted NBD_INFO_EXPORT');
+      if (size === null || flags === 0) throw new BlockError('broken server omitted NBD_INFO_EXPORT');
       const sizeBytes = checkSize(size);
-      if (sizeBytes % (sizes.min || 1) !== 0)
-        throw new BlockError(`export size ${sizeBytes} is not multiple of minimum block size ${sizes.min}`);
       return { sizeBytes, flags, sizes };
     }
-    if (reply.reply !== Reply.INFO)
-      throw new BlockError(`unexpected reply type ${reply.reply} (${reply.reply}), expected ${Reply.INFO}`);
-    if (payload.length < 2) throw new BlockError(`invalid length ${payload.length} for NBD_REP_INFO`);
+    expectReply(reply.reply, Reply.INFO, 'unexpected');
+    if (payload.length < 2) throw new BlockError(`NBD_REP_INFO length ${payload.length} is too short`);
     const kind = payload.readUInt16BE(0);
     if (kind === Info.EXPORT) {
       if (payload.length !== Layouts.infoExport.bytes)
-        throw new BlockError(`Remaining export list length ${payload.length} is wrong`);
+        throw new BlockError(`remaining export info len ${payload.length - 2} is unexpected size`);
       const info = Layouts.infoExport.read(payload);
       size = info.sizeBytes;
       flags = info.flags;
-      if ((flags & ExportFlag.hasFlags) === 0) flags = ExportFlag.hasFlags;
     } else if (kind === Info.BLOCK_SIZE) {
       sizes = parseBlockSizes(payload);
     }
@@ -314,13 +345,14 @@ async function go(io: HandshakeIo, exportName: string): Promise<GoResult | null>
 
 function parseBlockSizes(payload: Buffer): BlockSizes {
   if (payload.length !== Layouts.infoBlockSize.bytes)
-    throw new BlockError(`Remaining export list length ${payload.length} is wrong`);
+    throw new BlockError(`remaining export info len ${payload.length - 2} is unexpected size`);
   const { minimum, preferred, maximumPayload } = Layouts.infoBlockSize.read(payload);
-  if (!isPowerOf2(minimum)) throw new BlockError(`server advertised invalid minimum block size ${minimum}`);
+  if (!isPowerOf2(minimum))
+    throw new BlockError(`server minimum block size ${minimum} is not a power of two`);
   if (!isPowerOf2(preferred) || preferred < minimum)
-    throw new BlockError(`server advertised invalid preferred block size ${preferred}`);
+    throw new BlockError(`server preferred block size ${preferred} is not valid`);
   if (maximumPayload < minimum)
-    throw new BlockError(`server advertised invalid maximum block size ${maximumPayload}`);
+    throw new BlockError(`server maximum block size ${maximumPayload} is not valid`);
   const max = Math.min(maximumPayload, DEFAULT_MAX_PAYLOAD);
   return { min: minimum, preferred, max: max - (max % minimum) };
 }
@@ -335,16 +367,16 @@ async function checkListed(io: HandshakeIo, exportName: string): Promise<void> {
   let found = false;
   for (let replies = 0; replies < CLIENT_MAX_REPLIES; replies++) {
     const reply = await receiveReply(io, Option.LIST);
-    // A server that keeps its list to itself is taken at its word later.
-    if (reply.reply === Reply.ERR_POLICY || !checkReply(Option.LIST, reply)) return;
+    if (!checkReply(Option.LIST, reply)) return;
     if (reply.reply === Reply.ACK) {
       if (!found && replies > 0) throw new BlockError(`No export with name '${exportName}' available`);
       return;
     }
-    if (reply.reply !== Reply.SERVER || reply.payload.length < 4)
-      throw new BlockError(`Unexpected reply type ${reply.reply}, expected ${Reply.SERVER}`);
+    expectReply(reply.reply, Reply.SERVER);
+    if (reply.payload.length < 4) throw new BlockError(`incorrect option length ${reply.payload.length}`);
     const nameBytes = reply.payload.readUInt32BE(0);
-    if (nameBytes > reply.payload.length - 4) throw new BlockError('incorrect option name length');
+    if (nameBytes > reply.payload.length - 4)
+      throw new BlockError("incorrect name length in server's list response");
     if (reply.payload.toString('utf8', 4, 4 + nameBytes) === exportName) found = true;
   }
   throw new BlockError(`Too many replies to option ${Option.LIST} (${optionName(Option.LIST)})`);

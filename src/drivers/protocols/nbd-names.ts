@@ -30,10 +30,10 @@ export function parseName(name: string): DriverOptions {
 
 /** Null: not a valid URI of an export. */
 function parseUri(name: string): DriverOptions | null {
-  const match = /^(nbd|nbd\+tcp|nbd\+unix):\/\/([^/?#]*)(\/[^?#]*)?(?:\?([^#]*))?$/.exec(name);
+  const match = /^(nbd|nbd\+tcp|nbd\+unix):\/\/([^/?#]*)(\/[^?#]*)?(?:\?([^#]*))?(?:#.*)?$/.exec(name);
   if (match === null) return null;
   const [, scheme, authority = '', rawPath = '', rawQuery] = match;
-  const path = decoded(rawPath.replace(/^\/+/, ''));
+  const path = decoded(rawPath.slice(1));
   const query = rawQuery === undefined ? [] : rawQuery.split('&').filter((pair) => pair !== '');
   if (path === null) return null;
   const named = path === '' ? {} : { export: path };
@@ -70,7 +70,7 @@ function parseColonForm(name: string): DriverOptions {
   const named = exportName === null ? {} : { export: exportName };
   if (address.startsWith('unix:'))
     return { server: { type: 'unix', path: address.slice('unix:'.length) }, ...named };
-  const match = /^(\[[^\]]*\]|[^:]*):([^:,]+)$/.exec(address);
+  const match = /^(\[[^\]]*\]|[^:]*):([^,]+)(?:,.*)?$/.exec(address);
   if (match === null) throw einval(`error parsing address '${address}'`);
   const host = (match[1] as string).replace(/^\[(.*)\]$/, '$1');
   return { server: { type: 'inet', host, port: match[2] }, ...named };

@@ -10,7 +10,7 @@
  */
 
 import type { SocketAddress } from '../../../schema/generated/types.ts';
-import { fillVector, type IoVector, sliceVector } from '../../aio/memory.ts';
+import { fillVector, type IoVector, isZeroVector, sliceVector } from '../../aio/memory.ts';
 import {
   type BlockDriver,
   type BlockLimits,
@@ -95,18 +95,24 @@ async function open(node: NbdNode, context: OpenContext): Promise<NbdState> {
 
 /** What the tools have not checked. */
 function checkServer(server: SocketAddress): void {
-  const required: Readonly<Record<string, readonly string[]>> = {
-    inet: ['host', 'port'],
-    unix: ['path'],
-    fd: ['str'],
-  };
-  const members = required[server.type];
+  const members = SERVER_MEMBERS[server.type];
   if (server.type === undefined) throw new BlockError("Parameter 'type' is missing");
   if (members === undefined)
     throw new BlockError(`Parameter 'type' does not accept value '${String(server.type)}'`);
-  const missing = members.find((name) => !Object.hasOwn(server, name));
+  const missing = members.required.find((name) => !Object.hasOwn(server, name));
   if (missing !== undefined) throw new BlockError(`Parameter '${missing}' is missing`);
+  const known: readonly string[] = ['type', ...members.required, ...members.optional];
+  const odd = Object.keys(server).find((name) => !known.includes(name));
+  if (odd !== undefined) throw new BlockError(`Parameter '${odd}' is unexpected`);
 }
+
+const SERVER_MEMBERS: Readonly<
+  Record<string, { readonly required: readonly string[]; readonly optional: readonly string[] }>
+> = {
+  inet: { required: ['host', 'port'], optional: ['numeric', 'to', 'ipv4', 'ipv6', 'keep-alive', 'mptcp'] },
+  unix: { required: ['path'], optional: ['abstract', 'tight'] },
+  fd: { required: ['str'], optional: [] },
+};
 
 function checkLength(text: string, what: string): void {
   if (Buffer.byteLength(text) > STRING_MAX_BYTES)
@@ -170,8 +176,14 @@ function pwritev(
   flags: number,
 ): Promise<void> {
   if (bytes === 0) return DONE;
-  const { session } = node.state;
-  return durable(node.state, flags, (fua) => session.request(Command.WRITE, fua, offset, bytes, vec));
+  const { session, sizeBytes } = node.state;
+  if (offset + bytes <= sizeBytes)
+    return durable(node.state, flags, (fua) => session.request(Command.WRITE, fua, offset, bytes, vec));
+  // Only what pads the request to whole blocks may be past the end, and that reads as zeroes.
+  const inside = Math.max(0, sizeBytes - offset);
+  if (inside === 0 || !isZeroVector(sliceVector(vec, inside, bytes - inside)))
+    return Promise.reject(ioError(E.ENOSPC));
+  return pwritev(node, _guard, offset, inside, sliceVector(vec, 0, inside), flags);
 }
 
 function pwriteZeroes(
@@ -181,8 +193,9 @@ function pwriteZeroes(
   bytes: number,
   flags: number,
 ): Promise<void> {
-  const { session, flags: abilities } = node.state;
-  if (bytes === 0) return DONE;
+  const { session, flags: abilities, sizeBytes } = node.state;
+  const length = Math.min(bytes, sizeBytes - offset);
+  if (length <= 0) return DONE;
   if ((abilities & ExportFlag.sendWriteZeroes) === 0) return Promise.reject(ioError(E.ENOTSUP));
   let command = (flags & Req.mayUnmap) === 0 ? CommandFlag.noHole : 0;
   if ((flags & Req.noFallback) !== 0) {
@@ -190,7 +203,7 @@ function pwriteZeroes(
     command |= CommandFlag.fastZero;
   }
   return durable(node.state, flags, (fua) =>
-    session.request(Command.WRITE_ZEROES, command | fua, offset, bytes, null),
+    session.request(Command.WRITE_ZEROES, command | fua, offset, length, null),
   );
 }
 
@@ -228,7 +241,7 @@ async function blockStatus(
   // The last block of an odd export goes on to the end of the node.
   const shown =
     told >= length && length < bytes && offset + length === sizeBytes ? bytes : Math.min(told, length);
-  if (shown % (minBlockBytes || 1) !== 0 && shown < bytes) throw ioError(E.EIO);
+  if (shown % (minBlockBytes || 1) !== 0 && shown < bytes && offset + shown < sizeBytes) throw ioError(E.EIO);
   return extent(
     shown,
     ((flags & BaseAllocation.hole) === 0 ? Status.data : 0) |

@@ -64,6 +64,8 @@ export function createEnvironment(output: ToolOutput): ToolEnvironment {
       if (failure !== undefined) throw failure.error;
     },
   };
+  // A tool is all command line.
+  env.layer.allowInheritedFd = true;
   return env;
 }
 
