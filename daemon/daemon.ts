@@ -31,6 +31,9 @@ export interface DaemonSettings {
   readonly reporter: Reporter;
 }
 
+/** How long requests to other servers may hold up the end. */
+const PATIENCE_AT_END_MS = 5000;
+
 export class Daemon {
   readonly context: CommandContext;
   readonly host: SessionHost;
@@ -115,9 +118,12 @@ export class Daemon {
         this.#logger.error({ err: error }, `${what} failed`);
       }
     };
+    // A server that does not answer must not keep the daemon from ending.
+    const impatience = setInterval(() => layer.cancelRequests(), PATIENCE_AT_END_MS);
     await attempt('closing the exports', () => exports.closeAll());
     await attempt('ending the jobs', () => endAllJobs(jobs));
     await attempt('closing the nodes', () => layer.closeAll());
+    clearInterval(impatience);
     await attempt('sending the last events', () => this.#events.flush());
     for (const listener of this.listeners) await attempt('closing a QMP listener', () => listener.close());
     await attempt('closing the character devices', () => chardevs.closeAll());

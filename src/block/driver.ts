@@ -331,6 +331,8 @@ export interface BlockDriver<S = unknown> extends ReopenCallbacks<S>, SnapshotIo
   /** The node is being drained: requests that wait for anything but I/O must come to an end soon. */
   drainBegin?(node: BlockNode<S>): void;
   drainEnd?(node: BlockNode<S>): void;
+  /** Requests that wait for something outside that may never come (a server's answer) fail now. */
+  cancelInFlight?(node: BlockNode<S>): void;
   refreshLimits?(node: BlockNode<S>, limits: BlockLimits): void;
   /** Format-specific part of query-named-block-nodes and `info`. */
   specificInfo?(node: BlockNode<S>): ImageInfoSpecific | undefined;

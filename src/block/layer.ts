@@ -200,6 +200,11 @@ export class BlockLayer {
     await this.closeNode(node);
   }
 
+  /** Gives up what waits for servers that may never answer: their requests fail. At shutdown, when patience is over. */
+  cancelRequests(): void {
+    for (const node of this.#nodes.values()) node.driver.cancelInFlight?.(node);
+  }
+
   /** Closes every node, at shutdown; users must be gone. Goes on after errors and throws the first at the end. */
   async closeAll(): Promise<void> {
     let failure: unknown;

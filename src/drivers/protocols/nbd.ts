@@ -268,6 +268,7 @@ export const nbd: BlockDriver<NbdState> = {
   strongOptions: ['export', 'server', 'tls-creds', 'tls-hostname'],
   open,
   close: ({ state }) => state.session.close(),
+  cancelInFlight: ({ state }) => state.session.cancelRequests(),
   refreshLimits,
   exactFilename: ({ settings }) => exactName(settings.options),
   preadv,
