@@ -39,7 +39,7 @@ export interface DirtyBitmap {
   /** The image says that it was not stored after the last use: good for nothing but being removed. */
   readonly inconsistent: boolean;
   /** It belongs to an image that is open read-only. */
-  readonly readOnly: boolean;
+  readOnly: boolean;
 }
 
 /** The bitmaps of a node. */

@@ -34,5 +34,5 @@ export interface ReopenCallbacks<S> {
   /** Undoes what was prepared; must not fail. */
   reopenAbort?(node: BlockNode<S>, prepared: unknown): Promise<void> | void;
   /** Runs at the end of a successful reopening, still drained: what has to be written now. Children come first. */
-  afterReopen?(node: BlockNode<S>): Promise<void>;
+  afterReopen?(node: BlockNode<S>, prepared: unknown): Promise<void>;
 }

@@ -133,7 +133,7 @@ async function reopenQueue(layer: BlockLayer, queue: readonly Reopening[]): Prom
       for (const { node, prepared: what } of prepared.reverse()) await node.driver.reopenAbort?.(node, what);
       throw error;
     }
-    for (const { node } of queue.toReversed()) await node.driver.afterReopen?.(node);
+    for (const { node, prepared: what } of queue.toReversed()) await node.driver.afterReopen?.(node, what);
   } finally {
     section.end();
   }

@@ -190,19 +190,24 @@ async function remove(node: Qcow2Node, guard: GraphReadGuard, name: string): Pro
  * and the user is told.
  */
 export async function storeBitmaps(node: Qcow2Node, guard: GraphReadGuard): Promise<void> {
+  try {
+    await storeBitmapsOrThrow(node, guard);
+  } catch (error) {
+    const reason = error instanceof Error ? error.message : String(error);
+    node.layer.report(`Lost persistent bitmaps during inactivation of node '${node.name}': ${reason}\n`);
+  }
+}
+
+/** Stores the persistent bitmaps of a node that stays open and is not to be written to any more. */
+export async function storeBitmapsOrThrow(node: Qcow2Node, guard: GraphReadGuard): Promise<void> {
   const s = node.state;
   const toStore = [...node.dirtyBitmaps.all].filter(
     (bitmap) => bitmap.persistent && !bitmap.inconsistent && !bitmap.readOnly,
   );
   // Not ours: the opening failed, or was for a check. And an image that has become version 2 keeps no bitmaps.
   if (toStore.length === 0 || !(s.extras.bitmapsOwned || node.readOnly) || s.header.version < 3) return;
-  try {
-    if (node.readOnly) throw new BlockError('No write access');
-    await alone(node, guard, () => store(node, guard, toStore));
-  } catch (error) {
-    const reason = error instanceof Error ? error.message : String(error);
-    node.layer.report(`Lost persistent bitmaps during inactivation of node '${node.name}': ${reason}\n`);
-  }
+  if (node.readOnly) throw new BlockError('No write access');
+  await alone(node, guard, () => store(node, guard, toStore));
 }
 
 async function store(node: Qcow2Node, guard: GraphReadGuard, bitmaps: readonly DirtyBitmap[]): Promise<void> {

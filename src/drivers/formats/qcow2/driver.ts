@@ -28,16 +28,18 @@ import { specificInfo } from './info.ts';
 import { Autoclear, Incompat } from './layout.ts';
 import { lookup } from './mapping.ts';
 import { measure } from './measure.ts';
-import { barrier, writeHeader } from './metadata-io.ts';
+import { writeHeader } from './metadata-io.ts';
 import { satisfy } from './needs.ts';
 import { afterOpen, open, reloadTables, stopTimers } from './open.ts';
+import { MUTABLE_OPTIONS } from './options.ts';
 import { preadv, tryPreadv } from './read.ts';
+import { afterReopen, reopenAbort, reopenCommit, reopenPrepare, settle } from './reopen.ts';
 import { truncate } from './resize.ts';
 import { snapshots } from './snapshots.ts';
 import { Mapping, type Qcow2Node, type Qcow2State } from './state.ts';
 import { vmState, vmStateOffset } from './vm-state.ts';
 import { pwritev, tryPwritev } from './write.ts';
-import { flushMetadata, isClean, settleMetadata } from './writeback.ts';
+import { flushMetadata, isClean } from './writeback.ts';
 
 async function flush(node: Qcow2Node, guard: GraphReadGuard): Promise<void> {
   if (node.state.dead) return;
@@ -60,19 +62,6 @@ async function close(node: Qcow2Node): Promise<void> {
   } finally {
     s.extras.cipher?.close?.();
   }
-}
-
-/** Leaves the image as if nobody had it open. */
-async function settle(node: Qcow2Node): Promise<void> {
-  const s = node.state;
-  await node.layer.graphLock.withRead(async (guard) => {
-    await settleMetadata(node, guard);
-    if ((s.header.incompatible & Incompat.dirty) === 0) return;
-    // Refcounts are complete on the disk now.
-    s.header.incompatible &= ~Incompat.dirty;
-    await writeHeader(node, guard);
-    await barrier(node, guard);
-  });
 }
 
 async function blockStatus(
@@ -153,6 +142,11 @@ export const qcow2: BlockDriver<Qcow2State> = {
   creation,
   open,
   afterOpen,
+  mutableOptions: MUTABLE_OPTIONS,
+  reopenPrepare,
+  reopenCommit,
+  reopenAbort,
+  afterReopen,
   close,
   childPermissions: (node, roles, wanted) => formatChildPermissions(node, roles, wanted),
   refreshLimits,

@@ -40,8 +40,8 @@ import {
 } from './layout.ts';
 import { createFound } from './mapping.ts';
 import { barrier, readMetadata, writeHeader } from './metadata-io.ts';
-import { type CheckedOptions, checkOptions, type Qcow2Options } from './options.ts';
-import { MetadataMap, overlapChecks, rebuildMetadata } from './overlap.ts';
+import { type CheckedOptions, checkOptions, type Qcow2Options, switches } from './options.ts';
+import { MetadataMap, rebuildMetadata } from './overlap.ts';
 import { readSnapshotTable } from './snapshot-table.ts';
 import type { Qcow2Node, Qcow2State } from './state.ts';
 
@@ -213,14 +213,7 @@ function createState(
     compressedTail: 0,
     lazyRefcounts,
     purpose,
-    passDiscard: {
-      never: false,
-      request: options['pass-discard-request'] ?? node.settings.discardUnmap,
-      snapshot: options['pass-discard-snapshot'] ?? true,
-      other: options['pass-discard-other'] ?? false,
-    },
-    discardNoUnref: options['discard-no-unref'] ?? false,
-    overlap: overlapChecks(options['overlap-check']),
+    ...switches(options, node.settings.discardUnmap),
     metadata: new MetadataMap(),
     refcountBlocks: new MetadataMap(),
     dead: false,
@@ -295,7 +288,7 @@ async function repairDirty(node: Qcow2Node, guard: GraphReadGuard): Promise<void
 }
 
 /** Drops tables nobody has used for `seconds`; 0: never. */
-function startCleaning(s: Qcow2State, seconds: number): void {
+export function startCleaning(s: Qcow2State, seconds: number): void {
   if (seconds <= 0) return;
   s.extras.cleanTimer = setInterval(
     () => {
@@ -307,10 +300,15 @@ function startCleaning(s: Qcow2State, seconds: number): void {
   s.extras.cleanTimer.unref();
 }
 
+export function stopCleaning(s: Qcow2State): void {
+  if (s.extras.cleanTimer !== null) clearInterval(s.extras.cleanTimer);
+  s.extras.cleanTimer = null;
+}
+
 /** Stops what runs in the background. */
 export function stopTimers(s: Qcow2State): void {
   s.closing = true;
-  if (s.extras.cleanTimer !== null) clearInterval(s.extras.cleanTimer);
+  stopCleaning(s);
   if (s.writeBackTimer !== null) clearTimeout(s.writeBackTimer);
 }
 

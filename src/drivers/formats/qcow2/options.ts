@@ -1,10 +1,13 @@
 /** The options of an opening, and the checks of those against the image's header. */
 
+import type { LeftOut } from '../../../block/reopen-driver.ts';
 import { E } from '../../../errors/errno.ts';
 import { BlockError } from '../../../errors/error.ts';
 import { type CacheSizes, cacheSizes, cleanIntervalSeconds } from './cache-sizes.ts';
 import { type Header, hasLazyRefcounts } from './header.ts';
 import { Crypt, Incompat } from './layout.ts';
+import { overlapChecks } from './overlap.ts';
+import type { Qcow2State } from './state.ts';
 
 export interface Qcow2Options {
   readonly 'lazy-refcounts'?: boolean;
@@ -22,6 +25,22 @@ export interface Qcow2Options {
   readonly 'data-file'?: unknown;
 }
 
+/** What can change while an image is in use. */
+export const MUTABLE_OPTIONS: Readonly<Record<string, LeftOut>> = {
+  'lazy-refcounts': 'resets',
+  'pass-discard-request': 'resets',
+  'pass-discard-snapshot': 'resets',
+  'pass-discard-other': 'resets',
+  'discard-no-unref': 'resets',
+  'overlap-check': 'resets',
+  'cache-size': 'resets',
+  'l2-cache-size': 'resets',
+  'l2-cache-entry-size': 'resets',
+  'refcount-cache-size': 'resets',
+  'cache-clean-interval': 'resets',
+  encrypt: 'resets',
+};
+
 export interface CheckedOptions {
   readonly sizes: CacheSizes;
   /** Seconds after which unused tables are dropped; 0: never. */
@@ -31,6 +50,23 @@ export interface CheckedOptions {
 
 function invalid(message: string): BlockError {
   return new BlockError(message, { errno: E.EINVAL });
+}
+
+/** What the options switch on and off, with their defaults. `discardUnmap`: discards are passed on by the node itself. */
+export function switches(
+  options: Qcow2Options,
+  discardUnmap: boolean,
+): Pick<Qcow2State, 'passDiscard' | 'discardNoUnref' | 'overlap'> {
+  return {
+    passDiscard: {
+      never: false,
+      request: options['pass-discard-request'] ?? discardUnmap,
+      snapshot: options['pass-discard-snapshot'] ?? true,
+      other: options['pass-discard-other'] ?? false,
+    },
+    discardNoUnref: options['discard-no-unref'] ?? false,
+    overlap: overlapChecks(options['overlap-check']),
+  };
 }
 
 /** Throws as the original does, and in its order, on options that do not fit the image. */

@@ -102,7 +102,7 @@ export interface Qcow2State {
   /** Guest bytes that one L2 table maps. */
   readonly l2SpanBytes: number;
   /** Entries in the part of an L2 table that is cached as one. */
-  readonly sliceEntries: number;
+  sliceEntries: number;
   /** clusterBytes, or a 32nd of it. */
   readonly subclusterBytes: number;
   /** Refcount width: 2^refcountOrder bits. */
@@ -117,7 +117,7 @@ export interface Qcow2State {
   readonly l1Dirty: Set<number>;
   /** Host offset of each refcount block; 0 = none. */
   refcountTable: Float64Array;
-  readonly l2Cache: TableCache;
+  l2Cache: TableCache;
   readonly refcountCache: TableCache;
   readonly found: Found;
 
@@ -142,10 +142,10 @@ export interface Qcow2State {
 
   /** Refcounts may be late on the disk (the dirty bit says so). */
   lazyRefcounts: boolean;
-  readonly passDiscard: Readonly<Record<FreeReason, boolean>>;
+  passDiscard: Readonly<Record<FreeReason, boolean>>;
   /** Discards leave the host cluster with the guest cluster. */
-  readonly discardNoUnref: boolean;
-  readonly overlap: OverlapChecks;
+  discardNoUnref: boolean;
+  overlap: OverlapChecks;
   /** Host clusters that hold metadata, and those of them that are refcount blocks. */
   readonly metadata: MetadataMap;
   readonly refcountBlocks: MetadataMap;
