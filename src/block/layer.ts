@@ -54,6 +54,7 @@ export class BlockLayer {
   readonly #nodes = new Map<string, BlockNode>();
   readonly #otherEngines = new Map<EngineKind, AioEngine>();
   #generatedNames = 0;
+  #ordered = 0;
 
   constructor({
     engine,
@@ -104,7 +105,13 @@ export class BlockLayer {
   /** Enters a node into the table; the name must be free. */
   register(node: BlockNode): void {
     assert(!this.#nodes.has(node.name), `node name '${node.name}' registered twice`);
+    this.order(node);
     this.#nodes.set(node.name, node);
+  }
+
+  /** Gives a node its place among all nodes, if it has none yet. */
+  order(node: BlockNode): void {
+    node.order ??= ++this.#ordered;
   }
 
   unregister(node: BlockNode): void {

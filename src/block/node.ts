@@ -100,6 +100,8 @@ export class BlockNode<S = unknown> {
   turnsReadOnly = false;
   /** The monitor holds a reference: the node was made by blockdev-add itself. */
   monitorOwned = false;
+  /** Counts up in the order in which the original names nodes: after the file below, before the backing image. */
+  order: number | null = null;
   /** References of code that needs the node for a while; see BlockLayer.hold. */
   refs = 0;
   /** Made by a command, not by the user, who did not name it either. */

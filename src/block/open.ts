@@ -73,11 +73,13 @@ async function openNode(
       engineOf: (kind) => layer.engineOf(kind),
       openChild: (name, roles, required) =>
         openChild(layer, node, { reference: options[name], name, roles, required, depth }),
-      openBacking: (imageDefault) =>
+      openBacking: (imageDefault) => {
+        layer.order(node);
         // What an image says of itself can be told without the images below it.
-        purpose === 'info' && options.backing === undefined
+        return purpose === 'info' && options.backing === undefined
           ? Promise.resolve(null)
-          : openBacking(layer, node, options.backing, imageDefault, depth),
+          : openBacking(layer, node, options.backing, imageDefault, depth);
+      },
       openNamedChild: (name, roles, filename) =>
         openNamedChild(layer, node, { name, roles, filename, depth }),
     };

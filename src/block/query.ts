@@ -155,24 +155,9 @@ export function nodeStats(node: BlockNode): BlockStats {
   return stats;
 }
 
-/**
- * Nodes in the order in which the original has them: a node comes after what it is made of, and before the backing
- * image that it opens itself.
- */
+/** Nodes in the order in which the original has them; see BlockNode.order. */
 export function nodesInOrder(layer: BlockLayer): readonly BlockNode[] {
-  const ordered = new Set<BlockNode>();
-  const isOwn = (child: BlockNode): boolean => !child.monitorOwned;
-  const visit = (node: BlockNode): void => {
-    if (ordered.has(node)) return;
-    for (const { name, node: child } of node.children) if (name !== 'backing' && isOwn(child)) visit(child);
-    ordered.add(node);
-    const below = backingOf(node);
-    if (below !== null && isOwn(below)) visit(below);
-  };
-  for (const node of layer.nodes)
-    if (node.monitorOwned || node.parents.every(({ parent }) => parent.kind === 'root')) visit(node);
-  for (const node of layer.nodes) visit(node);
-  return [...ordered];
+  return layer.nodes.toSorted((one, other) => (one.order ?? 0) - (other.order ?? 0));
 }
 
 /** Newest node first, as the original lists them. */

@@ -12,6 +12,7 @@ import type { BlockLayer } from '../block/layer.ts';
 import type { BlockNode } from '../block/node.ts';
 import { checkOperation, type Operation } from '../block/op-blockers.ts';
 import { snapshotInfo } from '../block/query.ts';
+import { E } from '../errors/errno.ts';
 import { BlockError, errnoError, errnoOf } from '../errors/error.ts';
 import type { Handlers } from '../qmp/dispatch.ts';
 import type { CommandContext } from './context.ts';
@@ -75,13 +76,14 @@ async function deleteSnapshot(
 ): Promise<SnapshotInfo> {
   const node = findNode(layer, device, 'internal-snapshot-delete');
   if (id === null && name === null) throw new BlockError('Name or id must be provided');
-  const snapshots = snapshotsOf(node);
+  const { snapshots } = node.driver;
+  if (snapshots === undefined) throw errnoError('Failed to get a snapshot list', E.ENOTSUP);
   const found = snapshots
     .list(node)
     .find((one) => (id === null || one.id === id) && (name === null || one.name === name));
   if (found === undefined) {
     throw new BlockError(
-      `Snapshot with id '${id ?? '(null)'}' and name '${name ?? '(null)'}' does not exist on device '${device}'`,
+      `Snapshot with id '${id ?? 'null'}' and name '${name ?? 'null'}' does not exist on device '${device}'`,
     );
   }
   await drained(node, () =>

@@ -15,6 +15,7 @@ import { nbdTranscripts } from './transcripts/nbd.ts';
 import { objectTranscripts } from './transcripts/objects.ts';
 import { permissionTranscripts } from './transcripts/permissions.ts';
 import { queryTranscripts } from './transcripts/queries.ts';
+import { transactionTranscripts } from './transcripts/transactions.ts';
 
 export const allTranscripts: readonly Transcript[] = [
   ...controlTranscripts,
@@ -30,6 +31,7 @@ export const allTranscripts: readonly Transcript[] = [
   ...jobTranscripts,
   ...nbdTranscripts,
   ...copyBeforeWriteTranscripts,
+  ...transactionTranscripts,
   ...objectTranscripts,
   ...chardevTranscripts,
 ];
