@@ -16,6 +16,7 @@ import type { BlockChild, BlockNode } from '../block/node.ts';
 import { checkOperation } from '../block/op-blockers.ts';
 import { openFromOptions } from '../block/open.ts';
 import { cumulativePermissions } from '../block/permissions.ts';
+import { changeOptions } from '../block/reopen.ts';
 import { BlockError } from '../errors/error.ts';
 import type { ActionHandlers, PreparedAction } from './transaction.ts';
 
@@ -39,7 +40,16 @@ async function snapshot(node: BlockNode, overlay: BlockNode): Promise<PreparedAc
     redirectParents(graph, node, overlay);
     return backing;
   });
-  return { abort: () => undo(node, overlay, edge, moved) };
+  return { commit: () => makeReadOnly(node), abort: () => undo(node, overlay, edge, moved) };
+}
+
+/** Nobody writes to the old image any more; somebody who may write to it all the same keeps it writable. */
+async function makeReadOnly(node: BlockNode): Promise<void> {
+  try {
+    await changeOptions(node, { 'read-only': true });
+  } catch (error) {
+    if (!(error instanceof BlockError)) throw error;
+  }
 }
 
 function undo(

@@ -218,12 +218,10 @@ const sync: Transcript = {
       mode: 'existing',
     }),
     io('e', 'read -P 3 0 4k', 'read -P 1 4k 28k'),
-    nodes,
     cmd('blockdev-del', { 'node-name': 'y' }),
     cmd('block-export-del', { id: 'e' }),
     cmd('blockdev-del', { 'node-name': 'z2' }),
     cmd('blockdev-del', { 'node-name': 'a' }),
-    nodes,
   ],
 };
 
