@@ -105,6 +105,7 @@ const MODULE_ORDER = [
   'transaction',
   'mirror',
   'stream-commit',
+  'backup',
   'block-export',
   'char',
   'control',

@@ -34,6 +34,8 @@ export interface DirtyBitmap {
   enabled: boolean;
   /** An operation or export uses it: it cannot be changed or removed. */
   busy: boolean;
+  /** Records writes in its place while an operation uses it; see bitmap-successor.ts. */
+  successor: DirtyBitmap | null;
   /** Kept in the image when the node is closed. */
   persistent: boolean;
   /** The image says that it was not stored after the last use: good for nothing but being removed. */
@@ -85,6 +87,7 @@ export function createBitmap(node: BlockNode, wanted: NewBitmap): DirtyBitmap {
     sizeBytes: node.totalBytes,
     enabled: wanted.enabled ?? true,
     busy: false,
+    successor: null,
     persistent: wanted.persistent ?? false,
     inconsistent: wanted.inconsistent ?? false,
     readOnly: wanted.readOnly ?? false,
@@ -244,7 +247,7 @@ export function dirtyBitmapInfos(node: BlockNode): BlockDirtyInfo[] {
     ...(bitmap.name === null ? {} : { name: bitmap.name }),
     count: dirtyBytes(bitmap),
     granularity: bitmap.granularityBytes,
-    recording: bitmap.enabled,
+    recording: bitmap.enabled || bitmap.successor?.enabled === true,
     busy: bitmap.busy,
     persistent: bitmap.persistent,
     ...(bitmap.inconsistent ? { inconsistent: true } : {}),

@@ -22,7 +22,7 @@ import { copyPiece, type Extent, statusAt } from './piece.ts';
 import { createRequestSize, type RequestSize } from './request-size.ts';
 
 /** Request sizes at the start and at most. A guest's write may have to wait for one request. */
-const FIRST_DATA_BYTES = 512 * 1024;
+const FIRST_DATA_BYTES = 1024 * 1024;
 const MAX_BUFFERED_BYTES = 1024 * 1024;
 const MAX_KERNEL_BYTES = 16 * 1024 * 1024;
 const FIRST_ZERO_BYTES = 1024 * 1024;

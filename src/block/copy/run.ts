@@ -80,17 +80,17 @@ async function dispatch(run: Run): Promise<void> {
   let lastBytes = 0;
   for (;;) {
     await nextTurn();
+    if (copy.dirty.nextSet(0) < 0) {
+      // What is being copied at present may fail, and then it is on the list again.
+      const task = copy.tasks.values().next();
+      if (task.done === true) return;
+      await task.value.done.wait();
+      continue;
+    }
     if (!(await options.mayGoOn(lastBytes))) return;
     while (run.running >= maxRequests(run)) await run.ended.wait();
     if (run.failure !== null) return;
-    const started = await startNext(run);
-    if (started === null) {
-      // What others are copying at present may fail, and then it is on the list again.
-      const other = copy.tasks.values().next();
-      if (other.done === true) return;
-      await other.value.done.wait();
-    }
-    lastBytes = started ?? 0;
+    lastBytes = await startNext(run);
   }
 }
 
@@ -99,8 +99,8 @@ function maxRequests({ copy, options }: Run): number {
   return Math.max(1, Math.min(max, options.maxRequests));
 }
 
-/** Starts the next request and returns its length; null: there is none to make. */
-async function startNext(run: Run): Promise<number | null> {
+/** Starts the next request and returns its length in bytes; 0: there is none to make. */
+async function startNext(run: Run): Promise<number> {
   const { copy, options } = run;
   const guard = await options.enter();
   let task: CopyTask | null = null;
@@ -109,7 +109,7 @@ async function startNext(run: Run): Promise<number | null> {
   } finally {
     if (task === null) options.leave(guard);
   }
-  if (task === null) return null;
+  if (task === null) return 0;
   const bytes = bytesOf(copy, task.first, task.end);
   const { kind } = run.known!;
   run.running++;

@@ -32,7 +32,7 @@ import type { BlockNode } from '../../block/node.ts';
 import { blockStatusAbove } from '../../block/status-chain.ts';
 import { CoQueue } from '../../coroutine/co-queue.ts';
 import { E } from '../../errors/errno.ts';
-import { BlockError, errnoOf, ioError } from '../../errors/error.ts';
+import { assert, BlockError, errnoOf, ioError } from '../../errors/error.ts';
 import { copyClusterBytes, isInChain } from './copy-cluster.ts';
 
 /** A read of the snapshot from `file`: writes to these clusters wait for it. */
@@ -277,6 +277,12 @@ async function pdiscardSnapshot(
   const from = first * copy.clusterBytes;
   const to = Math.min(end * copy.clusterBytes, copy.totalBytes);
   await co.pdiscard(targetOf(node as unknown as BlockNode), guard, from, to - from);
+}
+
+/** What a filter of this driver has to copy. For jobs, which copy along. */
+export function copyOfFilter(filter: BlockNode): BlockCopy {
+  assert(filter.driver.name === 'copy-before-write', `node '${filter.name}' does not copy before writes`);
+  return (filter as unknown as CbwNode).state.copy;
 }
 
 // ---- the driver ----------------------------------------------------------------------------------------------

@@ -1,0 +1,283 @@
+/**
+ * The backup job: copies a node to another one as it is at the moment the job is made, while its users go on.
+ *
+ * A copy-before-write filter on the source sees to it that nothing is overwritten before it has been copied; the job
+ * copies the rest. `prepareBackup` makes filter and job while the source is drained: that is the moment. Either
+ * `start` or `discard` follows; both may wait until other jobs are prepared (a transaction).
+ * How copying works is block/copy; what the arguments may be is commands/backup.ts.
+ */
+
+import type { BitmapSyncMode, BlockdevOnError, MirrorSyncMode } from '../../schema/generated/types.ts';
+import { beginSuccession, endSuccession } from '../block/bitmap-successor.ts';
+import { type BlockCopy, remainingBytes } from '../block/copy/block-copy.ts';
+import { type RunOptions, runCopy } from '../block/copy/run.ts';
+import { type DirtyBitmap, nextDirty, setDirty } from '../block/dirty-bitmap.ts';
+import { Perm } from '../block/driver.ts';
+import { dropFilter, replaceNode } from '../block/graph-change.ts';
+import type { BlockNode } from '../block/node.ts';
+import { openFromOptions } from '../block/open.ts';
+import { copyOfFilter } from '../drivers/filters/copy-before-write.ts';
+import { BlockError, errnoOf, ioError } from '../errors/error.ts';
+import {
+  type BlockJob,
+  createBlockJob,
+  discardBlockJob,
+  handleError,
+  limitRate,
+  removeJobNodes,
+  startBlockJob,
+} from './block-job.ts';
+import type { Job, JobDriver, JobTable, JobTransaction } from './job-common.ts';
+import { addProgress, isCancelled, pausePoint, setRemainingProgress, sleepJob } from './job-driver.ts';
+
+/** A job without work of its own looks at its state this often; what changes it wakes the job. */
+const IDLE_MS = 2 ** 30;
+/** Between two attempts when errors are to be ignored. */
+const RETRY_MS = 100;
+
+export interface BackupOptions {
+  readonly id: string;
+  readonly source: BlockNode;
+  readonly target: BlockNode;
+  readonly sync: MirrorSyncMode;
+  readonly speed: number;
+  /** With what becomes of it at the end. */
+  readonly bitmap: { readonly bitmap: DirtyBitmap; readonly mode: BitmapSyncMode } | null;
+  readonly compress: boolean;
+  readonly onSourceError: BlockdevOnError;
+  readonly onTargetError: BlockdevOnError;
+  readonly autoFinalize: boolean;
+  readonly autoDismiss: boolean;
+  readonly filterName: string | null;
+  readonly useCopyRange: boolean;
+  readonly maxWorkers: number;
+  /** 0: no limit. */
+  readonly maxChunkBytes: number;
+  readonly transaction?: JobTransaction;
+}
+
+export interface PreparedBackup {
+  readonly job: Job;
+  /** Starts the work; call it while the source is drained still. */
+  start(): void;
+  /** Takes everything back. */
+  discard(): Promise<void>;
+  /** To be awaited when the drained section is over: the command may be answered. */
+  answered(): Promise<void>;
+}
+
+interface Backup {
+  readonly options: BackupOptions;
+  readonly filter: BlockNode;
+  readonly copy: BlockCopy;
+  block: BlockJob | null;
+  /** Has begun to copy, or has nothing to copy by itself. */
+  underWay: boolean;
+}
+
+/** Makes the job; the source is drained. Throws as the original does; then everything is as it was. */
+export async function prepareBackup(jobs: JobTable, options: BackupOptions): Promise<PreparedBackup> {
+  const { source, target } = options;
+  const { layer } = source;
+  const filter = await insertFilter(options);
+  const backup: Backup = { options, filter, copy: copyOfFilter(filter), block: null, underWay: false };
+  try {
+    setUpCopy(backup);
+    backup.block = await createBlockJob(jobs, {
+      ...options,
+      driver: driverOf(backup),
+      nodes: [
+        { name: 'main node', node: filter, permissions: { perm: 0, shared: Perm.all } },
+        { name: 'target', node: target, permissions: { perm: 0, shared: Perm.all } },
+      ],
+    });
+  } catch (error) {
+    await removeFilter(backup);
+    throw error;
+  }
+  const { block } = backup;
+  if (options.bitmap !== null) beginSuccession(options.bitmap.bitmap);
+  reportProgress(backup);
+  layer.hold(source);
+  return {
+    job: block.job,
+    start: () => startBlockJob(block),
+    async discard() {
+      if (options.bitmap !== null) endSuccession(options.bitmap.bitmap, true);
+      await discardBlockJob(block);
+      await removeFilter(backup);
+      await layer.release(source);
+    },
+    async answered() {
+      while (!backup.underWay && !block.job.workDone) await nextTurn();
+      if (backup.underWay) return;
+      // It had nothing to do.
+      await nextTurn();
+      await block.job.transaction.ending;
+    },
+  };
+}
+
+function nextTurn(): Promise<void> {
+  return new Promise((resolve) => {
+    setImmediate(resolve);
+  });
+}
+
+// ---- the filter ----------------------------------------------------------------------------------------------
+
+/** Opens the filter and puts it on the source. The caller has a hold on it. */
+async function insertFilter({ source, target, filterName }: BackupOptions): Promise<BlockNode> {
+  const { layer } = source;
+  let filter: BlockNode;
+  try {
+    filter = await openFromOptions(layer, {
+      driver: 'copy-before-write',
+      ...(filterName === null ? {} : { 'node-name': filterName }),
+      file: source.name,
+      target: target.name,
+      'read-only': source.readOnly,
+      discard: source.settings.discardUnmap ? 'unmap' : 'ignore',
+      cache: { direct: source.settings.cache.direct, 'no-flush': source.settings.cache.noFlush },
+    });
+  } catch (error) {
+    throw prefixed('Could not create node: ', error);
+  }
+  layer.hold(filter);
+  try {
+    await replaceNode(source, filter);
+  } catch (error) {
+    await layer.release(filter);
+    throw error;
+  }
+  return filter;
+}
+
+function prefixed(prefix: string, error: unknown): unknown {
+  return error instanceof BlockError ? new BlockError(prefix + error.message, { errno: error.errno }) : error;
+}
+
+async function removeFilter({ filter }: Backup): Promise<void> {
+  await dropFilter(filter);
+  await filter.layer.release(filter);
+}
+
+function setUpCopy({ options, copy }: Backup): void {
+  const { maxChunkBytes, bitmap, sync } = options;
+  if (maxChunkBytes > 0 && maxChunkBytes < copy.clusterBytes) {
+    throw new BlockError(
+      `Required max-chunk (${maxChunkBytes}) is less than backup cluster size (${copy.clusterBytes})`,
+    );
+  }
+  copy.compress = options.compress;
+  copy.useCopyRange = options.useCopyRange;
+  copy.skipUnallocated = sync === 'top';
+  if (sync !== 'bitmap' && sync !== 'incremental') return;
+  copy.dirty.clear();
+  const source = bitmap!.bitmap;
+  for (let extent = nextDirty(source, 0); extent !== null; ) {
+    const end = extent.offset + extent.bytes;
+    copy.dirty.set(
+      Math.floor(extent.offset / copy.clusterBytes),
+      Math.ceil(Math.min(end, copy.totalBytes) / copy.clusterBytes),
+    );
+    extent = nextDirty(source, end);
+  }
+}
+
+// ---- the job -------------------------------------------------------------------------------------------------
+
+function driverOf(backup: Backup): JobDriver {
+  return {
+    type: 'backup',
+    run: (job) => run(backup, job),
+    commit: async () => endBitmap(backup, true),
+    abort: async () => endBitmap(backup, false),
+    async clean() {
+      const { options, copy } = backup;
+      copy.onProgress = null;
+      // The job's own hold would keep the filter in place.
+      await removeJobNodes(backup.block!);
+      await removeFilter(backup);
+      await options.source.layer.release(options.source);
+    },
+  };
+}
+
+/** What becomes of the bitmap: clean where copied, or as it was, with what was written since. */
+function endBitmap({ options, copy }: Backup, success: boolean): void {
+  if (options.bitmap === null) return;
+  const { bitmap, mode } = options.bitmap;
+  const clears = mode === 'always' || (mode === 'on-success' && success);
+  endSuccession(bitmap, !clears);
+  if (!clears || success) return;
+  // What was not copied is still to be copied the next time.
+  for (let first = copy.dirty.nextSet(0); first >= 0; ) {
+    const clear = copy.dirty.nextClear(first);
+    const end = clear < 0 ? copy.dirty.length : clear;
+    setDirty(
+      bitmap,
+      first * copy.clusterBytes,
+      Math.min(end * copy.clusterBytes, copy.totalBytes) - first * copy.clusterBytes,
+    );
+    first = copy.dirty.nextSet(end);
+  }
+}
+
+function reportProgress({ copy, block }: Backup): void {
+  const { job } = block!;
+  let reported = 0;
+  copy.onProgress = () => {
+    addProgress(job, copy.copiedBytes - reported);
+    reported = copy.copiedBytes;
+    setRemainingProgress(job, remainingBytes(copy));
+  };
+  copy.onProgress();
+}
+
+async function run(backup: Backup, job: Job): Promise<void> {
+  const { options, copy } = backup;
+  const block = backup.block!;
+  if (options.sync === 'none') {
+    backup.underWay = true;
+    while (!isCancelled(job)) await sleepJob(job, IDLE_MS);
+    return;
+  }
+  while (remainingBytes(copy) > 0) {
+    const failure = await runCopy(copy, runOptions(backup, job));
+    if (isCancelled(job)) return;
+    if (failure === null) continue;
+    const error = failure.error instanceof BlockError ? failure.error : ioError(errnoOf(failure.error));
+    const policy = failure.isRead ? options.onSourceError : options.onTargetError;
+    const action = handleError(block, policy, failure.isRead ? 'read' : 'write', error);
+    if (action === 'report') throw error;
+    if (action === 'ignore') await sleepJob(job, RETRY_MS);
+    await pausePoint(job);
+  }
+}
+
+function runOptions(backup: Backup, job: Job): RunOptions {
+  const { options, filter } = backup;
+  const block = backup.block!;
+  const { graphLock } = filter.layer;
+  return {
+    maxRequests: options.maxWorkers,
+    maxChunkBytes: options.maxChunkBytes,
+    async enter() {
+      const guard = graphLock.tryRead() ?? (await graphLock.read());
+      filter.inFlight++;
+      return guard;
+    },
+    leave(guard) {
+      filter.inFlight--;
+      if (filter.inFlight === 0) filter.idle.wakeAll();
+      graphLock.readDone(guard);
+    },
+    async mayGoOn(lastBytes) {
+      if (lastBytes > 0) await limitRate(block, lastBytes);
+      await pausePoint(job);
+      backup.underWay = true;
+      return !isCancelled(job);
+    },
+  };
+}
