@@ -1,21 +1,23 @@
-/** Commands of schema/backup.json: jobs that copy a node as it is now. */
+/** Actions of schema/backup.json: jobs that copy a node as it is now. The commands are transactions of one of them. */
 
-import type { BackupCommon, BlockdevBackup } from '../../schema/generated/types.ts';
+import type { BackupCommon, DriveBackup } from '../../schema/generated/types.ts';
+import { cowChild, skipFilters } from '../block/chain.ts';
 import { checkUsable, findBitmap } from '../block/dirty-bitmap.ts';
-import { drainedBegin } from '../block/drain.ts';
+import { nodeFilename } from '../block/filename.ts';
 import type { BlockLayer } from '../block/layer.ts';
 import type { BlockNode } from '../block/node.ts';
 import { checkOperation } from '../block/op-blockers.ts';
+import { openImage } from '../block/open.ts';
 import { BlockError } from '../errors/error.ts';
-import { type BackupOptions, type PreparedBackup, prepareBackup } from '../jobs/backup.ts';
+import { type BackupOptions, prepareBackup } from '../jobs/backup.ts';
 import type { JobTransaction } from '../jobs/job-common.ts';
-import type { Handlers } from '../qmp/dispatch.ts';
-import type { CommandContext } from './context.ts';
+import { makeImage } from './new-image.ts';
+import type { ActionContext, ActionHandlers, PreparedAction } from './transaction.ts';
 
 const DEFAULT_WORKERS = 64;
 const MAX_INT = 2 ** 31 - 1;
 
-export function findBackupNode(layer: BlockLayer, name: string): BlockNode {
+function findNode(layer: BlockLayer, name: string): BlockNode {
   const node = layer.findNode(name);
   if (node === null) throw new BlockError(`Cannot find device='${name}' nor node-name='${name}'`);
   return node;
@@ -89,43 +91,63 @@ function optionsOf(
   };
 }
 
-/** A backup that is prepared; `end` ends the drained section of its source, whatever has become of it. */
-export interface BackupAction extends PreparedBackup {
-  end(): void;
+/** Makes the job; what may become of it then is the transaction's. */
+async function prepare(
+  { jobs, jobTransaction }: ActionContext,
+  source: BlockNode,
+  target: BlockNode,
+  args: BackupCommon,
+): Promise<PreparedAction> {
+  const options = optionsOf(source, target, args, jobTransaction ?? undefined);
+  const backup = await prepareBackup(jobs, options);
+  return { commit: backup.start, abort: backup.discard, settle: backup.answered };
 }
 
-/** blockdev-backup up to the start of the job. For the command, and as an action of a transaction. */
-export async function prepareBlockdevBackup(
-  { layer, jobs }: CommandContext,
-  args: BlockdevBackup,
-  transaction?: JobTransaction,
-): Promise<BackupAction> {
-  const source = findBackupNode(layer, args.device);
-  const target = findBackupNode(layer, args.target);
-  const section = await drainedBegin(source);
-  try {
-    const options = optionsOf(source, target, args, transaction);
-    const prepared = await prepareBackup(jobs, options);
-    return { ...prepared, end: section.end };
-  } catch (error) {
-    section.end();
-    throw error;
-  }
+/** Opens the target of drive-backup, after making it when it is to be made. */
+function openTarget(layer: BlockLayer, source: BlockNode, args: DriveBackup): Promise<BlockNode> {
+  const { target: filename, mode = 'absolute-paths', sync } = args;
+  const format = args.format ?? (mode === 'existing' ? null : source.driver.name);
+  const backing =
+    sync === 'top' ? (cowChild(skipFilters(source))?.node ?? null) : sync === 'none' ? source : null;
+  const settings = {
+    discard: 'unmap',
+    'detect-zeroes': 'unmap',
+    cache: { direct: source.settings.cache.direct, 'no-flush': source.settings.cache.noFlush },
+    // What is not copied yet is seen in the source.
+    ...(sync === 'none' && { backing: source.name }),
+  };
+  if (mode === 'existing') return openImage(layer, filename, format, settings);
+  return makeImage(layer, {
+    filename,
+    format: format!,
+    sizeBytes: source.totalBytes,
+    backing:
+      backing === null ? null : { filename: nodeFilename(backing), format: skipFilters(backing).driver.name },
+  }).then(() => openImage(layer, filename, format, settings));
 }
 
-/** Starts a backup by itself. */
-async function startAlone(action: BackupAction): Promise<void> {
-  action.start();
-  action.end();
-  await action.answered();
-}
-
-export const backupCommands = {
-  'blockdev-backup': async (context, args) => {
-    await startAlone(await prepareBlockdevBackup(context, args));
-    return {};
+export const backupActions: ActionHandlers<'blockdev-backup' | 'drive-backup'> = {
+  'blockdev-backup': {
+    maybeGrouped: true,
+    prepare(context, args) {
+      const source = findNode(context.layer, args.device);
+      return prepare(context, source, findNode(context.layer, args.target), args);
+    },
   },
-  'drive-backup': () => {
-    throw new BlockError('drive-backup is not there yet');
+  'drive-backup': {
+    maybeGrouped: true,
+    async prepare(context, args) {
+      const { layer } = context;
+      const source = findNode(layer, args.device);
+      const target = await openTarget(layer, source, args);
+      layer.hold(target);
+      try {
+        const action = await prepare(context, source, target, args);
+        return { ...action, clean: () => layer.release(target) };
+      } catch (error) {
+        await layer.release(target);
+        throw error;
+      }
+    },
   },
-} satisfies Pick<Handlers<CommandContext>, 'blockdev-backup' | 'drive-backup'>;
+};

@@ -1,7 +1,6 @@
 /** All commands. A command of the schema that has no handler, or one too many, does not compile. */
 
 import type { Handlers } from '../qmp/dispatch.ts';
-import { backupCommands } from './backup.ts';
 import { bitmapCommands } from './bitmap.ts';
 import { blockCoreCommands } from './block-core.ts';
 import { blockCreateCommands } from './block-create.ts';
@@ -20,7 +19,6 @@ import { streamCommitCommands } from './stream-commit.ts';
 import { transactionCommands } from './transaction.ts';
 
 export const commandTable: Handlers<CommandContext> = {
-  ...backupCommands,
   ...bitmapCommands,
   ...blockCoreCommands,
   ...blockCreateCommands,

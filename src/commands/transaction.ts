@@ -13,6 +13,7 @@ import type { BlockNode } from '../block/node.ts';
 import { BlockError } from '../errors/error.ts';
 import { createTransaction, type JobTransaction } from '../jobs/job-common.ts';
 import type { Handlers } from '../qmp/dispatch.ts';
+import { backupActions } from './backup.ts';
 import type { CommandContext } from './context.ts';
 import { externalSnapshotActions } from './external-snapshot.ts';
 import { internalSnapshotActions } from './internal-snapshot.ts';
@@ -28,6 +29,8 @@ export interface PreparedAction {
   commit?(): void | Promise<void>;
   abort?(): void | Promise<void>;
   clean?(): void | Promise<void>;
+  /** Awaited when the nodes go on, and before the command is answered. */
+  settle?(): Promise<void>;
 }
 
 export interface ActionHandler<K extends TransactionActionKind> {
@@ -44,6 +47,7 @@ export type ActionHandlers<K extends TransactionActionKind = TransactionActionKi
 };
 
 const handlers: ActionHandlers = {
+  ...backupActions,
   ...bitmapActions,
   ...externalSnapshotActions,
   ...internalSnapshotActions,
@@ -105,11 +109,20 @@ export async function runTransaction(
     for (const action of prepared) await action.clean?.();
     section.end();
   }
+  for (const action of prepared) await action.settle?.();
 }
 
 export const transactionCommands = {
   transaction: async (context, { actions, properties }) => {
     await runTransaction(context, actions, properties?.['completion-mode'] === 'grouped');
+    return {};
+  },
+  'blockdev-backup': async (context, data) => {
+    await runTransaction(context, [{ type: 'blockdev-backup', data }]);
+    return {};
+  },
+  'drive-backup': async (context, data) => {
+    await runTransaction(context, [{ type: 'drive-backup', data }]);
     return {};
   },
   'blockdev-snapshot': async (context, data) => {
@@ -126,5 +139,10 @@ export const transactionCommands = {
   },
 } satisfies Pick<
   Handlers<CommandContext>,
-  'transaction' | 'blockdev-snapshot' | 'blockdev-snapshot-sync' | 'blockdev-snapshot-internal-sync'
+  | 'transaction'
+  | 'blockdev-backup'
+  | 'drive-backup'
+  | 'blockdev-snapshot'
+  | 'blockdev-snapshot-sync'
+  | 'blockdev-snapshot-internal-sync'
 >;
