@@ -122,7 +122,7 @@ class Introspector {
         return {
           name: number,
           'meta-type': 'enum',
-          members: type.values.map((value) => ({ name: value.name })),
+          members: type.values.map((value) => ({ name: value.name, ...features(value.features) })),
           values: type.values.map((value) => value.name),
         };
       case 'alternate':

@@ -28,7 +28,11 @@ export interface Member {
 
 export interface EnumType {
   readonly kind: 'enum';
-  readonly values: readonly { readonly name: string; readonly description: string }[];
+  readonly values: readonly {
+    readonly name: string;
+    readonly description: string;
+    readonly features: readonly string[];
+  }[];
 }
 
 /** A struct (no tag) or a union. `members` holds the members of the base types too, those first. */
@@ -134,6 +138,7 @@ interface RawType extends Partial<RawMembers> {
   readonly description: string;
   readonly enum?: readonly string[];
   readonly 'x-enum-descriptions'?: Readonly<Record<string, string>>;
+  readonly 'x-enum-features'?: Readonly<Record<string, readonly string[]>>;
   readonly 'x-base'?: { readonly $ref: string };
   readonly 'x-features'?: readonly string[];
   readonly 'x-command-line'?: true;
@@ -271,7 +276,11 @@ class ModelBuilder {
     };
     if (raw.enum !== undefined) {
       const descriptions = raw['x-enum-descriptions'] ?? {};
-      const values = raw.enum.map((value) => ({ name: value, description: descriptions[value] ?? '' }));
+      const values = raw.enum.map((value) => ({
+        name: value,
+        description: descriptions[value] ?? '',
+        features: raw['x-enum-features']?.[value] ?? [],
+      }));
       this.#types.set(name, { ...common, kind: 'enum', values });
     } else if (raw['x-alternate'] !== undefined) {
       const choices = Object.entries(raw['x-alternate']).map(([choice, use]) => ({
