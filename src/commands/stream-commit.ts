@@ -9,6 +9,7 @@ import type { BlockNode } from '../block/node.ts';
 import { checkOperation } from '../block/op-blockers.ts';
 import { BlockError } from '../errors/error.ts';
 import { startCommit } from '../jobs/commit.ts';
+import { startActiveCommit } from '../jobs/commit-active.ts';
 import { startStream } from '../jobs/stream.ts';
 import type { Handlers } from '../qmp/dispatch.ts';
 import type { CommandContext } from './context.ts';
@@ -166,9 +167,8 @@ export const streamCommitCommands = {
     if (skipFilters(top) === skipFilters(device)) {
       if (args['backing-file'] !== undefined)
         throw new BlockError("'backing-file' specified, but 'top' is the active layer");
-      throw new BlockError('committing the active layer is not supported');
-    }
-    await startCommit(jobs, { ...jobOptions(args), device, top, base });
+      await startActiveCommit(jobs, { ...jobOptions(args), top, base });
+    } else await startCommit(jobs, { ...jobOptions(args), device, top, base });
     return {};
   },
 } satisfies Pick<Handlers<CommandContext>, 'block-stream' | 'block-commit'>;

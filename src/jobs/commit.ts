@@ -18,11 +18,19 @@ import type { GraphReadGuard } from '../block/graph-lock.ts';
 import type { BlockNode } from '../block/node.ts';
 import { blockStatusAbove } from '../block/status-chain.ts';
 import { commitTop } from '../drivers/filters/commit-top.ts';
-import { addJobNode, type BlockJob, createBlockJob, discardBlockJob, startBlockJob } from './block-job.ts';
+import {
+  addJobNode,
+  type BlockJob,
+  createBlockJob,
+  discardBlockJob,
+  removeJobNodes,
+  startBlockJob,
+} from './block-job.ts';
 import { type CopyFailure, copyChain } from './chain-copy.ts';
 import type { Job, JobDriver, JobOptions, JobTable } from './job-common.ts';
 import { letCommandReturn, setRemainingProgress } from './job-driver.ts';
 import { insertFilter, removeFilter, takeOutFilter } from './job-filter.ts';
+import { makeWritable } from './writable.ts';
 
 export interface CommitOptions extends Omit<JobOptions, 'driver' | 'observer'> {
   /** The top of the whole chain, above `top`. */
@@ -42,6 +50,8 @@ export interface CommitOptions extends Omit<JobOptions, 'driver' | 'observer'> {
 
 interface Commit extends CommitOptions {
   filter: BlockNode | null;
+  /** Make the nodes that were opened for writing read-only again, in this order. */
+  readonly readOnlyAgain: (() => Promise<void>)[];
   /** Lets the chain be changed again; null when it may be. */
   unfreeze: (() => void) | null;
 }
@@ -49,10 +59,12 @@ interface Commit extends CommitOptions {
 /** Starts the job and waits until the command may be answered. */
 export async function startCommit(table: JobTable, options: CommitOptions): Promise<Job> {
   const { top, base, filterName } = options;
-  const commit: Commit = { ...options, filter: null, unfreeze: null };
+  const commit: Commit = { ...options, filter: null, readOnlyAgain: [], unfreeze: null };
   const driver = commitDriver(commit);
   const block = await createBlockJob(table, { ...options, driver, nodes: [] });
   try {
+    await openForWriting(commit, base);
+    for (const overlay of overlaysOf(top)) await openForWriting(commit, overlay);
     commit.filter = await insertFilter(top, {
       driver: commitTop,
       name: filterName,
@@ -63,12 +75,29 @@ export async function startCommit(table: JobTable, options: CommitOptions): Prom
     commit.unfreeze = freezeEdges(chainEdges(commit.filter, base));
   } catch (error) {
     await restore(commit);
+    await readOnlyAgain(commit);
     await discardBlockJob(block);
     throw error;
   }
   startBlockJob(block);
   await block.job.whenDetached;
   return block.job;
+}
+
+/** The nodes whose backing image `node` is. */
+function overlaysOf(node: BlockNode): BlockNode[] {
+  return node.parents.flatMap(({ parent, roles }) =>
+    parent.kind === 'node' && (roles & Role.cow) !== 0 ? [parent.node] : [],
+  );
+}
+
+async function openForWriting(commit: Commit, node: BlockNode): Promise<void> {
+  const undo = await makeWritable(node);
+  if (undo !== null) commit.readOnlyAgain.push(undo);
+}
+
+async function readOnlyAgain(commit: Commit): Promise<void> {
+  for (const undo of commit.readOnlyAgain.splice(0).reverse()) await undo();
 }
 
 /** Takes what the job needs of its nodes. */
@@ -96,6 +125,10 @@ function commitDriver(commit: Commit): JobDriver {
     run: (job) => copyAll(commit, job),
     prepare: () => finish(commit),
     abort: () => restore(commit),
+    clean: async (job) => {
+      await removeJobNodes(job.block!);
+      await readOnlyAgain(commit);
+    },
   };
 }
 
@@ -148,10 +181,7 @@ async function finish(commit: Commit): Promise<void> {
   commit.unfreeze?.();
   commit.unfreeze = null;
   await wrapped.flush(base);
-  for (const { parent, roles } of filter.parents) {
-    if (parent.kind === 'node' && (roles & Role.cow) !== 0)
-      await writeBackingName(parent.node, backingNameOf(base, backingFile));
-  }
+  for (const overlay of overlaysOf(filter)) await writeBackingName(overlay, backingNameOf(base, backingFile));
   await changeGraph(base.layer, [filter, base], (graph) => takeOutFilter(graph, filter, base));
   commit.filter = null;
 }

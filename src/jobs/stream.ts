@@ -18,11 +18,12 @@ import { checkOperation } from '../block/op-blockers.ts';
 import { blockStatusAbove } from '../block/status-chain.ts';
 import { streamFilter } from '../drivers/filters/stream-filter.ts';
 import { BlockError } from '../errors/error.ts';
-import { type BlockJob, createBlockJob, type JobNode, startBlockJob } from './block-job.ts';
+import { type BlockJob, createBlockJob, type JobNode, removeJobNodes, startBlockJob } from './block-job.ts';
 import { type CopyFailure, copyChain, type Extent } from './chain-copy.ts';
 import type { Job, JobDriver, JobOptions, JobTable } from './job-common.ts';
 import { letCommandReturn, setRemainingProgress } from './job-driver.ts';
 import { insertFilter, removeFilter, takeOutFilter } from './job-filter.ts';
+import { makeWritable } from './writable.ts';
 
 export interface StreamOptions extends Omit<JobOptions, 'driver' | 'observer'> {
   /** The overlay, or a filter on it. */
@@ -40,10 +41,11 @@ export interface StreamOptions extends Omit<JobOptions, 'driver' | 'observer'> {
 
 interface Stream extends StreamOptions {
   readonly overlay: BlockNode;
-  readonly filter: BlockNode;
+  readonly readOnlyAgain: (() => Promise<void>) | null;
+  /** Null when it is not in the graph. */
+  filter: BlockNode | null;
   /** Lets the chain be changed again; null when it may be. */
   unfreeze: (() => void) | null;
-  isFilterIn: boolean;
 }
 
 /** Starts the job and waits until the command may be answered. */
@@ -52,15 +54,17 @@ export async function startStream(table: JobTable, options: StreamOptions): Prom
   const overlay = skipFilters(device);
   const base = chainChild(bottom)?.node ?? null;
   for (const node of nodesBetween(device, base)) checkOperation(node, 'stream');
-  const filter = await insert(options);
-  const stream: Stream = { ...options, overlay, filter, unfreeze: null, isFilterIn: true };
+  const readOnlyAgain = await makeWritable(overlay);
+  const stream: Stream = { ...options, overlay, filter: null, readOnlyAgain, unfreeze: null };
   let block: BlockJob;
   try {
+    stream.filter = await insert(options);
     const driver = streamDriver(stream);
-    block = await createBlockJob(table, { ...options, driver, nodes: jobNodes(stream, base) });
+    block = await createBlockJob(table, { ...options, driver, nodes: jobNodes(stream, stream.filter, base) });
     stream.unfreeze = freezeEdges(chainEdges(device, bottom));
   } catch (error) {
-    await removeFilter(filter);
+    await restore(stream);
+    await readOnlyAgain?.();
     throw error;
   }
   startBlockJob(block);
@@ -86,7 +90,7 @@ function nodesBetween(top: BlockNode, end: BlockNode | null): BlockNode[] {
   return [top, ...chainEdges(top, end).map((edge) => edge.node)].filter((node) => node !== end);
 }
 
-function jobNodes({ device, overlay, filter }: Stream, base: BlockNode | null): JobNode[] {
+function jobNodes({ device, overlay }: Stream, filter: BlockNode, base: BlockNode | null): JobNode[] {
   const users = Perm.consistentRead | Perm.writeUnchanged | Perm.write;
   const below = chainChild(overlay)?.node ?? base;
   const between = below === null || below === base ? [] : nodesBetween(below, base);
@@ -113,6 +117,11 @@ function streamDriver(stream: Stream): JobDriver {
     run: (job) => copyAll(stream, job),
     prepare: () => finish(stream),
     abort: () => restore(stream),
+    clean: async (job) => {
+      if (stream.readOnlyAgain === null) return;
+      await removeJobNodes(job.block!);
+      await stream.readOnlyAgain();
+    },
   };
 }
 
@@ -147,7 +156,8 @@ async function copyAll({ overlay, bottom, onError }: Stream, job: Job): Promise<
 
 /** The overlay gets its new backing image, in the image first. */
 async function finish(stream: Stream): Promise<void> {
-  const { overlay, bottom, device, filter, backingFile } = stream;
+  const { overlay, bottom, device, backingFile } = stream;
+  const filter = stream.filter!;
   unfreeze(stream);
   const base = chainChild(bottom)?.node ?? null;
   if (cowChild(overlay) !== null)
@@ -159,14 +169,14 @@ async function finish(stream: Stream): Promise<void> {
     if (base === null) graph.detach(link);
     else graph.redirect(link, base);
   });
-  stream.isFilterIn = false;
+  stream.filter = null;
 }
 
 async function restore(stream: Stream): Promise<void> {
+  const { filter } = stream;
   unfreeze(stream);
-  if (!stream.isFilterIn) return;
-  stream.isFilterIn = false;
-  await removeFilter(stream.filter);
+  stream.filter = null;
+  if (filter !== null) await removeFilter(filter);
 }
 
 function unfreeze(stream: Stream): void {

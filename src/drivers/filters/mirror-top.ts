@@ -23,6 +23,8 @@ export interface MirrorWrites {
 export interface MirrorTopState {
   /** Null: writes pass. */
   writes: MirrorWrites | null;
+  /** The target is below the source: what is there is in no consistent state by itself, and nobody relies on it. */
+  readonly isCommit?: boolean;
 }
 
 export type MirrorTopNode = BlockNode<MirrorTopState>;
@@ -41,7 +43,8 @@ export const mirrorTop: BlockDriver<MirrorTopState> = {
   childPermissions(node, _roles, wanted) {
     // Nobody but the filter would tell the job of writes to the source.
     const unseen = node.state.writes === null ? 0 : Perm.write | Perm.writeUnchanged;
-    return { perm: wanted.perm, shared: wanted.shared & ~unseen };
+    const unneeded = node.state.isCommit === true ? Perm.consistentRead : 0;
+    return { perm: wanted.perm & ~unneeded, shared: wanted.shared & ~unseen };
   },
   tryPreadv: (node, guard, offset, bytes, vec) => sync.tryPreadv(source(node), guard, offset, bytes, vec),
   tryPwritev: (node, guard, offset, bytes, vec) =>

@@ -25,22 +25,38 @@ import type { CopyMode, Mirror } from './state.ts';
 const KEEP: PermissionPair = { perm: 0, shared: Perm.all & ~Perm.resize };
 const READ: PermissionPair = { perm: Perm.consistentRead, shared: Perm.all & ~Perm.resize };
 const NOTHING: PermissionPair = { perm: 0, shared: Perm.all };
+const BETWEEN: PermissionPair = { perm: 0, shared: Perm.writeUnchanged | Perm.write };
 /** Nobody else may even read the target: it is in no state to be read. */
 export const TARGET_USE: PermissionPair = { perm: Perm.write, shared: Perm.writeUnchanged };
 
 /** The nodes a mirror job holds by edges of its own; the backend that writes to the target comes before them. */
-export function jobNodes(source: BlockNode, target: BlockNode, filter: MirrorTopNode): readonly JobNode[] {
+export function jobNodes(
+  source: BlockNode,
+  target: BlockNode,
+  filter: MirrorTopNode,
+  between: readonly BlockNode[] = [],
+): readonly JobNode[] {
   return [
     { name: 'main node', node: filter as unknown as BlockNode, permissions: READ },
     { name: 'source', node: source, permissions: KEEP },
     { name: 'target', node: target, permissions: NOTHING },
+    // By themselves these are in no state to be read while the target changes below them.
+    ...between.map((node) => ({ name: 'intermediate node', node, permissions: BETWEEN })),
   ];
 }
 
 /** Puts a filter on the source; `name` null: it gets one. The caller attaches an edge to it, or removes it. */
-export async function insertFilter(source: BlockNode, name: string | null): Promise<MirrorTopNode> {
+export async function insertFilter(
+  source: BlockNode,
+  name: string | null,
+  isCommit = false,
+): Promise<MirrorTopNode> {
   const { layer } = source;
-  const filter = makeNode(layer, mirrorTop, { name, readOnly: source.readOnly, state: { writes: null } });
+  const filter = makeNode(layer, mirrorTop, {
+    name,
+    readOnly: source.readOnly,
+    state: { writes: null, isCommit },
+  });
   const node = filter as unknown as BlockNode;
   try {
     await changeGraph(layer, [source, node], (graph) => putOnTop(graph, node, source, { name: 'backing' }));

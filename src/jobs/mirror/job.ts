@@ -19,6 +19,7 @@ import {
   releaseBitmap,
 } from '../../block/dirty-bitmap.ts';
 import type { DrainedSection } from '../../block/drain.ts';
+import type { PermissionPair } from '../../block/driver.ts';
 import type { BlockNode } from '../../block/node.ts';
 import type { MirrorTopNode } from '../../drivers/filters/mirror-top.ts';
 import { E } from '../../errors/errno.ts';
@@ -60,6 +61,16 @@ const COMMAND_TURNS = 4;
 
 export interface MirrorOptions {
   readonly id: string;
+  /** `commit`: the target is below the source, in its chain. Default: mirror. */
+  readonly type?: 'mirror' | 'commit';
+  /** What the job takes of the target. Default: nobody else may even read it. */
+  readonly targetUse?: PermissionPair;
+  /** With a commit: the nodes between source and target. */
+  readonly between?: readonly BlockNode[];
+  /** With a commit: makes the target large enough. */
+  readonly begin?: () => Promise<void>;
+  /** Undoes what was done for the job before; when the target has taken its place, and when not. */
+  readonly end?: (isPivoted: boolean) => Promise<void>;
   readonly source: BlockNode;
   readonly target: BlockNode;
   /** What is copied in the first place; null: nothing. */
@@ -96,6 +107,7 @@ interface Work {
   /** Source and target are the same, and nobody writes. */
   section: DrainedSection | null;
   dismantled: boolean;
+  isPivoted: boolean;
 }
 
 /** Starts a job; nodes and options are checked as far as commands do. Throws when it cannot start; then all is as before. */
@@ -104,7 +116,7 @@ export async function startMirror(table: JobTable, options: MirrorOptions): Prom
   const { layer } = source;
   const clusterBytes = (await infoOrNull(target))?.clusterSizeBytes ?? 0;
   const granularityBytes = options.granularityBytes || defaultGranularity(clusterBytes);
-  const filter = await insertFilter(source, options.filterName);
+  const filter = await insertFilter(source, options.filterName, options.type === 'commit');
   const top = filter as unknown as BlockNode;
   for (const node of [source, target, top]) layer.hold(node);
   const box: { work: Work | null } = { work: null };
@@ -117,13 +129,13 @@ export async function startMirror(table: JobTable, options: MirrorOptions): Prom
   try {
     block = await createBlockJob(table, {
       id,
-      driver: mirrorDriver(() => box.work!, releaseNodes),
+      driver: mirrorDriver(options, () => box.work!, releaseNodes),
       speed: options.speed,
       autoFinalize: options.autoFinalize,
       autoDismiss: options.autoDismiss,
-      nodes: jobNodes(source, target, filter),
+      nodes: jobNodes(source, target, filter, options.between),
     });
-    targetUse = await layer.createBackend(target, TARGET_USE, TARGET_OWNER);
+    targetUse = await layer.createBackend(target, options.targetUse ?? TARGET_USE, TARGET_OWNER);
     bitmap = createBitmap(source, { name: null, granularityBytes });
     const mirror = buildMirror(options, block, filter, bitmap, clusterBytes);
     if (options.copyMode === 'write-blocking') await setCopyMode(mirror, options.copyMode);
@@ -137,6 +149,7 @@ export async function startMirror(table: JobTable, options: MirrorOptions): Prom
       shouldComplete: false,
       section: null,
       dismantled: false,
+      isPivoted: false,
     };
   } catch (error) {
     if (bitmap !== null) releaseBitmap(bitmap);
@@ -212,14 +225,19 @@ function controlOf({ job, rate }: BlockJob, work: () => Work): LoopControl {
   };
 }
 
-function mirrorDriver(work: () => Work, releaseNodes: () => Promise<void>): JobDriver {
+function mirrorDriver(
+  { type = 'mirror', end }: MirrorOptions,
+  work: () => Work,
+  releaseNodes: () => Promise<void>,
+): JobDriver {
   return {
-    type: 'mirror',
+    type,
     run: (job) => run(work(), job),
     prepare: () => prepare(work()),
     abort: () => tearDown(work()),
     clean: async () => {
       await tearDown(work());
+      await end?.(work().isPivoted);
       await releaseNodes();
     },
     // In a drained section of its own the job has come to rest before it begins.
@@ -236,7 +254,8 @@ async function run(work: Work, job: Job): Promise<void> {
   const { mirror, control, options } = work;
   const { source, target, round, bufferBytes } = options;
   if (round !== null && source.totalBytes > 0) await letCommandReturn(job);
-  if (source.totalBytes !== target.totalBytes)
+  await options.begin?.();
+  if (options.type !== 'commit' && source.totalBytes !== target.totalBytes)
     throw new BlockError('Source and target image have different sizes');
   if (bufferBytes > totalmem()) throw ioError(E.ENOMEM);
   if (round !== null) {
@@ -268,6 +287,7 @@ async function prepare(work: Work): Promise<void> {
     await targetUse.close();
     await pivot(filter, options.replaces ?? options.source, options.target, backing);
     work.dismantled = true;
+    work.isPivoted = true;
   }
   await tearDown(work);
 }
