@@ -15,7 +15,7 @@ import { addProgress, isCancelled, mustPause, pausePoint } from './job-driver.ts
 
 /** Data copied by one request. A guest's request to the same place waits for it. */
 const CHUNK_BYTES = 512 * 1024;
-/** Requests at once. */
+/** Requests at once at most. It begins with one, and again after an error: where one fails, others are likely to. */
 const MAX_REQUESTS = 8;
 /** Longest part whose block status is asked for at once. */
 const STATUS_BYTES = 1024 ** 3;
@@ -56,6 +56,8 @@ interface Pass {
   /** Found out and not copied yet, in order; what failed comes first. */
   readonly pending: Range[];
   running: number;
+  /** Requests that may be under way. */
+  maxRequests: number;
   readonly ended: CoQueue;
   /** The error that ends the job now, or in the end. */
   failure: BlockError | null;
@@ -70,6 +72,7 @@ export async function copyChain(copy: ChainCopy): Promise<void> {
     position: 0,
     pending: [],
     running: 0,
+    maxRequests: 1,
     ended: new CoQueue(),
     failure: null,
     ignored: null,
@@ -133,12 +136,15 @@ async function startCopy(pass: Pass, range: Range): Promise<void> {
   const { block } = copy;
   pass.running++;
   void copy.copy(range.offset, range.bytes).then((failure) => {
-    if (failure === null) addProgress(block.job, range.bytes);
-    else failed(pass, range, failure);
+    if (failure !== null) failed(pass, range, failure);
+    else {
+      addProgress(block.job, range.bytes);
+      pass.maxRequests = Math.min(pass.maxRequests + 1, MAX_REQUESTS);
+    }
     pass.running--;
     ended.wakeAll();
   });
-  while (pass.running >= MAX_REQUESTS) await ended.wait();
+  while (pass.running >= pass.maxRequests) await ended.wait();
   if (block.rate.bytesPerSecond === 0) return;
   // A limit is kept by resting, and the job rests with nothing under way.
   await atRest(pass);
@@ -148,6 +154,7 @@ async function startCopy(pass: Pass, range: Range): Promise<void> {
 function failed(pass: Pass, range: Range, { operation, error }: CopyFailure): void {
   const { copy, pending } = pass;
   const { block } = copy;
+  pass.maxRequests = 1;
   const known = error instanceof BlockError ? error : ioError(errnoOf(error), error);
   // The others that were under way when the job was told to stop or to end are not worth more words.
   const action =
