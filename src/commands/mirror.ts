@@ -9,6 +9,8 @@ import type { BlockNode } from '../block/node.ts';
 import { checkOperation } from '../block/op-blockers.ts';
 import { checkNodeName, openImage } from '../block/open.ts';
 import { BlockError } from '../errors/error.ts';
+import { findBlockJob } from '../jobs/block-job.ts';
+import { checkVerb, withJobLock } from '../jobs/job-common.ts';
 import { type MirrorOptions, startMirror } from '../jobs/mirror/job.ts';
 import type { Handlers } from '../qmp/dispatch.ts';
 import type { CommandContext } from './context.ts';
@@ -154,6 +156,18 @@ async function targetBacking(
 }
 
 export const mirrorCommands = {
+  // Not in the original's 7.2; the errors are those of its later releases.
+  'block-job-change': async ({ jobs }, options) => {
+    const { job } = withJobLock(jobs, (lock) => {
+      const found = findBlockJob(jobs, options.id, lock);
+      checkVerb(found.job, 'change', lock);
+      return found;
+    });
+    if (job.driver.type !== options.type || job.driver.change === undefined)
+      throw new BlockError('Job type does not support change');
+    await job.driver.change(job, options);
+    return {};
+  },
   'blockdev-mirror': async (context, given) => {
     const source = findSource(context.layer, given.device);
     const target = findNode(context.layer, given.target);
@@ -182,4 +196,4 @@ export const mirrorCommands = {
     }
     return {};
   },
-} satisfies Handlers<CommandContext, 'blockdev-mirror' | 'drive-mirror'>;
+} satisfies Handlers<CommandContext, 'block-job-change' | 'blockdev-mirror' | 'drive-mirror'>;

@@ -12,7 +12,13 @@
  * Source of the facts: QMP reference, JobStatus and JobVerb.
  */
 
-import type { JobInfo, JobStatus, JobType, JobVerb } from '../../schema/generated/types.ts';
+import type {
+  BlockJobChangeOptions,
+  JobInfo,
+  JobStatus,
+  JobType,
+  JobVerb,
+} from '../../schema/generated/types.ts';
 import type { EventSink } from '../block/events.ts';
 import type { CoQueue } from '../coroutine/co-queue.ts';
 import { assert, BlockError } from '../errors/error.ts';
@@ -73,6 +79,8 @@ export interface JobDriver {
    * point; a job that drains a node of its own while it runs is asked here instead.
    */
   isBusy?(job: Job): boolean;
+  /** Changes how the job works; options as of block-job-change. Throws what cannot be changed. */
+  change?(job: Job, options: BlockJobChangeOptions): Promise<void>;
   /** A cancellation was asked for; returns whether the job is to be cancelled by force. Default: always by force. */
   cancel?(job: Job, force: boolean): boolean;
 }

@@ -10,6 +10,9 @@ import type { SchemaInfo } from '../../schema/generated/types.ts';
 import { type RunningDaemon, startDaemon } from '../peers/daemons.ts';
 import { missingPeer, requirePeer } from '../peers/requires.ts';
 
+/** Commands that the original's 7.2 does not have. Newer releases of it do. */
+const NEWER_COMMANDS = new Set(['block-job-change']);
+
 /** What the original's 7.2 does not have: [owner, member]. Newer releases of it do. */
 const NEWER = new Set(['nbd-server-start handshake-max-seconds', 'blockdev-add/qcow2 discard-no-unref']);
 
@@ -129,6 +132,7 @@ test('commands and events agree with the original in structure', (context) => {
   const comparison = new Comparison();
   for (const entity of INTROSPECTION) {
     const other = theirs.get(entity.name);
+    if (NEWER_COMMANDS.has(entity.name)) continue;
     if (entity['meta-type'] === 'command') {
       if (other?.['meta-type'] !== 'command') throw new Error(`no command ${entity.name}`);
       expect(entity.features ?? [], entity.name).toEqual(other.features ?? []);

@@ -48,7 +48,7 @@ import {
 import { countWork, delayMs } from '../rate-limit.ts';
 import { dismantle, insertFilter, jobNodes, pivot, setCopyMode, TARGET_USE } from './graph.ts';
 import { type FirstRound, firstRound } from './init.ts';
-import { type LoopControl, mirrorLoop, settle } from './loop.ts';
+import { changeCopyMode, type LoopControl, mirrorLoop, settle } from './loop.ts';
 import { type CopyMode, createMirror, type Mirror } from './state.ts';
 
 /** Bytes that are under way at most, when the user does not say. */
@@ -246,8 +246,23 @@ function mirrorDriver(
       work().shouldComplete = true;
       wakeJob(job);
     },
+    change: async (job, options) => {
+      if (options.type === 'mirror') await change(work().mirror, job, options['copy-mode']);
+    },
     cancel: (job, force) => force || !isReady(job),
   };
+}
+
+/** Changes the copy mode: at once when the job rests, else when it next comes to rest. */
+async function change(mirror: Mirror, job: Job, to: CopyMode): Promise<void> {
+  if (mirror.change !== null) throw new BlockError('Another change of the copy mode is under way');
+  const done = new Promise<unknown>((resolve) => {
+    mirror.change = { to, done: resolve };
+  });
+  if (job.paused) await changeCopyMode(mirror);
+  else wakeJob(job);
+  const failure = await done;
+  if (failure !== null) throw failure;
 }
 
 async function run(work: Work, job: Job): Promise<void> {
@@ -264,7 +279,12 @@ async function run(work: Work, job: Job): Promise<void> {
       return !control.isCancelled();
     });
   }
-  work.section = await mirrorLoop(mirror, control);
+  try {
+    work.section = await mirrorLoop(mirror, control);
+  } finally {
+    mirror.change?.done(new BlockError(`Job '${job.id}' has ended`));
+    mirror.change = null;
+  }
   if (mirror.failure !== null) throw mirror.failure;
   // Nobody knows when such a job is finalized. Until then writes go on, and what they change is copied in the end.
   if (!job.autoFinalize) endSection(work);

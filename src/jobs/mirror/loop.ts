@@ -12,6 +12,7 @@ import { wrapped } from '../../block/callbacks.ts';
 import { dirtyBytes } from '../../block/dirty-bitmap.ts';
 import { type DrainedSection, drainedBeginAll } from '../../block/drain.ts';
 import { asError, nextRange, startCopy } from './copy.ts';
+import { setCopyMode } from './graph.ts';
 import { failed, type Mirror, remainingBytes } from './state.ts';
 
 /** Job control as the loop sees it. */
@@ -64,6 +65,11 @@ export async function mirrorLoop(mirror: Mirror, control: LoopControl): Promise<
       await control.pausePoint();
       continue;
     }
+    if (mirror.change !== null) {
+      await atRest(mirror);
+      await changeCopyMode(mirror);
+      continue;
+    }
     control.setRemaining(remainingBytes(mirror));
     const nowMs = performance.now();
     const waitMs = Math.max(control.delayMs(), mirror.retryAtMs - nowMs);
@@ -102,6 +108,22 @@ export async function mirrorLoop(mirror: Mirror, control: LoopControl): Promise<
       await mirror.changed.wait();
     }
   }
+}
+
+/** Makes the change that was asked for; no copy is under way. The job does not rest in the drained section it takes. */
+export async function changeCopyMode(mirror: Mirror): Promise<void> {
+  const { change } = mirror;
+  if (change === null) return;
+  mirror.change = null;
+  mirror.drain = 'begins';
+  let failure: unknown = null;
+  try {
+    if (change.to !== mirror.copyMode) await setCopyMode(mirror, change.to);
+  } catch (error) {
+    failure = error;
+  }
+  mirror.drain = 'rests';
+  change.done(failure);
 }
 
 /** What can be copied in about SWITCH_MS, as far as is known. */

@@ -35,6 +35,12 @@ export interface MirrorHost {
   copied(bytes: number): void;
 }
 
+export interface CopyModeChange {
+  readonly to: CopyMode;
+  /** Called once, with what prevented the change, if anything did. */
+  done(error: unknown): void;
+}
+
 export interface MirrorOp {
   readonly id: number;
   readonly offset: number;
@@ -64,6 +70,8 @@ export interface Mirror {
   readonly host: MirrorHost;
 
   copyMode: CopyMode;
+  /** A change of the copy mode that was asked for; the loop makes it when it comes to rest. */
+  change: CopyModeChange | null;
   /** In order of their beginning. */
   readonly ops: Set<MirrorOp>;
   lastId: number;
@@ -111,6 +119,7 @@ export function createMirror(
   return {
     ...given,
     lengthBytes: given.source.totalBytes,
+    change: null,
     ops: new Set(),
     lastId: 0,
     copies: 0,
