@@ -11,6 +11,7 @@ import { copyBeforeWriteTranscripts } from './transcripts/copy-before-write.ts';
 import { exportTranscripts } from './transcripts/exports.ts';
 import { hostDeviceTranscript, loopDeviceTranscript } from './transcripts/host-device.ts';
 import { jobTranscripts } from './transcripts/jobs.ts';
+import { mirrorTranscripts } from './transcripts/mirror.ts';
 import { nbdTranscripts } from './transcripts/nbd.ts';
 import { objectTranscripts } from './transcripts/objects.ts';
 import { permissionTranscripts } from './transcripts/permissions.ts';
@@ -29,6 +30,7 @@ export const allTranscripts: readonly Transcript[] = [
   ...exportTranscripts,
   ...bitmapTranscripts,
   ...jobTranscripts,
+  ...mirrorTranscripts,
   ...nbdTranscripts,
   ...copyBeforeWriteTranscripts,
   ...transactionTranscripts,
