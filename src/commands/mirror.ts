@@ -31,7 +31,7 @@ function findNode(layer: BlockLayer, name: string): BlockNode {
 /** The source: other nodes must not use it, nor a job. */
 function findSource(layer: BlockLayer, name: string): BlockNode {
   const node = findNode(layer, name);
-  const inUse = node.parents.some(({ parent }) => parent.kind === 'node' || parent.root.staysAtNode);
+  const inUse = node.parents.some(({ parent, name: edge }) => parent.kind === 'node' || edge !== 'root');
   if (inUse) throw new BlockError('Need a root block node');
   checkOperation(node, 'mirror-source');
   return node;

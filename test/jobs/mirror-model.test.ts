@@ -173,6 +173,7 @@ async function runMirror({
     },
     sleep: turn,
     count: () => undefined,
+    isLimited: () => false,
     delayMs: () => 0,
     setRemaining: () => undefined,
     isReady: () => ready,

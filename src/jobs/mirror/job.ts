@@ -214,6 +214,7 @@ function controlOf({ job, rate }: BlockJob, work: () => Work): LoopControl {
     pausePoint: () => pausePoint(job),
     sleep: (milliseconds) => sleepJob(job, milliseconds),
     count: (bytes) => countWork(rate, bytes, performance.now()),
+    isLimited: () => rate.bytesPerSecond > 0,
     delayMs: () => delayMs(rate, performance.now()),
     setRemaining: (bytes) => setRemainingProgress(job, bytes),
     isReady: () => isReady(job),

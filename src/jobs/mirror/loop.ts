@@ -27,6 +27,8 @@ export interface LoopControl {
   sleep(milliseconds: number): Promise<void>;
   /** So much is being copied. */
   count(bytes: number): void;
+  /** There is a limit of speed. */
+  isLimited(): boolean;
   /** Milliseconds until more may be copied. */
   delayMs(): number;
   setRemaining(bytes: number): void;
@@ -53,7 +55,7 @@ const NEARLY_MS = 200;
  * job has failed (`mirror.failure`) or was cancelled.
  */
 export async function mirrorLoop(mirror: Mirror, control: LoopControl): Promise<DrainedSection | null> {
-  let nearlySinceMs: number | null = null;
+  let nearly: Nearly | null = null;
   for (;;) {
     if (mirror.failure !== null || control.isCancelled()) {
       await atRest(mirror);
@@ -74,10 +76,9 @@ export async function mirrorLoop(mirror: Mirror, control: LoopControl): Promise<
     const nowMs = performance.now();
     const waitMs = Math.max(control.delayMs(), mirror.retryAtMs - nowMs);
 
-    const isNearly = remainingBytes(mirror) <= switchBytes(mirror);
-    nearlySinceMs = isNearly ? (nearlySinceMs ?? nowMs) : null;
+    nearly = remainingBytes(mirror) <= switchBytes(mirror) ? (nearly ?? beginNearly(mirror, nowMs)) : null;
     const isSame = dirtyBytes(mirror.bitmap) === 0 && mirror.ops.size === 0;
-    if (waitMs <= 0 && (isSame || (nearlySinceMs !== null && nowMs - nearlySinceMs >= NEARLY_MS))) {
+    if (waitMs <= 0 && (isSame || (nearly !== null && isSteady(mirror, nearly, nowMs)))) {
       if (!control.isReady()) {
         await atRest(mirror);
         if (await flushTarget(mirror)) {
@@ -97,7 +98,8 @@ export async function mirrorLoop(mirror: Mirror, control: LoopControl): Promise<
 
     const range = waitMs <= 0 && mirror.copies < mirror.maxCopies ? nextRange(mirror) : null;
     if (range !== null) {
-      control.count(await startCopy(mirror, range));
+      const most = control.isLimited() ? mirror.copyBytes : range.bytes;
+      control.count(await startCopy(mirror, { ...range, bytes: Math.min(range.bytes, most) }));
       await nextTurn();
     } else if (mirror.copies > 0) {
       await mirror.changed.wait();
@@ -108,6 +110,22 @@ export async function mirrorLoop(mirror: Mirror, control: LoopControl): Promise<
       await mirror.changed.wait();
     }
   }
+}
+
+/** Little has been left since then. */
+interface Nearly {
+  readonly sinceMs: number;
+  /** What all copies have moved when all that was left then is copied. */
+  readonly copiedBytes: number;
+}
+
+function beginNearly(mirror: Mirror, sinceMs: number): Nearly {
+  return { sinceMs, copiedBytes: mirror.copiedBytes + remainingBytes(mirror) };
+}
+
+/** Whether what is left is only what users have written anew. */
+function isSteady({ copiedBytes }: Mirror, nearly: Nearly, nowMs: number): boolean {
+  return nowMs - nearly.sinceMs >= NEARLY_MS && copiedBytes >= nearly.copiedBytes;
 }
 
 /** Makes the change that was asked for; no copy is under way. The job does not rest in the drained section it takes. */

@@ -12,6 +12,9 @@ const ready: Step = { event: 'BLOCK_JOB_READY' };
 const nodes = cmd('query-named-block-nodes', { flat: true });
 const jobs = cmd('query-block-jobs');
 
+/** Time for a job to copy as much as its speed allows, and go to sleep. */
+const aWhile: Step = { run: ['sleep', '0.3'] };
+
 function times(count: number, step: Step): Step[] {
   return Array.from({ length: count }, () => step);
 }
@@ -157,6 +160,7 @@ const control: Transcript = {
     mirror({ speed: 65536, 'buf-size': 65536, granularity: 65536 }),
     cmd('job-complete', { id: 'j' }),
     cmd('block-job-complete', { device: 'j' }),
+    aWhile,
     cmd('job-pause', { id: 'j' }),
     cmd('job-pause', { id: 'j' }),
     jobs,
@@ -181,6 +185,7 @@ const control: Transcript = {
       cmd('job-cancel', { id: 'j' }),
     ].flatMap((cancel) => [
       mirror({ speed: 65536, 'buf-size': 65536, granularity: 65536 }),
+      aWhile,
       cancel,
       ...endsBadly,
     ]),
@@ -194,7 +199,7 @@ const control: Transcript = {
     ready,
     cmd('job-complete', { id: 'j' }),
     { event: 'BLOCK_JOB_PENDING' },
-    jobs,
+    cmd('query-jobs'),
     nodes,
     cmd('block-job-finalize', { id: 'j' }),
     nodes,
@@ -240,7 +245,8 @@ const create = (...options: readonly string[]): readonly string[] => [
 ];
 const write = (what: string): readonly string[] => ['qemu-io', '-f', 'qcow2', '-c', what, 'image'];
 const empty = image(create('image', '4M'));
-const above = ['-u', '-b', 'base.q', '-F', 'qcow2'];
+const base = create('base.q', '4M');
+const above = ['-b', 'base.q', '-F', 'qcow2'];
 
 function addQcow2(name: string, backing: string | null | undefined, more: object = {}): Step {
   return cmd('blockdev-add', {
@@ -253,9 +259,8 @@ function addQcow2(name: string, backing: string | null | undefined, more: object
 }
 
 const completed: Step[] = [cmd('job-complete', { id: 'j' }), ...endsWell, nodes];
-const map = (file: string): Step => ({
-  run: ['qemu-img', 'map', '--output=json', '-f', 'qcow2', file],
-});
+/** Which parts an image holds itself. */
+const map = (file: string): Step => ({ run: ['qemu-io', '-r', '-f', 'qcow2', '-c', 'map', file] });
 const gone = (...names: readonly string[]): Step[] =>
   names.map((name) => cmd('blockdev-del', { 'node-name': name }));
 
@@ -264,9 +269,9 @@ const chains: Transcript = {
   needs: ['qemu-img', 'qemu-io'],
   files: {
     'base.q': image(create('image', '4M'), write('write -P 1 0 1M')),
-    's.q': image(create(...above, 'image', '4M'), write('write -P 2 512k 1M')),
+    's.q': image(base, create(...above, 'image', '4M'), write('write -P 2 512k 1M')),
     'full.q': empty,
-    'top.q': image(create(...above, 'image', '4M')),
+    'top.q': image(base, create(...above, 'image', '4M')),
     'none.q': empty,
     'read-only.q': empty,
     'direct.q': empty,
@@ -296,8 +301,8 @@ const chains: Transcript = {
     { note: 'none' },
     addQcow2('s', 'base'),
     addQcow2('none', undefined),
+    // Ready before the command is answered.
     mirror({ target: 'none', sync: 'none' }),
-    ready,
     ...completed,
     ...gone('none', 's'),
     map('none.q'),
@@ -342,14 +347,13 @@ function failing(side: 'source' | 'target', policy: string, errno: number): Step
     mirror({ sync: 'none', [`on-${side}-error`]: policy, 'auto-dismiss': false }),
     { run: ['qemu-io', '-f', 'raw', '-c', 'write -P 9 512k 64k', 'nbd+unix:///e?socket=nbd.sock'] },
     { event: 'BLOCK_JOB_ERROR' },
-    ...(stops ? [changed, jobs, cmd('job-resume', { id: 'j' }), jobs] : []),
+    ...(stops ? [changed, jobs, cmd('job-resume', { id: 'j' })] : []),
     ...(stops || policy === 'ignore'
       ? [cmd('block-job-cancel', { device: 'j' }), ...times(3, changed)]
       : times(2, changed)),
     jobs,
     cmd('job-dismiss', { id: 'j' }),
     cmd('block-export-del', { id: 'e' }),
-    nodes,
     ...gone('s', 't'),
   ];
 }
@@ -379,7 +383,7 @@ const drives: Transcript = {
     'small.img': MiB,
     'there.q': empty,
     'base.q': image(create('image', '4M'), write('write -P 1 0 1M')),
-    'over.q': image(create(...above, 'image', '4M'), write('write -P 2 512k 1M')),
+    'over.q': image(base, create(...above, 'image', '4M'), write('write -P 2 512k 1M')),
   },
   steps: [
     addRaw('s'),
@@ -415,7 +419,8 @@ const drives: Transcript = {
       { note: `a new file ${JSON.stringify(more)}` },
       drive(more),
       ready,
-      nodes,
+      // How long the file of an image is differs.
+      ...('format' in more && more.format === 'qcow2' ? gone('n') : [nodes]),
       cmd('job-cancel', { id: 'j' }),
       ...endsBadly,
       nodes,
@@ -424,13 +429,13 @@ const drives: Transcript = {
     drive({ format: 'qcow2', 'node-name': 'n' }),
     ready,
     ...completed,
-    { run: ['qemu-img', 'info', '--output=json', 'new.img'] },
+    { run: ['qemu-img', 'compare', 's.img', 'new.img'] },
     { note: 'chains' },
     addQcow2('over', undefined),
     ...(['top', 'none'] as const).flatMap((sync): Step[] => [
       drive({ device: 'over', sync, 'node-name': 'n', target: `$DIR/${sync}.new` }),
-      ready,
-      nodes,
+      ...(sync === 'top' ? [ready] : []),
+      ...gone('n'),
       cmd('job-cancel', { id: 'j' }),
       ...endsBadly,
       map(`${sync}.new`),
