@@ -152,6 +152,14 @@ function runSoak(minutes) {
   become(binary('vitest'), ['run', '--test-timeout', String(minutes * 120_000), ...files]);
 }
 
+/** Random graph changes under load: as many as the user wants, with a seed of their own. */
+function runGraph(changes) {
+  process.env.GRAPH_CHANGES ??= String(changes);
+  process.env.GRAPH_SEED ??= String(1 + Math.floor(Math.random() * 1e6));
+  process.stdout.write(`GRAPH_SEED=${process.env.GRAPH_SEED}\n`);
+  become(binary('vitest'), ['run', 'test/peers/graph-load.test.ts']);
+}
+
 // ---- the commands ----------------------------------------------------------------------------------------------
 
 const benches = {
@@ -179,6 +187,10 @@ switch (command) {
     prepare();
     runSoak(Number(args[0] ?? 10));
     break;
+  case 'graph':
+    prepare();
+    runGraph(Number(args[0] ?? 10_000));
+    break;
   case 'bench':
   case 'bench-qcow2':
   case 'bench-nbd-client':
@@ -187,5 +199,7 @@ switch (command) {
     become(process.execPath, [path.join(root, `dist/bench/${benches[command]}.js`), ...args]);
     break;
   default:
-    fail('Usage: node scripts/run.mjs start|test|soak|bench|bench-qcow2|bench-nbd-client|bench-start [ARGS]');
+    fail(
+      'Usage: node scripts/run.mjs start|test|soak|graph|bench|bench-qcow2|bench-nbd-client|bench-start [ARGS]',
+    );
 }
