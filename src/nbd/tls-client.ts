@@ -45,7 +45,8 @@ export function startTlsClient(
     };
     const cutOff = (): void => fail('TLS handshake failed: The TLS connection was non-properly terminated.');
     duplex.on('error', failed);
-    duplex.on('close', cutOff);
+    // The session closes what is below it before it tells why.
+    duplex.on('close', () => setImmediate(cutOff));
     const session = connect({ socket: duplex, ...tlsClientOptions(credentials, hostname) });
     session.on('error', (error) => {
       failed(error);

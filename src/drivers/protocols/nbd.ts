@@ -268,6 +268,13 @@ export const nbd: BlockDriver<NbdState> = {
   strongOptions: ['export', 'server', 'tls-creds', 'tls-hostname'],
   open,
   close: ({ state }) => state.session.close(),
+  async reopenPrepare({ state }, { settings }) {
+    if (!settings.readOnly && !settings.autoReadOnly && (state.flags & ExportFlag.readOnly) !== 0)
+      throw new BlockError("Can't reopen read-only NBD mount as read/write", { errno: E.EACCES });
+  },
+  reopenCommit(node) {
+    if ((node.state.flags & ExportFlag.readOnly) !== 0) node.readOnly = true;
+  },
   cancelInFlight: ({ state }) => state.session.cancelRequests(),
   refreshLimits,
   exactFilename: ({ settings }) => exactName(settings.options),

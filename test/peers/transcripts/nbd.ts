@@ -140,4 +140,35 @@ const lost: Transcript = {
   ],
 };
 
-export const nbdTranscripts: readonly Transcript[] = [options, readOnly, lost];
+/** Reopens `nodeName` with these options; only read-only can change. */
+function reopen(nodeName: string, rest: object, server: object = unix): Step {
+  return cmd('blockdev-reopen', { options: [{ driver: 'nbd', 'node-name': nodeName, server, ...rest }] });
+}
+
+const reopening: Transcript = {
+  name: 'nbd.reopen',
+  needs: ['qemu-nbd'],
+  files: { 'disk.img': 8 * MiB },
+  cleanup,
+  steps: [
+    serve('n.sock', '-x', 'exp'),
+    serve('r.sock', '-r'),
+    add('n', unix, { export: 'exp' }),
+    reopen('n', { export: 'exp' }),
+    reopen('n', { export: 'exp', 'reconnect-delay': 5 }),
+    reopen('n', { export: 'exp', 'open-timeout': 5 }),
+    reopen('n', { export: 'exp', 'tls-hostname': 'a' }),
+    reopen('n', { export: 'exp', 'read-only': true }),
+    nodes,
+    reopen('n', { export: 'exp' }),
+    reopen('n', { export: 'other' }),
+    reopen('n', {}),
+    reopen('n', { export: 'exp' }, { type: 'unix', path: '/elsewhere' }),
+    reopen('n', { export: 'exp' }, { type: 'inet', host: 'localhost', port: '1' }),
+    add('r', { type: 'unix', path: '$DIR/r.sock' }, { 'read-only': true }),
+    reopen('r', {}, { type: 'unix', path: '$DIR/r.sock' }),
+    nodes,
+  ],
+};
+
+export const nbdTranscripts: readonly Transcript[] = [options, readOnly, lost, reopening];
