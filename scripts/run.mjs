@@ -165,6 +165,7 @@ function runGraph(changes) {
 const benches = {
   bench: 'nbd',
   'bench-qcow2': 'qcow2',
+  'bench-jobs': 'jobs',
   'bench-nbd-client': 'nbd-client',
   'bench-start': 'start',
 };
@@ -193,6 +194,7 @@ switch (command) {
     break;
   case 'bench':
   case 'bench-qcow2':
+  case 'bench-jobs':
   case 'bench-nbd-client':
   case 'bench-start':
     prepare();
@@ -200,6 +202,6 @@ switch (command) {
     break;
   default:
     fail(
-      'Usage: node scripts/run.mjs start|test|soak|graph|bench|bench-qcow2|bench-nbd-client|bench-start [ARGS]',
+      'Usage: node scripts/run.mjs start|test|soak|graph|bench|bench-qcow2|bench-jobs|bench-nbd-client|bench-start [ARGS]',
     );
 }
