@@ -9,7 +9,9 @@
 import type { BlkdebugEvent, BlockStatsSpecific, ImageInfoSpecific } from '../../schema/generated/types.ts';
 import type { AioEngine, EngineKind } from '../aio/engine.ts';
 import type { IoVector } from '../aio/memory.ts';
+import type { ChildList } from './child-list.ts';
 import type { GraphReadGuard } from './graph-lock.ts';
+import type { BlockDebugger } from './io-debug.ts';
 import type { BlockLayer } from './layer.ts';
 import type { BlockChild, BlockNode } from './node.ts';
 import type { ReopenCallbacks } from './reopen-driver.ts';
@@ -225,17 +227,6 @@ export interface CreateProgress {
 
 export type PreallocMode = 'off' | 'metadata' | 'falloc' | 'full';
 
-/** Breakpoints of requests, for tests. Each throws an error with ENOENT when there is no such event or tag. */
-export interface BlockDebugger<S = unknown> {
-  /** The next request that meets the event is suspended under the tag. */
-  setBreakpoint(node: BlockNode<S>, event: string, tag: string): void;
-  /** Removes the breakpoints of the tag, and lets requests suspended under it go on. */
-  removeBreakpoint(node: BlockNode<S>, tag: string): void;
-  /** Lets a request suspended under the tag go on. */
-  resume(node: BlockNode<S>, tag: string): void;
-  isSuspended(node: BlockNode<S>, tag: string): boolean;
-}
-
 /** Options after validation: plain data by the schema's member names; nested children are still inside. */
 export type DriverOptions = Readonly<Record<string, unknown>>;
 
@@ -253,7 +244,13 @@ export interface OpenContext<Options = DriverOptions> {
   /** The engine for the `aio` option of a protocol driver; throws when the host cannot provide it. */
   engineOf(kind: EngineKind): AioEngine;
   /** Opens or finds the child named by option `name` and attaches it; null when the option is absent or null. */
-  openChild(name: string, roles: number, required: boolean): Promise<BlockChild | null>;
+  openChild(
+    name: string,
+    roles: number,
+    required: boolean,
+    /** What is opened or found, where that is not the option `name`. */
+    reference?: unknown,
+  ): Promise<BlockChild | null>;
   /**
    * The backing child: the user's `backing` option, or what the image itself names. Null when the user said
    * `backing: null` or the image names nothing. `imageDefault` is what the header says, or null.
@@ -309,6 +306,10 @@ export interface BlockDriver<S = unknown> extends ReopenCallbacks<S>, SnapshotIo
   parseName?(rest: string, prefix: string): DriverOptions;
   /** Options that only names and tools give: the schema does not have them. */
   readonly nameOptions?: readonly string[];
+  /** Present: children come and go at run time. */
+  readonly childList?: ChildList<S>;
+  /** `flush` sees to the children itself; otherwise the I/O path flushes them after it. */
+  readonly flushesChildren?: boolean;
   /** Its children may be anywhere: names of files inside it cannot be relative to it. */
   readonly hasNoPlace?: boolean;
   readonly debugger?: BlockDebugger<S>;

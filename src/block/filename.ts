@@ -21,8 +21,15 @@ function strongOptions(node: BlockNode): Record<string, unknown> {
       options.backing = strongOptions(below);
   options.driver = node.driver.name;
   for (const edge of node.children.filter(({ name }) => name !== 'backing'))
-    options[edge.name] = strongOptions(edge.node);
+    addChild(options, edge.name, strongOptions(edge.node));
   return options;
+}
+
+/** Children called NAME.NUMBER are a list called NAME. */
+function addChild(options: Record<string, unknown>, name: string, child: unknown): void {
+  const list = /^(.+)\.\d+$/.exec(name)?.[1];
+  if (list === undefined) options[name] = child;
+  else options[list] = [...((options[list] as unknown[] | undefined) ?? []), child];
 }
 
 /** Members and elements at any depth, under dotted names. */
@@ -80,6 +87,7 @@ const MEMBER_ORDER: readonly string[] = [
 /** JSON with the separators the original uses. */
 function printJson(value: unknown): string {
   if (typeof value !== 'object' || value === null) return JSON.stringify(value);
+  if (Array.isArray(value)) return `[${value.map(printJson).join(', ')}]`;
   const members = Object.entries(value)
     .sort(([one], [other]) => MEMBER_ORDER.indexOf(one) - MEMBER_ORDER.indexOf(other))
     .map(([key, member]) => `${JSON.stringify(key)}: ${printJson(member)}`);

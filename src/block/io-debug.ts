@@ -10,9 +10,19 @@
 import type { BlkdebugEvent } from '../../schema/generated/types.ts';
 import { E } from '../errors/errno.ts';
 import { ioError } from '../errors/error.ts';
-import type { BlockDebugger } from './driver.ts';
 import type { GraphReadGuard } from './graph-lock.ts';
 import type { BlockNode } from './node.ts';
+
+/** Breakpoints of requests, for tests. Each throws an error with ENOENT when there is no such event or tag. */
+export interface BlockDebugger<S = unknown> {
+  /** The next request that meets the event is suspended under the tag. */
+  setBreakpoint(node: BlockNode<S>, event: string, tag: string): void;
+  /** Removes the breakpoints of the tag, and lets requests suspended under it go on. */
+  removeBreakpoint(node: BlockNode<S>, tag: string): void;
+  /** Lets a request suspended under the tag go on. */
+  resume(node: BlockNode<S>, tag: string): void;
+  isSuspended(node: BlockNode<S>, tag: string): boolean;
+}
 
 /** Tells a node that takes debug events of one. It may suspend the request; never throws. */
 export function coDebugEvent(node: BlockNode, guard: GraphReadGuard, event: BlkdebugEvent): Promise<void> {

@@ -71,7 +71,8 @@ export async function coFlush(node: BlockNode, guard: GraphReadGuard): Promise<v
       // complete on entry.
       if (!node.settings.cache.noFlush || node.children.length > 0) await node.driver.flush?.(node, guard);
       if (debugged !== null) await coDebugEvent(debugged, guard, 'flush_to_disk');
-      for (const edge of node.children) await coFlush(edge.node, guard);
+      const below = node.driver.flushesChildren === true ? [] : node.children;
+      for (const edge of below) await coFlush(edge.node, guard);
       if (generation > node.flushedGeneration) node.flushedGeneration = generation;
     } finally {
       node.flushing = false;

@@ -33,6 +33,8 @@ export interface BlockLayerParts {
   readonly report?: (text: string) => void;
   /** Takes what belongs to a tool's own output: breakpoints met. Default: `report`. */
   readonly print?: (text: string) => void;
+  /** Ends the process with the text as its last words. Default: on stderr, with status 1. */
+  readonly fatal?: (text: string) => never;
 }
 
 export class BlockLayer {
@@ -49,6 +51,8 @@ export class BlockLayer {
   readonly report: (text: string) => void;
   /** Adds to a tool's own output. */
   readonly print: (text: string) => void;
+  /** Ends the process with the text as its last words: for drivers whose job that is. */
+  readonly fatal: (text: string) => never;
   readonly graphLock = new GraphLock();
   /** All nodes in the order in which they got their names. Changed on the monitor side only. */
   readonly #nodes = new Map<string, BlockNode>();
@@ -64,6 +68,7 @@ export class BlockLayer {
     tlsCreds = noTlsCreds,
     report = reportOnStderr,
     print = report,
+    fatal = endProcess,
   }: BlockLayerParts) {
     this.engine = engine;
     this.events = events;
@@ -72,6 +77,7 @@ export class BlockLayer {
     this.tlsCreds = tlsCreds;
     this.report = report;
     this.print = print;
+    this.fatal = fatal;
   }
 
   /** Oldest first. */
@@ -227,6 +233,11 @@ export class BlockLayer {
     this.#otherEngines.clear();
     if (failure !== undefined) throw failure;
   }
+}
+
+function endProcess(text: string): never {
+  process.stderr.write(text);
+  process.exit(1);
 }
 
 function reportOnStderr(text: string): void {

@@ -71,8 +71,11 @@ async function openNode(
       purpose,
       engine: layer.engine,
       engineOf: (kind) => layer.engineOf(kind),
-      openChild: (name, roles, required) =>
-        openChild(layer, node, { reference: options[name], name, roles, required, depth }),
+      openChild: (name, roles, required, reference = options[name]) => {
+        // The original opens `file` before the node itself gets its place, others after that.
+        if (name !== 'file') layer.order(node);
+        return openChild(layer, node, { reference, name, roles, required, depth });
+      },
       openBacking: (imageDefault) => {
         layer.order(node);
         // What an image says of itself can be told without the images below it.
@@ -106,8 +109,10 @@ async function openNode(
 
 async function undoOpen(layer: BlockLayer, node: BlockNode, opened: boolean): Promise<void> {
   if (opened) await node.driver.close?.(node);
-  for (const edge of [...node.children].reverse())
-    await changeGraph(layer, [], (graph) => graph.detach(edge));
+  // All at once: what is left of the node must not ask for anything on what is left of its children.
+  await changeGraph(layer, [], (graph) => {
+    for (const edge of [...node.children].reverse()) graph.detach(edge);
+  });
 }
 
 interface ChildRequest {
@@ -288,7 +293,9 @@ function nodeSettings(
   if (cache !== undefined && Object.keys(cache).length === 0) {
     // The original's option parser keeps an empty dictionary as an option nobody knows.
     throw new BlockError(
-      `Block ${isProtocol(driver) ? 'protocol' : 'format'} '${driver.name}' doesn't support the option 'cache'`,
+      isProtocol(driver)
+        ? `Block protocol '${driver.name}' doesn't support the option 'cache'`
+        : `Block format '${driver.name}' does not support the option 'cache'`,
     );
   }
   const given = options['node-name'];

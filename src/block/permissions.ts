@@ -39,20 +39,20 @@ function describeParent(edge: BlockChild): string {
   return edge.parent.kind === 'root' ? edge.parent.root.describe() : `node '${edge.parent.node.name}'`;
 }
 
-/** Throws when one parent takes what another does not share. Newer users are named as the ones that require. */
+/** Throws when one parent takes what another does not share; the newest that does not share comes first. */
 function checkConflicts(node: BlockNode): void {
   const edges = node.parents;
   for (let i = edges.length - 1; i >= 0; i--) {
     for (let j = edges.length - 1; j >= 0; j--) {
-      const a = edges[i]!;
-      const b = edges[j]!;
-      const conflict = i === j ? 0 : a.perm & ~b.shared;
+      const keeper = edges[i]!;
+      const taker = edges[j]!;
+      const conflict = i === j ? 0 : taker.perm & ~keeper.shared;
       if (conflict === 0) continue;
       const who = (edge: BlockChild): string =>
         `${describeParent(edge)} (uses node '${node.name}' as '${edge.name}' child)`;
       throw new BlockError(
         `Permission conflict on node '${node.name}': permissions '${permissionNames(conflict)}' are both required by ` +
-          `${who(a)} and unshared by ${who(b)}.`,
+          `${who(taker)} and unshared by ${who(keeper)}.`,
       );
     }
   }
@@ -90,7 +90,8 @@ function topologicalOrder(nodes: readonly BlockNode[]): BlockNode[] {
   const visit = (node: BlockNode): void => {
     if (seen.has(node)) return;
     seen.add(node);
-    for (const edge of node.children) visit(edge.node);
+    // The last child first, so that the first is looked at first.
+    for (const edge of node.children.toReversed()) visit(edge.node);
     order.push(node);
   };
   for (const node of nodes) visit(node);

@@ -16,6 +16,7 @@ import { jobCommands } from './job.ts';
 import { mirrorCommands } from './mirror.ts';
 import { qomCommands } from './qom.ts';
 import { streamCommitCommands } from './stream-commit.ts';
+import { testDriverCommands } from './test-drivers.ts';
 import { transactionCommands } from './transaction.ts';
 
 export const commandTable: Handlers<CommandContext> = {
@@ -34,4 +35,5 @@ export const commandTable: Handlers<CommandContext> = {
   ...qomCommands,
   ...transactionCommands,
   ...streamCommitCommands,
+  ...testDriverCommands,
 };

@@ -3,7 +3,11 @@
 import type { BlockdevDriver } from '../../schema/generated/types.ts';
 import type { BlockDriver } from '../block/driver.ts';
 import { blkdebug } from './filters/blkdebug.ts';
+import { blklogwrites } from './filters/blklogwrites.ts';
+import { blkreplay } from './filters/blkreplay.ts';
+import { blkverify } from './filters/blkverify.ts';
 import { copyBeforeWrite } from './filters/copy-before-write.ts';
+import { quorum } from './filters/quorum.ts';
 import { snapshotAccess } from './filters/snapshot-access.ts';
 import { qcow2 } from './formats/qcow2/driver.ts';
 import { raw } from './formats/raw.ts';
@@ -13,6 +17,9 @@ import { nullAio, nullCo } from './protocols/null.ts';
 
 export const drivers: Readonly<Record<BlockdevDriver, BlockDriver>> = {
   blkdebug,
+  blklogwrites,
+  blkreplay,
+  blkverify,
   'copy-before-write': copyBeforeWrite,
   file,
   host_device: hostDevice,
@@ -20,6 +27,7 @@ export const drivers: Readonly<Record<BlockdevDriver, BlockDriver>> = {
   'null-aio': nullAio,
   'null-co': nullCo,
   qcow2,
+  quorum,
   raw,
   'snapshot-access': snapshotAccess,
 };

@@ -15,12 +15,14 @@ interface RateLimit<K extends keyof Events> {
   readonly key: (data: Events[K]) => string | null;
 }
 
-/** QMP reference: BLOCK_IO_ERROR is rate-limited except when the action is stop. */
+/** QMP reference: BLOCK_IO_ERROR is rate-limited except when the action is stop, the events of quorum always. */
 const RATE_LIMITS: { readonly [K in keyof Events]?: RateLimit<K> } = {
   BLOCK_IO_ERROR: {
     periodMs: 1000,
     key: (data) => (data.action === 'stop' ? null : `${data.device} ${data['node-name'] ?? ''}`),
   },
+  QUORUM_FAILURE: { periodMs: 1000, key: () => '' },
+  QUORUM_REPORT_BAD: { periodMs: 1000, key: (data) => data['node-name'] },
 };
 
 interface Held {

@@ -111,7 +111,7 @@ test('a job that cannot have its nodes is gone at once', async () => {
     owner,
   );
   await expect(create({})).rejects.toThrow(
-    "Permission conflict on node 'm': permissions 'write' are both required by stream job 'j' (uses node 'm' as 'main node' child) and unshared by other (uses node 'm' as 'root' child).",
+    "Permission conflict on node 'm': permissions 'resize' are both required by other (uses node 'm' as 'root' child) and unshared by stream job 'j' (uses node 'm' as 'main node' child).",
   );
   await other.close();
   await expect(create({}, { speed: -1 })).rejects.toThrow("Parameter 'speed' expects a non-negative value");

@@ -16,6 +16,7 @@ import { nbdTranscripts } from './transcripts/nbd.ts';
 import { objectTranscripts } from './transcripts/objects.ts';
 import { permissionTranscripts } from './transcripts/permissions.ts';
 import { queryTranscripts } from './transcripts/queries.ts';
+import { testDriverTranscripts } from './transcripts/test-drivers.ts';
 import { transactionTranscripts } from './transcripts/transactions.ts';
 
 export const allTranscripts: readonly Transcript[] = [
@@ -23,6 +24,7 @@ export const allTranscripts: readonly Transcript[] = [
   ...blockdevAddTranscripts,
   ...rawTranscripts,
   ...blkdebugTranscripts,
+  ...testDriverTranscripts,
   hostDeviceTranscript,
   loopDeviceTranscript,
   ...permissionTranscripts,

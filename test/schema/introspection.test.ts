@@ -175,6 +175,9 @@ test('only what works is listed', () => {
   };
   expect(variantsOf('blockdev-add')).toEqual([
     'blkdebug',
+    'blklogwrites',
+    'blkreplay',
+    'blkverify',
     'copy-before-write',
     'file',
     'host_device',
@@ -182,6 +185,7 @@ test('only what works is listed', () => {
     'null-aio',
     'null-co',
     'qcow2',
+    'quorum',
     'raw',
     'snapshot-access',
   ]);

@@ -40,6 +40,10 @@ export function createEnvironment(output: ToolOutput): ToolEnvironment {
       events: { emit: () => undefined },
       drivers,
       print: (text) => output.print(text),
+      fatal(text) {
+        output.note(text);
+        process.exit(1);
+      },
       secret(id) {
         if (env.objects === null) throw new BlockError(`No secret with id '${id}'`);
         return env.objects.secret(id);

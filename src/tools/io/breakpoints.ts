@@ -1,7 +1,6 @@
 /** The commands around breakpoints of blkdebug: break, remove_break, resume, wait_break. */
 
-import type { BlockDebugger } from '../../block/driver.ts';
-import { withDebugger } from '../../block/io-debug.ts';
+import { type BlockDebugger, withDebugger } from '../../block/io-debug.ts';
 import type { BlockNode } from '../../block/node.ts';
 import { BlockError } from '../../errors/error.ts';
 import { CommandFailed, type IoSession } from './session.ts';
