@@ -32,6 +32,7 @@ import { addProgress, isCancelled, pausePoint, setRemainingProgress, sleepJob } 
 
 /** A job without work of its own looks at its state this often; what changes it wakes the job. */
 const IDLE_MS = 2 ** 30;
+const TURNS_BEFORE_ANSWER = 3;
 /** Between two attempts when errors are to be ignored. */
 const RETRY_MS = 100;
 
@@ -73,14 +74,32 @@ interface Backup {
   block: BlockJob | null;
   /** Has begun to copy, or has nothing to copy by itself. */
   underWay: boolean;
+  /** The command that made the job has been answered: what copies ends after that. */
+  readonly replied: Promise<void>;
 }
 
 /** Makes the job; the source is drained. Throws as the original does; then everything is as it was. */
 export async function prepareBackup(jobs: JobTable, options: BackupOptions): Promise<PreparedBackup> {
-  const { source, target } = options;
+  const { source, target, bitmap } = options;
   const { layer } = source;
-  const filter = await insertFilter(options);
-  const backup: Backup = { options, filter, copy: copyOfFilter(filter), block: null, underWay: false };
+  let filter: BlockNode;
+  // Writes are recorded apart from now on.
+  if (bitmap !== null) beginSuccession(bitmap.bitmap);
+  try {
+    filter = await insertFilter(options);
+  } catch (error) {
+    if (bitmap !== null) endSuccession(bitmap.bitmap, true);
+    throw error;
+  }
+  const reply = createSignal();
+  const backup: Backup = {
+    options,
+    filter,
+    copy: copyOfFilter(filter),
+    block: null,
+    underWay: false,
+    replied: reply.promise,
+  };
   try {
     setUpCopy(backup);
     backup.block = await createBlockJob(jobs, {
@@ -93,29 +112,37 @@ export async function prepareBackup(jobs: JobTable, options: BackupOptions): Pro
     });
   } catch (error) {
     await removeFilter(backup);
+    if (bitmap !== null) endSuccession(bitmap.bitmap, true);
     throw error;
   }
   const { block } = backup;
-  if (options.bitmap !== null) beginSuccession(options.bitmap.bitmap);
   reportProgress(backup);
   layer.hold(source);
   return {
     job: block.job,
     start: () => startBlockJob(block),
     async discard() {
-      if (options.bitmap !== null) endSuccession(options.bitmap.bitmap, true);
       await discardBlockJob(block);
       await removeFilter(backup);
+      if (bitmap !== null) endSuccession(bitmap.bitmap, true);
       await layer.release(source);
     },
     async answered() {
       while (!backup.underWay && !block.job.workDone) await nextTurn();
-      if (backup.underWay) return;
-      // It had nothing to do.
-      await nextTurn();
-      await block.job.transaction.ending;
+      // An error that needs no I/O comes before the answer, as does the end of a job that has nothing to do.
+      for (let turn = 0; turn < TURNS_BEFORE_ANSWER; turn++) await nextTurn();
+      if (!backup.underWay) await block.job.transaction.ending;
+      void nextTurn().then(reply.fire);
     },
   };
+}
+
+function createSignal(): { readonly promise: Promise<void>; readonly fire: () => void } {
+  let fire = (): void => undefined;
+  const promise = new Promise<void>((resolve) => {
+    fire = resolve;
+  });
+  return { promise, fire };
 }
 
 function nextTurn(): Promise<void> {
@@ -248,12 +275,18 @@ async function run(backup: Backup, job: Job): Promise<void> {
     if (isCancelled(job)) return;
     if (failure === null) continue;
     const error = failure.error instanceof BlockError ? failure.error : ioError(errnoOf(failure.error));
+    // A write comes after a read, which took its time.
+    if (!failure.isRead) await backup.replied;
     const policy = failure.isRead ? options.onSourceError : options.onTargetError;
     const action = handleError(block, policy, failure.isRead ? 'read' : 'write', error);
-    if (action === 'report') throw error;
+    if (action === 'report') {
+      await backup.replied;
+      throw error;
+    }
     if (action === 'ignore') await sleepJob(job, RETRY_MS);
     await pausePoint(job);
   }
+  if (backup.underWay) await backup.replied;
 }
 
 function runOptions(backup: Backup, job: Job): RunOptions {

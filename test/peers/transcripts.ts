@@ -1,6 +1,7 @@
 /** The list of all transcripts. */
 
 import type { Transcript } from './transcript.ts';
+import { backupTranscripts } from './transcripts/backup.ts';
 import { bitmapTranscripts } from './transcripts/bitmaps.ts';
 import { blkdebugTranscripts } from './transcripts/blkdebug.ts';
 import { blockdevAddTranscripts } from './transcripts/blockdev-add.ts';
@@ -35,6 +36,7 @@ export const allTranscripts: readonly Transcript[] = [
   ...mirrorTranscripts,
   ...nbdTranscripts,
   ...copyBeforeWriteTranscripts,
+  ...backupTranscripts,
   ...transactionTranscripts,
   ...objectTranscripts,
   ...chardevTranscripts,
