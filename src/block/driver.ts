@@ -302,7 +302,10 @@ export interface BlockDriver<S = unknown> extends ReopenCallbacks<S>, SnapshotIo
   readonly isProtocolFilter?: boolean;
   /** Prefixes of image names that are this driver's, besides its own name. */
   readonly namePrefixes?: readonly string[];
-  /** Options of a node for the rest of a name "PREFIX:REST"; the prefix is the driver's name or one of the above. */
+  /**
+   * Options of a node for the rest of a name "PREFIX:REST"; the prefix is the driver's name or one of the above, or
+   * empty for a name of another form.
+   */
   parseName?(rest: string, prefix: string): DriverOptions;
   /** Options that only names and tools give: the schema does not have them. */
   readonly nameOptions?: readonly string[];

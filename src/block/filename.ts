@@ -45,10 +45,11 @@ function flattened(name: string, value: object): Record<string, unknown> {
 
 /** Whether the backing image is another one than the image itself names. */
 function isBackingOverridden(node: BlockNode): boolean {
-  const given = node.settings.options.backing;
-  if (given === undefined) return false;
-  const named = node.driver.backingName?.(node)?.filename ?? null;
+  if (node.driver.supportsBacking !== true) return false;
   const below = node.child('backing')?.node;
+  const byImage = below === undefined || below.inheritsFrom === node;
+  if (byImage && node.settings.options.backing === undefined) return false;
+  const named = node.driver.backingName?.(node)?.filename ?? null;
   return (below === undefined ? null : nodeFilename(below)) !== named;
 }
 

@@ -270,7 +270,10 @@ async function imageOptions(
 /** The node of the protocol that the user has named for `name`, which may be another's by itself (`own`). */
 function namedProtocol(driver: BlockDriver, own: DriverOptions, name: string): DriverOptions {
   const [option] = driver.nameOptions ?? [];
-  if (option === undefined || own.driver === driver.name) return { ...own, driver: driver.name };
+  if (own.driver === driver.name) return own;
+  if (option === undefined && driver.parseName !== undefined)
+    return { driver: driver.name, ...driver.parseName(name, '') };
+  if (option === undefined) return { ...own, driver: driver.name };
   return { driver: driver.name, [option]: name };
 }
 

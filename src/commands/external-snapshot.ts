@@ -7,17 +7,17 @@
 import type { BlockdevSnapshotSync } from '../../schema/generated/types.ts';
 import { wrapped } from '../block/callbacks.ts';
 import { chainChild } from '../block/chain.ts';
-import { type DriverOptions, Perm, Role } from '../block/driver.ts';
+import { Perm, Role } from '../block/driver.ts';
 import { nodeFilename } from '../block/filename.ts';
 import { changeGraph, redirectParents } from '../block/graph-change.ts';
-import { protocolOptions } from '../block/image-name.ts';
 import type { BlockLayer } from '../block/layer.ts';
 import type { BlockChild, BlockNode } from '../block/node.ts';
 import { checkOperation } from '../block/op-blockers.ts';
-import { openFromOptions } from '../block/open.ts';
+import { openImage } from '../block/open.ts';
 import { cumulativePermissions } from '../block/permissions.ts';
 import { changeOptions } from '../block/reopen.ts';
 import { BlockError } from '../errors/error.ts';
+import { makeImage } from './new-image.ts';
 import type { ActionHandlers, PreparedAction } from './transaction.ts';
 
 function findNode(layer: BlockLayer, device: string, nodeName: string): BlockNode {
@@ -31,6 +31,7 @@ async function snapshot(node: BlockNode, overlay: BlockNode): Promise<PreparedAc
   if ((cumulativePermissions(overlay).perm & Perm.consistentRead) !== 0)
     throw new BlockError('The overlay is already in use');
   if (chainChild(overlay) !== null) throw new BlockError('The overlay already has a backing image');
+  if (overlay.driver.kind === 'filter') throw new BlockError('Filters cannot be used as overlays');
   if (overlay.driver.supportsBacking !== true)
     throw new BlockError('The overlay does not support backing images');
   if (!node.readOnly) await wrapped.flush(node);
@@ -70,28 +71,17 @@ async function openOverlay(node: BlockNode, wanted: BlockdevSnapshotSync): Promi
   const { format = 'qcow2', mode = 'absolute-paths' } = wanted;
   const filename = wanted['snapshot-file'];
   const name = wanted['snapshot-node-name'];
-  const driver = layer.drivers[format];
   if (mode === 'absolute-paths') {
-    if (driver === undefined) throw new BlockError(`Unknown file format '${format}'`);
-    if (driver.supportsBacking !== true || driver.creation === undefined)
-      throw new BlockError(`Backing file not supported for file format '${format}'`);
-    const values = {
-      size: String(node.totalBytes),
-      backing_file: nodeFilename(node),
-      backing_fmt: node.driver.name,
-    };
-    await driver.creation.createFile(layer, filename, values, { update: () => undefined });
-  } else if (driver === undefined) throw new BlockError(`Unknown driver '${format}'`);
-  const { cache } = node.settings;
-  const options: DriverOptions = {
-    driver: format,
+    const backing = { filename: nodeFilename(node), format: node.driver.name };
+    await makeImage(layer, { filename, format, sizeBytes: node.totalBytes, backing });
+  }
+  const { cache, discardUnmap } = node.settings;
+  return openImage(layer, filename, format, {
     ...(name !== undefined && { 'node-name': name }),
-    file: protocolOptions(layer, filename),
     backing: null,
-    discard: node.settings.discardUnmap ? 'unmap' : 'ignore',
+    discard: discardUnmap ? 'unmap' : 'ignore',
     ...((cache.direct || cache.noFlush) && { cache: { direct: cache.direct, 'no-flush': cache.noFlush } }),
-  };
-  return openFromOptions(layer, options);
+  });
 }
 
 export const externalSnapshotActions: ActionHandlers<'blockdev-snapshot' | 'blockdev-snapshot-sync'> = {

@@ -21,6 +21,8 @@ export async function makeImage(layer: BlockLayer, image: NewImage): Promise<voi
     throw new BlockError(`Format driver '${format}' does not support image creation`);
   if (backing !== null && !creation.options.some(({ name }) => name === 'backing_file'))
     throw new BlockError(`Backing file not supported for file format '${format}'`);
+  if (backing?.filename === filename)
+    throw new BlockError('Error: Trying to create an image with the same filename as the backing file');
   const values = {
     size: BigInt(sizeBytes).toString(),
     ...(backing !== null && { backing_file: backing.filename, backing_fmt: backing.format }),

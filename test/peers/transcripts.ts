@@ -17,6 +17,7 @@ import { nbdTranscripts } from './transcripts/nbd.ts';
 import { objectTranscripts } from './transcripts/objects.ts';
 import { permissionTranscripts } from './transcripts/permissions.ts';
 import { queryTranscripts } from './transcripts/queries.ts';
+import { snapshotTranscripts } from './transcripts/snapshots.ts';
 import { testDriverTranscripts } from './transcripts/test-drivers.ts';
 import { transactionTranscripts } from './transcripts/transactions.ts';
 
@@ -37,6 +38,7 @@ export const allTranscripts: readonly Transcript[] = [
   ...nbdTranscripts,
   ...copyBeforeWriteTranscripts,
   ...backupTranscripts,
+  ...snapshotTranscripts,
   ...transactionTranscripts,
   ...objectTranscripts,
   ...chardevTranscripts,

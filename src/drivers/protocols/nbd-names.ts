@@ -65,6 +65,7 @@ function splitOnce(text: string, separator: string): [string, string | null] {
 }
 
 function parseColonForm(name: string): DriverOptions {
+  if (!name.startsWith('nbd:')) throw einval("File name string for NBD must start with 'nbd:'");
   const [address, exportName] = splitOnce(name.slice('nbd:'.length), ':exportname=');
   if (exportName === '' || address === '') throw einval('NBD server address missing');
   const named = exportName === null ? {} : { export: exportName };

@@ -26,6 +26,7 @@ import { type ClientSession, openSession } from '../../nbd/client-session.ts';
 import { CLIENT_MAX_CONNECTIONS } from '../../nbd/limits.ts';
 import { BaseAllocation, Command, CommandFlag, ExportFlag, STRING_MAX_BYTES } from '../../nbd/protocol.ts';
 import { exactName, modernOptions, parseName } from './nbd-names.ts';
+import { existingCreation } from './protocol-create.ts';
 
 interface NbdOptions {
   readonly server: SocketAddress;
@@ -263,7 +264,7 @@ export const nbd: BlockDriver<NbdState> = {
   supportedWriteFlags: Req.fua,
   supportedZeroFlags: Req.fua | Req.mayUnmap | Req.noFallback,
   namePrefixes: ['nbd+tcp', 'nbd+unix'],
-  parseName: (rest, prefix) => parseName(`${prefix}:${rest}`),
+  parseName: (rest, prefix) => parseName(prefix === '' ? rest : `${prefix}:${rest}`),
   modernOptions,
   strongOptions: ['export', 'server', 'tls-creds', 'tls-hostname'],
   open,
@@ -277,6 +278,7 @@ export const nbd: BlockDriver<NbdState> = {
   },
   cancelInFlight: ({ state }) => state.session.cancelRequests(),
   refreshLimits,
+  creation: existingCreation('nbd'),
   exactFilename: ({ settings }) => exactName(settings.options),
   preadv,
   pwritev,
