@@ -80,6 +80,10 @@ export class BlockBackend implements BackendIo, RootParent {
     return this.#owner.waitForRest?.() ?? null;
   }
 
+  get jobId(): string | null {
+    return this.#owner.jobId ?? null;
+  }
+
   get staysAtNode(): boolean {
     return this.#owner.staysAtNode === true;
   }

@@ -51,6 +51,7 @@ export function tryPwritev(
     bytes === 0 ||
     node.readOnly ||
     node.settings.detectZeroes !== 'off' ||
+    node.writeThreshold !== 0 ||
     !isPlain(node, offset, bytes, vec) ||
     !driver.tryPwritev(node, guard, offset, bytes, vec)
   )

@@ -33,6 +33,7 @@ import { debuggedWrite } from './io-debugged.ts';
 import { coFlush } from './io-flush.ts';
 import type { BlockNode } from './node.ts';
 import { markSerialising, waitSerialising } from './tracked.ts';
+import { checkWriteThreshold } from './write-threshold.ts';
 
 /** Bounce buffers for emulated zero writes. */
 const BOUNCE_BYTES = 64 * 1024;
@@ -194,6 +195,7 @@ function alignedWrite(
   vec: IoVector,
   flags: number,
 ): Promise<void> {
+  if (node.writeThreshold !== 0) checkWriteThreshold(node, offset, bytes);
   if (!node.takesDebugEvents) return plainWrite(node, guard, offset, bytes, vec, flags);
   const isZero = node.settings.detectZeroes !== 'off' && isZeroVector(vec);
   return debuggedWrite(node, guard, isZero ? 'pwritev_zero' : 'pwritev', flags, (left) =>
@@ -304,6 +306,7 @@ function alignedZeroes(
   bytes: number,
   flags: number,
 ): Promise<void> {
+  if (node.writeThreshold !== 0) checkWriteThreshold(node, offset, bytes);
   if (!node.takesDebugEvents) return plainZeroes(node, guard, offset, bytes, flags);
   return debuggedWrite(node, guard, 'pwritev_zero', flags, (left) =>
     plainZeroes(node, guard, offset, bytes, left),

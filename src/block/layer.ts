@@ -56,6 +56,7 @@ export class BlockLayer {
   readonly graphLock = new GraphLock();
   /** All nodes in the order in which they got their names. Changed on the monitor side only. */
   readonly #nodes = new Map<string, BlockNode>();
+  readonly #roots = new Set<BlockChild>();
   readonly #otherEngines = new Map<EngineKind, AioEngine>();
   #generatedNames = 0;
   #ordered = 0;
@@ -148,11 +149,18 @@ export class BlockLayer {
     const backend = new BlockBackend(owner, (closing) => this.#releaseRoot(closing.root));
     const edge = await this.attachChild({ kind: 'root', root: backend }, name, 0, node, want);
     backend.attach(edge);
+    this.#roots.add(edge);
     return backend;
   }
 
   async #releaseRoot(edge: BlockChild): Promise<void> {
     await changeGraph(this, [], (graph) => graph.detach(edge));
+    this.#roots.delete(edge);
+  }
+
+  /** The edges of users that are no nodes, oldest first. */
+  get rootEdges(): readonly BlockChild[] {
+    return [...this.#roots];
   }
 
   /** Whether somebody holds the node: the monitor, code, or a parent. */

@@ -149,7 +149,14 @@ export function mayLeaveOut(driver: BlockDriver, name: string): boolean {
 }
 
 export function mayChange(driver: BlockDriver, name: string): boolean {
-  return driver.mutableOptions?.[firstName(name)] !== undefined;
+  const leftOut = driver.mutableOptions?.[firstName(name)];
+  return leftOut === 'resets' || leftOut === 'refused';
+}
+
+/** Whether an option that is given counts as changed, whatever its value. */
+export function isNeverSame(driver: BlockDriver, name: string): boolean {
+  // The original has lost force-share when it compares.
+  return name === 'force-share' || driver.mutableOptions?.[firstName(name)] === 'never-same';
 }
 
 function firstName(name: string): string {

@@ -29,6 +29,8 @@ export interface RootParent {
   resized(): void;
   /** The edge belongs to this very node and does not go along when the node is replaced (a job's hold on it). */
   readonly staysAtNode: boolean;
+  /** The block job that the edge belongs to; null: a user of another kind. */
+  readonly jobId: string | null;
 }
 
 export type EdgeParent =
@@ -137,6 +139,10 @@ export class BlockNode<S = unknown> {
   readonly dirtyBitmaps: DirtyBitmapTable = createBitmapTable();
   /** End of the farthest write in bytes, for query-blockstats. */
   writeHighestOffset = 0;
+  /** Offset in bytes; a write that goes beyond raises an event, once. 0: none. Owned by write-threshold.ts. */
+  writeThreshold = 0;
+  /** Id of the iothread that the user wants it to run in; recorded only. */
+  ioThread: string | null = null;
 
   constructor(layer: BlockLayer, driver: BlockDriver<S>, settings: NodeSettings) {
     this.layer = layer;

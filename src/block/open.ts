@@ -83,8 +83,10 @@ async function openNode(
           ? Promise.resolve(null)
           : openBacking(layer, node, options.backing, imageDefault, depth);
       },
-      openNamedChild: (name, roles, filename) =>
-        openNamedChild(layer, node, { name, roles, filename, depth }),
+      openNamedChild: (name, roles, filename) => {
+        layer.order(node);
+        return openNamedChild(layer, node, { name, roles, filename, depth });
+      },
     };
     node.state = await driver.open(node, context);
     opened = true;

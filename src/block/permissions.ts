@@ -152,13 +152,15 @@ export function formatChildPermissions(
     };
   }
   let { perm, shared } = wanted;
-  if (!node.readOnly) perm |= Perm.write | Perm.resize;
   if ((roles & Role.metadata) !== 0) {
+    if (!node.readOnly) perm |= Perm.write | Perm.resize;
     perm |= Perm.consistentRead;
     shared &= ~(Perm.write | Perm.resize);
   } else {
+    // Data alone: written by users only, who may have it grow; nobody else may change its length.
     if ((perm & Perm.writeUnchanged) !== 0) perm |= Perm.write;
-    if ((shared & Perm.write) === 0) shared &= ~Perm.resize;
+    if ((perm & Perm.write) !== 0) perm |= Perm.resize;
+    shared &= ~Perm.resize;
   }
   return { perm, shared };
 }

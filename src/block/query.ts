@@ -86,6 +86,11 @@ async function chainInfo(node: BlockNode): Promise<ImageInfo> {
   return infos.reduceRight((below, image) => ({ ...image, 'backing-image': below }));
 }
 
+/** The original shows what it keeps as unsigned as a signed number. */
+function shownThreshold(bytes: number): number {
+  return bytes < 2 ** 63 ? bytes : Math.min(bytes - 2 ** 64, -1);
+}
+
 /** One entry of query-named-block-nodes; `flat`: without the images below, and as if there were none. */
 async function blockDeviceInfo(node: BlockNode, flat: boolean): Promise<BlockDeviceInfo> {
   const { settings } = node;
@@ -108,7 +113,7 @@ async function blockDeviceInfo(node: BlockNode, flat: boolean): Promise<BlockDev
     iops_wr: 0,
     image,
     cache: { writeback: true, direct: settings.cache.direct, 'no-flush': settings.cache.noFlush },
-    write_threshold: 0,
+    write_threshold: shownThreshold(node.writeThreshold),
     ...(node.dirtyBitmaps.all.size > 0 && { 'dirty-bitmaps': dirtyBitmapInfos(node) }),
   };
 }

@@ -9,8 +9,11 @@
 import type { DriverOptions } from './driver.ts';
 import type { BlockNode, NodeSettings } from './node.ts';
 
-/** What becomes of an option that is left out: it goes back to its default, or the reopening is refused. */
-export type LeftOut = 'resets' | 'refused';
+/**
+ * What becomes of an option that is left out: it goes back to its default, or the reopening is refused. `never-same`:
+ * refused too, and whatever is given counts as a change and is refused as well.
+ */
+export type LeftOut = 'resets' | 'refused' | 'never-same';
 
 export interface ReopenContext<Options = DriverOptions> {
   /** The driver's own options as they will be, without those of children. */

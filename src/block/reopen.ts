@@ -22,6 +22,7 @@ import {
   inheritedOptions,
   inside,
   isCommonMutable,
+  isNeverSame,
   isOfChild,
   mayChange,
   mayLeaveOut,
@@ -237,8 +238,7 @@ function checkUnchanged({ node, inEffect }: Reopening): void {
     const value = inEffect[name];
     if (name === 'backing' || (name === 'file' && typeof value === 'string')) continue;
     if (node.child(name)?.node.name === value) continue;
-    // The original has lost this one by now, and so never finds it unchanged.
-    if (name !== 'force-share' && isSame(node.optionsInEffect[name], value)) continue;
+    if (!isNeverSame(node.driver, name) && isSame(node.optionsInEffect[name], value)) continue;
     throw new BlockError(`Cannot change the option '${name}'`);
   }
 }

@@ -1,13 +1,71 @@
 /** Commands that change nodes and the graph while they are in use. */
 
+import { setBackingName } from '../block/backing-name.ts';
 import type { DriverOptions } from '../block/driver.ts';
+import type { BlockLayer } from '../block/layer.ts';
+import type { BlockNode } from '../block/node.ts';
+import { blockGraph } from '../block/query-graph.ts';
 import { reopenNodes } from '../block/reopen.ts';
+import { setWriteThreshold } from '../block/write-threshold.ts';
+import { BlockError } from '../errors/error.ts';
 import type { Handlers } from '../qmp/dispatch.ts';
 import type { CommandContext } from './context.ts';
+
+function findNode(layer: BlockLayer, device: string, name: string): BlockNode {
+  const node = layer.findNode(name);
+  if (node === null) throw new BlockError(`Cannot find device='${device}' nor node-name='${name}'`);
+  return node;
+}
+
+/** Records the iothread of a node. */
+function setIoThread(
+  { layer, objects }: CommandContext,
+  name: string,
+  ioThread: string | null,
+  force: boolean,
+): void {
+  const node = layer.findNode(name);
+  if (node === null) throw new BlockError(`Failed to find node with node-name='${name}'`);
+  const inUse = node.parents.some(({ parent }) => parent.kind === 'root' && parent.root.jobId === null);
+  if (inUse && !force) {
+    throw new BlockError(
+      `Node ${name} is associated with a BlockBackend and could be in use (use force=true to override this check)`,
+    );
+  }
+  const object = ioThread === null ? null : objects.find(ioThread);
+  if (ioThread !== null && object?.kind !== 'iothread')
+    throw new BlockError(`Cannot find iothread ${ioThread}`);
+  node.ioThread = ioThread;
+}
 
 export const blockGraphCommands = {
   'blockdev-reopen': async ({ layer }, { options }) => {
     await reopenNodes(layer, options as unknown as readonly DriverOptions[]);
     return {};
   },
-} satisfies Pick<Handlers<CommandContext>, 'blockdev-reopen'>;
+  'x-debug-query-block-graph': ({ layer }) => blockGraph(layer),
+  'block-set-write-threshold': ({ layer }, { 'node-name': name, 'write-threshold': threshold }) => {
+    const node = layer.findNode(name);
+    if (node === null) throw new BlockError(`Device '${name}' not found`);
+    setWriteThreshold(node, threshold);
+    return {};
+  },
+  'change-backing-file': async ({ layer }, { device, 'image-node-name': image, 'backing-file': name }) => {
+    const top = findNode(layer, device, device);
+    if (top.parents.some(({ parent }) => parent.kind === 'node'))
+      throw new BlockError('Need a root block node');
+    await setBackingName(top, findNode(layer, '', image), name);
+    return {};
+  },
+  'x-blockdev-set-iothread': (context, { 'node-name': name, iothread, force }) => {
+    setIoThread(context, name, iothread, force ?? false);
+    return {};
+  },
+} satisfies Pick<
+  Handlers<CommandContext>,
+  | 'blockdev-reopen'
+  | 'x-debug-query-block-graph'
+  | 'block-set-write-threshold'
+  | 'change-backing-file'
+  | 'x-blockdev-set-iothread'
+>;

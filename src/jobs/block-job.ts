@@ -137,6 +137,7 @@ function nodeOwner(job: Job, isAnonymous: boolean): BackendOwner {
     },
     sendsWhileDrained: true,
     staysAtNode: true,
+    ...(!isAnonymous && { jobId: job.id }),
   };
 }
 

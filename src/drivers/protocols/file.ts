@@ -209,7 +209,12 @@ function fileDriver(
     creation: name === 'file' ? fileCreation : existingCreation(name),
     open: makeOpen(name, accepts, requirement),
     close,
-    mutableOptions: { 'drop-cache': 'refused', 'x-check-cache-dropped': 'resets' },
+    mutableOptions: {
+      'drop-cache': 'refused',
+      'x-check-cache-dropped': 'resets',
+      // The original compares this one in two forms.
+      'aio-max-batch': 'never-same',
+    },
     reopenPrepare,
     reopenAbort,
     checkPermissions,

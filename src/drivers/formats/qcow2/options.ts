@@ -38,7 +38,7 @@ export const MUTABLE_OPTIONS: Readonly<Record<string, LeftOut>> = {
   'l2-cache-entry-size': 'resets',
   'refcount-cache-size': 'resets',
   'cache-clean-interval': 'resets',
-  encrypt: 'resets',
+  encrypt: 'refused',
 };
 
 export interface CheckedOptions {
