@@ -5,6 +5,7 @@
  */
 
 import { realpathSync } from 'node:fs';
+import path from 'node:path';
 import { wrapped } from './callbacks.ts';
 import { chainChild, cowChild, skipFilters } from './chain.ts';
 import type { BackingName } from './driver.ts';
@@ -30,6 +31,7 @@ export function findBackingImage(top: BlockNode, filename: string): BlockNode | 
 function isSameFile(overlay: BlockNode, filename: string, node: BlockNode): boolean {
   const own = exactFilename(node);
   if (own === null || protocolPrefix(filename) !== null || protocolPrefix(own) !== null) return false;
+  if (!path.isAbsolute(filename) && exactFilename(overlay) === null) return false;
   try {
     return realpathSync(absoluteBackingName(overlay, filename)) === realpathSync(own);
   } catch {

@@ -146,7 +146,9 @@ export const streamCommitCommands = {
     checkExclusive(args, 'bottom', 'base-node');
     const device = findNode(layer, args.device, args.device);
     const bottom = streamBottom(layer, device, args);
-    if (args['backing-file'] !== undefined && chainChild(bottom) === null)
+    // As the original, which does not look at what is below `bottom`.
+    const hasBase = args.base !== undefined || args['base-node'] !== undefined;
+    if (args['backing-file'] !== undefined && !hasBase)
       throw new BlockError('backing file specified, but streaming the entire chain');
     await startStream(jobs, { ...jobOptions(args), device, bottom });
     return {};

@@ -17,6 +17,8 @@ import { addProgress, isCancelled, mustPause, pausePoint } from './job-driver.ts
 const CHUNK_BYTES = 512 * 1024;
 /** Requests at once at most. It begins with one, and again after an error: where one fails, others are likely to. */
 const MAX_REQUESTS = 8;
+/** Turns of the event loop in which a command that woke the job is answered. */
+const COMMAND_TURNS = 4;
 /** Longest part whose block status is asked for at once. */
 const STATUS_BYTES = 1024 ** 3;
 
@@ -82,6 +84,7 @@ export async function copyChain(copy: ChainCopy): Promise<void> {
       if (mustPause(block.job)) {
         await atRest(pass);
         await pausePoint(block.job);
+        if (!isCancelled(block.job)) await letCommandBeAnswered();
         continue;
       }
       const range = await nextRange(pass);
@@ -95,6 +98,11 @@ export async function copyChain(copy: ChainCopy): Promise<void> {
   if (isCancelled(block.job)) return;
   const error = pass.failure ?? pass.ignored;
   if (error !== null) throw error;
+}
+
+/** The command that ended a pause is answered before the job goes on. */
+async function letCommandBeAnswered(): Promise<void> {
+  for (let turn = 0; turn < COMMAND_TURNS; turn++) await nextTurn();
 }
 
 async function atRest(pass: Pass): Promise<void> {

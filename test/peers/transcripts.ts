@@ -7,6 +7,7 @@ import { blkdebugTranscripts } from './transcripts/blkdebug.ts';
 import { blockdevAddTranscripts } from './transcripts/blockdev-add.ts';
 import { rawTranscripts } from './transcripts/blockdev-add-raw.ts';
 import { chardevTranscripts } from './transcripts/chardevs.ts';
+import { commitTranscripts } from './transcripts/commit.ts';
 import { controlTranscripts } from './transcripts/control.ts';
 import { copyBeforeWriteTranscripts } from './transcripts/copy-before-write.ts';
 import { exportTranscripts } from './transcripts/exports.ts';
@@ -18,6 +19,7 @@ import { objectTranscripts } from './transcripts/objects.ts';
 import { permissionTranscripts } from './transcripts/permissions.ts';
 import { queryTranscripts } from './transcripts/queries.ts';
 import { snapshotTranscripts } from './transcripts/snapshots.ts';
+import { streamTranscripts } from './transcripts/stream.ts';
 import { testDriverTranscripts } from './transcripts/test-drivers.ts';
 import { transactionTranscripts } from './transcripts/transactions.ts';
 
@@ -39,6 +41,8 @@ export const allTranscripts: readonly Transcript[] = [
   ...copyBeforeWriteTranscripts,
   ...backupTranscripts,
   ...snapshotTranscripts,
+  ...streamTranscripts,
+  ...commitTranscripts,
   ...transactionTranscripts,
   ...objectTranscripts,
   ...chardevTranscripts,
