@@ -156,7 +156,9 @@ async function startCopy(pass: Pass, range: Range): Promise<void> {
   if (block.rate.bytesPerSecond === 0) return;
   // A limit is kept by resting, and the job rests with nothing under way.
   await atRest(pass);
-  if (pass.failure === null) await limitRate(block, range.bytes);
+  if (pass.failure !== null) return;
+  await limitRate(block, range.bytes);
+  if (!isCancelled(block.job)) await letCommandBeAnswered();
 }
 
 function failed(pass: Pass, range: Range, { operation, error }: CopyFailure): void {
