@@ -125,7 +125,10 @@ export class Ring {
     this.#stepsThisTurn = 0;
     this.#step();
   };
-  readonly #flushAndReap = (): void => this.#step();
+  /** At the outermost unplug: submits. Completions are looked for later in this turn, by the step. */
+  readonly #submit = (): void => {
+    if (this.#pending > 0 && !this.#closed) this.#flush();
+  };
 
   /** Throws the errno (positive number) of the failing call when the kernel refuses a ring. */
   constructor() {
@@ -227,11 +230,8 @@ export class Ring {
   }
 
   #scheduleStep(): void {
+    if (isPlugged()) deferCall(this.#submit, undefined);
     if (this.#scheduled) return;
-    if (isPlugged()) {
-      deferCall(this.#flushAndReap, undefined);
-      return;
-    }
     this.#scheduled = true;
     if (this.#stepsThisTurn < STEPS_PER_TURN) process.nextTick(this.#step);
     else setImmediate(this.#turn);

@@ -10,6 +10,7 @@
  * that does not read its replies stops being served.
  */
 
+import { deferCall, isPlugged } from '../aio/defer.ts';
 import type { ByteStream } from '../aio/engine.ts';
 import { allocateIoMemory, type IoMemory, type IoSegment } from '../aio/memory.ts';
 import { type BufferPool, HEADROOM_BYTES, type RequestBuffer } from './buffers.ts';
@@ -271,8 +272,10 @@ export class ReplyQueue {
     }
     if (this.#sending !== null || this.#scheduled) return;
     this.#scheduled = true;
-    // After all microtasks: whatever else finishes in this turn goes out in the same write.
-    process.nextTick(this.#flush);
+    // What finishes while requests are being started goes out when all of them have been; else after all
+    // microtasks: whatever finishes in this turn goes out in the same write.
+    if (isPlugged()) deferCall(this.#flush, undefined);
+    else process.nextTick(this.#flush);
   }
 
   #takeSpare(): Batch {

@@ -10,6 +10,7 @@
  * and while the export is drained, the connection stops parsing and reading: that is the whole of the backpressure.
  */
 
+import { plug, unplug } from '../aio/defer.ts';
 import type { ByteStream } from '../aio/engine.ts';
 import { type BufferPool, HEADROOM_BYTES, type RequestBuffer, setPayload } from './buffers.ts';
 import type { MetaContext } from './contexts.ts';
@@ -137,10 +138,19 @@ export class Transmission implements ExportClient, ReplyQueueOwner {
   /** The receive loop: returns when the client has said all it will. */
   async #receive(): Promise<void> {
     while (!this.#closed) {
-      const next = this.#parse();
+      let filling: Promise<number> | null = null;
+      let next: Next;
+      // Requests, replies that are ready by then, and the next read of the socket: one submission.
+      plug();
+      try {
+        next = this.#parse();
+        if (next === 'fill') filling = this.#rx.fill(this.#stream, this.#bulk ? BULK_FILL_BYTES : undefined);
+      } finally {
+        unplug();
+      }
       switch (next) {
         case 'fill':
-          if ((await this.#rx.fill(this.#stream, this.#bulk ? BULK_FILL_BYTES : undefined)) <= 0) return;
+          if (((await filling) ?? 0) <= 0) return;
           break;
         case 'direct':
           if (!(await this.#receiveDirect())) return;
@@ -195,10 +205,7 @@ export class Transmission implements ExportClient, ReplyQueueOwner {
     return true;
   }
 
-  /**
-   * Parses and starts every request that has arrived in full. What they submit goes to the kernel together, with the
-   * read of the socket that follows, at the end of this turn.
-   */
+  /** Parses and starts every request that has arrived in full. */
   #parse(): Next {
     this.#exp.dataMap.tick(performance.now());
     let next: Next | null;

@@ -14,6 +14,7 @@
  * in the header tells the next user of the image.
  */
 
+import { plug, unplug } from '../../../aio/defer.ts';
 import { allocateIoMemory, vectorOf } from '../../../aio/memory.ts';
 import { co } from '../../../block/callbacks.ts';
 import type { GraphReadGuard } from '../../../block/graph-lock.ts';
@@ -160,7 +161,14 @@ async function writeAll(
   writes.sort((a, b) => a.offset - b.offset);
   for (const { offset, data, kind } of writes) checkOverlap(node, offset, data.length, kind);
   if (isDebugged(node)) await announce(node, guard, writes, fresh);
+  const results = await Promise.allSettled(startWrites(node, guard, writes));
+  for (const result of results) if (result.status === 'rejected') throw result.reason;
+}
+
+/** Starts all writes, which go to the kernel together. */
+function startWrites(node: Qcow2Node, guard: GraphReadGuard, writes: readonly Write[]): Promise<void>[] {
   const pending: Promise<void>[] = [];
+  plug();
   for (let i = 0; i < writes.length; ) {
     const { offset } = writes[i]!;
     let end = offset;
@@ -173,8 +181,8 @@ async function writeAll(
     pending.push(co.pwritev(node.state.file.node, guard, offset, end - offset, vectorOf(mem), 0));
     i = j;
   }
-  const results = await Promise.allSettled(pending);
-  for (const result of results) if (result.status === 'rejected') throw result.reason;
+  unplug();
+  return pending;
 }
 
 /** The debug events of the writes: one of each kind, in an order of their own. */
