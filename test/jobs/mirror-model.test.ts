@@ -49,6 +49,7 @@ function restingParent(mirror: () => Mirror | null): Rest {
     depth: 0,
     parent: {
       staysAtNode: true,
+      jobId: null,
       describe: () => 'the job',
       drainedBegin: () => void rest.depth++,
       drainedEnd: () => void rest.depth--,
