@@ -81,21 +81,26 @@ export function inside(options: FlatOptions, name: string): FlatOptions {
   );
 }
 
-/** What a node passes on to one that it defines inline in a child of these roles, by the roles. */
-export function inheritedOptions(settings: NodeSettings, roles: number): FlatOptions {
+const INHERITED: readonly string[] = ['cache.direct', 'cache.no-flush', 'force-share'];
+/** A backing image is not written to unless somebody says so; others are what their parent is. */
+const BACKING_DEFAULTS: FlatOptions = { 'read-only': true, 'auto-read-only': false };
+
+/** What a reopened node with these options passes on to one that it defines inline in a child of these roles. */
+export function inheritedOptions(parent: FlatOptions, roles: number): FlatOptions {
   const isBacking = (roles & Role.cow) !== 0;
-  return {
-    'cache.direct': settings.cache.direct,
-    'cache.no-flush': settings.cache.noFlush,
-    'read-only': isBacking || settings.readOnly,
-    'auto-read-only': !isBacking && settings.autoReadOnly,
-    ...(settings.forceShare && { 'force-share': true }),
-  };
+  const names = isBacking ? INHERITED : [...INHERITED, ...Object.keys(BACKING_DEFAULTS)];
+  return { ...(isBacking && BACKING_DEFAULTS), ...pick(parent, (name) => names.includes(name)) };
 }
 
 /** The settings as options, for a node that has just been opened. */
 function settingsInEffect(settings: NodeSettings): FlatOptions {
-  return inheritedOptions(settings, 0);
+  return {
+    'cache.direct': settings.cache.direct,
+    'cache.no-flush': settings.cache.noFlush,
+    'read-only': settings.readOnly,
+    'auto-read-only': settings.autoReadOnly,
+    ...(settings.forceShare && { 'force-share': true }),
+  };
 }
 
 /** Records what an open node was given, its children's options and references left out. */

@@ -101,7 +101,7 @@ function enqueue(queue: Queue, node: BlockNode, { given, inherited, keeps }: Req
     if (reference !== undefined && reference !== edge.node.name) continue;
     enqueue(queue, edge.node, {
       given: inside(given, edge.name),
-      inherited: inheritedOptions(reopening.settings, edge.roles),
+      inherited: inheritedOptions(inEffect, edge.roles),
       keeps: reference !== undefined || keeps,
     });
   }

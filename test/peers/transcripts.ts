@@ -11,6 +11,7 @@ import { commitTranscripts } from './transcripts/commit.ts';
 import { controlTranscripts } from './transcripts/control.ts';
 import { copyBeforeWriteTranscripts } from './transcripts/copy-before-write.ts';
 import { exportTranscripts } from './transcripts/exports.ts';
+import { graphCommandTranscripts } from './transcripts/graph-commands.ts';
 import { hostDeviceTranscript, loopDeviceTranscript } from './transcripts/host-device.ts';
 import { jobTranscripts } from './transcripts/jobs.ts';
 import { mirrorTranscripts } from './transcripts/mirror.ts';
@@ -18,6 +19,7 @@ import { nbdTranscripts } from './transcripts/nbd.ts';
 import { objectTranscripts } from './transcripts/objects.ts';
 import { permissionTranscripts } from './transcripts/permissions.ts';
 import { queryTranscripts } from './transcripts/queries.ts';
+import { reopenTranscripts } from './transcripts/reopen.ts';
 import { snapshotTranscripts } from './transcripts/snapshots.ts';
 import { streamTranscripts } from './transcripts/stream.ts';
 import { testDriverTranscripts } from './transcripts/test-drivers.ts';
@@ -34,6 +36,8 @@ export const allTranscripts: readonly Transcript[] = [
   ...permissionTranscripts,
   ...queryTranscripts,
   ...exportTranscripts,
+  ...reopenTranscripts,
+  ...graphCommandTranscripts,
   ...bitmapTranscripts,
   ...jobTranscripts,
   ...mirrorTranscripts,
