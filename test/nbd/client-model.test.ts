@@ -6,11 +6,17 @@ import { describe, expect, test } from 'vitest';
 import { createEngine } from '../../src/aio/create-engine.ts';
 import { BlockLayer } from '../../src/block/layer.ts';
 import { drivers } from '../../src/drivers/table.ts';
-import { ExportFlag } from '../../src/nbd/protocol.ts';
+import { Command, ExportFlag, NbdError } from '../../src/nbd/protocol.ts';
 import { createRandom, type Random } from '../drivers/qcow2/random.ts';
 import { makeScratchDir } from '../peers/daemons.ts';
 import { closeNbd, openNbd, runLoad } from './disk-load.ts';
-import { ALL_FLAGS, type Script, ScriptedServer } from './scripted-server.ts';
+import {
+  ALL_FLAGS,
+  type Script,
+  ScriptedServer,
+  type ServedConnection,
+  type ServerRequest,
+} from './scripted-server.ts';
 
 const MiB = 1024 * 1024;
 const SEED = Number(process.env.NBD_CLIENT_SEED ?? 1);
@@ -30,6 +36,12 @@ function makeLayer(kind: 'auto' | 'threads'): { layer: BlockLayer; close(): Prom
       engine.close();
     },
   };
+}
+
+/** Refuses requests without data that are longer than the longest payload. */
+function refuseLong(request: ServerRequest, served: ServedConnection): Buffer | undefined {
+  const isLong = request.type === Command.WRITE_ZEROES && request.length > 8192;
+  return isLong ? served.done(request, NbdError.EINVAL) : undefined;
 }
 
 interface Setting {
@@ -95,6 +107,7 @@ const SETTINGS: readonly Setting[] = [
   { name: 'blocks of 4096', script: { blockSizes: [4096, 4096, 1 << 20] } },
   { name: 'blocks of 1', script: { blockSizes: [1, 4096, 1 << 20] }, unitBytes: 1 },
   { name: 'nothing but reads and writes', script: { flags: ExportFlag.hasFlags } },
+  { name: 'no long zero writes', script: { blockSizes: [512, 4096, 8192], request: refuseLong } },
   { name: 'several connections', script: { flags: ALL_FLAGS | ExportFlag.canMultiConn } },
   { name: 'connections lost', script: unreliable(ALL_FLAGS), options: { 'reconnect-delay': 60 } },
   {

@@ -21,7 +21,7 @@ import {
 } from '../../block/driver.ts';
 import type { BlockNode } from '../../block/node.ts';
 import { E } from '../../errors/errno.ts';
-import { BlockError, errnoError, ioError } from '../../errors/error.ts';
+import { BlockError, errnoError, errnoOf, ioError } from '../../errors/error.ts';
 import { type ClientSession, openSession } from '../../nbd/client-session.ts';
 import { CLIENT_MAX_CONNECTIONS } from '../../nbd/limits.ts';
 import { BaseAllocation, Command, CommandFlag, ExportFlag, STRING_MAX_BYTES } from '../../nbd/protocol.ts';
@@ -43,6 +43,8 @@ interface NbdState {
   readonly sizeBytes: number;
   /** ExportFlag bits. */
   readonly flags: number;
+  /** Longest request without data, in bytes; the server may refuse what is longer than its payloads. */
+  maxEffectBytes: number;
 }
 
 type NbdNode = BlockNode<NbdState>;
@@ -87,7 +89,8 @@ async function open(node: NbdNode, context: OpenContext): Promise<NbdState> {
       if (!context.autoReadOnly) throw errnoError('Could not open image', E.EACCES);
       node.readOnly = true;
     }
-    return { session, sizeBytes: exp.sizeBytes, flags: exp.flags };
+    const maxEffectBytes = exp.extended ? MAX_EFFECT_BYTES_EXTENDED : MAX_EFFECT_BYTES;
+    return { session, sizeBytes: exp.sizeBytes, flags: exp.flags, maxEffectBytes };
   } catch (error) {
     await session.close();
     throw error;
@@ -194,7 +197,7 @@ function pwriteZeroes(
   bytes: number,
   flags: number,
 ): Promise<void> {
-  const { session, flags: abilities, sizeBytes } = node.state;
+  const { flags: abilities, sizeBytes } = node.state;
   const length = Math.min(bytes, sizeBytes - offset);
   if (length <= 0) return DONE;
   if ((abilities & ExportFlag.sendWriteZeroes) === 0) return Promise.reject(ioError(E.ENOTSUP));
@@ -204,15 +207,43 @@ function pwriteZeroes(
     command |= CommandFlag.fastZero;
   }
   return durable(node.state, flags, (fua) =>
-    session.request(Command.WRITE_ZEROES, command | fua, offset, length, null),
+    sendEffect(node.state, Command.WRITE_ZEROES, command | fua, offset, length),
   );
 }
 
+/**
+ * A request without data. A server may refuse one that is longer than its longest payload, if it cannot do it at
+ * once (proto.md, "Size constraints"): then, and from then on, it gets several.
+ */
+async function sendEffect(
+  state: NbdState,
+  type: number,
+  flags: number,
+  offset: number,
+  length: number,
+): Promise<void> {
+  const { session } = state;
+  const { maxPayloadBytes } = session.exp;
+  for (let at = 0; at < length; ) {
+    const bytes = Math.min(length - at, state.maxEffectBytes);
+    try {
+      await session.request(type, flags, offset + at, bytes, null);
+    } catch (error) {
+      const errno = errnoOf(error);
+      const isTooLong = bytes > maxPayloadBytes && (errno === E.EINVAL || errno === E.EOVERFLOW);
+      if (!isTooLong) throw error;
+      state.maxEffectBytes = maxPayloadBytes;
+      continue;
+    }
+    at += bytes;
+  }
+}
+
 async function pdiscard(node: NbdNode, _guard: unknown, offset: number, bytes: number): Promise<void> {
-  const { session, flags, sizeBytes } = node.state;
+  const { flags, sizeBytes } = node.state;
   const length = Math.min(bytes, sizeBytes - offset);
   if ((flags & ExportFlag.sendTrim) === 0 || length <= 0) return;
-  await session.request(Command.TRIM, 0, offset, length, null);
+  await sendEffect(node.state, Command.TRIM, 0, offset, length);
 }
 
 async function flush({ state: { session, flags } }: NbdNode): Promise<void> {

@@ -104,7 +104,7 @@ async function openExisting(layer: BlockLayer, protocol: string, filename: strin
     if (!(error instanceof BlockError)) throw error;
     throw new BlockError(
       `Protocol driver '${protocol}' does not support image creation, and opening the image failed: ${error.message}`,
-      { errno: error.errno },
+      { errno: error.errno, ...(error.hint !== undefined && { hint: error.hint }) },
     );
   }
 }

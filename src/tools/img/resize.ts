@@ -73,7 +73,7 @@ export async function resize(context: CommandContext, words: readonly string[]):
     );
     return 1;
   }
-  await image.backend.truncate(Number(total), false, prealloc);
+  await image.backend.truncate(Number(total), true, prealloc);
   await image.close();
   if (!quiet) output.print('Image resized.\n');
   return 0;
