@@ -9,7 +9,7 @@
  */
 
 import { CoRwlock } from '../coroutine/co-rwlock.ts';
-import { checkAlive, type DebugGuard, debuggingGraph } from './graph-debug.ts';
+import { asHolder, checkAlive, type DebugGuard, debuggingGraph } from './graph-debug.ts';
 
 declare const held: unique symbol;
 
@@ -51,11 +51,19 @@ export class GraphLock {
     return readGuard();
   }
 
-  /** A read section of its own for work that goes on when the holder of `guard` is done. Never waits. */
-  share(guard: GraphReadGuard): GraphReadGuard {
+  /**
+   * Runs `section` as a reader of its own, which may go on when the holder of `guard` is done. Begins at once: no
+   * writer can come in between.
+   */
+  async detached<T>(guard: GraphReadGuard, section: (own: GraphReadGuard) => Promise<T>): Promise<T> {
     if (debuggingGraph) checkAlive(guard, 'shared');
     this.#lock.shareReadLock();
-    return readGuard();
+    const own = readGuard();
+    try {
+      return await (debuggingGraph ? asHolder(own, () => section(own)) : section(own));
+    } finally {
+      this.readDone(own);
+    }
   }
 
   /** Ends a read section; the guard must not be used afterwards. */

@@ -137,9 +137,11 @@ function endCluster({ copy }: CbwState, offset: number): number {
   return Math.ceil(offset / copy.clusterBytes);
 }
 
-/** Whether the range may be changed at once: it has been changed before, or there is nothing to preserve any more. */
+/** Whether the range may be changed at once: it has been changed before, and no read of what was there goes on. */
 function isFree(state: CbwState, offset: number, bytes: number): boolean {
-  if (state.broken || bytes === 0) return true;
+  if (bytes === 0) return true;
+  if (state.frozenReads.size > 0) return false;
+  if (state.broken) return true;
   return state.done.bits.nextClear(firstCluster(state, offset), endCluster(state, offset + bytes)) < 0;
 }
 
@@ -160,7 +162,7 @@ async function preserve(node: CbwNode, guard: GraphReadGuard, offset: number, by
   const { state } = node;
   const first = firstCluster(state, offset);
   const end = endCluster(state, offset + bytes);
-  if (needsCopy(state.copy, offset, bytes)) {
+  if (!state.broken && needsCopy(state.copy, offset, bytes)) {
     const error = await copyInTime(node, guard, offset, bytes);
     if (error !== 0 && !state.breakSnapshot) throw ioError(error);
     if (error !== 0) state.broken = true;
@@ -188,15 +190,15 @@ async function copyInTime(
   }
   // The copy may outlive the write: it has a hold of its own on the lock and on the node.
   const { graphLock } = node.layer;
-  const own = graphLock.share(guard);
-  node.inFlight++;
   let isWanted = true;
-  const copied = copyClusters(copy, own, offset, bytes, () => isWanted).then((failure) => {
-    graphLock.readDone(own);
-    node.inFlight--;
-    if (node.inFlight === 0) node.idle.wakeAll();
-    return failure === null ? 0 : errnoOf(failure.error);
-  });
+  node.inFlight++;
+  const copied = graphLock
+    .detached(guard, (own) => copyClusters(copy, own, offset, bytes, () => isWanted))
+    .then((failure) => {
+      node.inFlight--;
+      if (node.inFlight === 0) node.idle.wakeAll();
+      return failure === null ? 0 : errnoOf(failure.error);
+    });
   let timer: NodeJS.Timeout | undefined;
   const late = new Promise<number>((resolve) => {
     timer = setTimeout(() => resolve(E.ETIMEDOUT), timeoutMs);
