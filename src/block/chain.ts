@@ -44,3 +44,8 @@ export function chainEdges(top: BlockNode, base: BlockNode | null): BlockChild[]
   }
   return edges;
 }
+
+/** Whether nothing but exports and the like are above the node: no other node, and no job that has it for itself. */
+export function isRootNode(node: BlockNode): boolean {
+  return node.parents.every(({ parent, name }) => parent.kind === 'root' && name === 'root');
+}

@@ -6,6 +6,7 @@
 
 import type { SnapshotInfo } from '../../schema/generated/types.ts';
 import { wrapped } from '../block/callbacks.ts';
+import { isRootNode } from '../block/chain.ts';
 import { drained } from '../block/drain.ts';
 import type { InternalSnapshot, InternalSnapshots } from '../block/driver.ts';
 import type { BlockLayer } from '../block/layer.ts';
@@ -21,6 +22,7 @@ import type { ActionHandlers } from './transaction.ts';
 function findNode(layer: BlockLayer, name: string, operation: Operation): BlockNode {
   const node = layer.findNode(name);
   if (node === null) throw new BlockError(`Cannot find device='${name}' nor node-name='${name}'`);
+  if (!isRootNode(node)) throw new BlockError('Need a root block node');
   checkOperation(node, operation);
   return node;
 }

@@ -70,6 +70,11 @@ function namedNodes({ layer }: CommandContext, actions: readonly TransactionActi
       const node = typeof name === 'string' ? layer.findNode(name) : null;
       if (node !== null) nodes.add(node);
     }
+    // Bits that are merged are those of this moment, wherever they come from.
+    for (const source of 'bitmaps' in data ? data.bitmaps : []) {
+      const node = typeof source === 'string' ? null : layer.findNode(source.node);
+      if (node !== null) nodes.add(node);
+    }
   }
   return [...nodes];
 }
@@ -87,6 +92,19 @@ function prepare(
   return handler.prepare(context, data as never);
 }
 
+/** Takes every step, also when one before it has failed; then throws what the first has thrown that did. */
+async function allOf(steps: readonly (() => void | Promise<void>)[]): Promise<void> {
+  const errors: unknown[] = [];
+  for (const step of steps) {
+    try {
+      await step();
+    } catch (error) {
+      errors.push(error);
+    }
+  }
+  if (errors.length > 0) throw errors[0];
+}
+
 /** Executes actions; throws what the first that could not be prepared has thrown, with nothing changed. */
 export async function runTransaction(
   context: CommandContext,
@@ -101,13 +119,16 @@ export async function runTransaction(
       for (const action of actions)
         prepared.push(await prepare({ ...context, jobTransaction }, action, isGrouped));
     } catch (error) {
-      for (const action of prepared.toReversed()) await action.abort?.();
+      await allOf(prepared.toReversed().map((action) => () => action.abort?.()));
       throw error;
     }
-    for (const action of prepared) await action.commit?.();
+    await allOf(prepared.map((action) => () => action.commit?.()));
   } finally {
-    for (const action of prepared) await action.clean?.();
-    section.end();
+    try {
+      await allOf(prepared.map((action) => () => action.clean?.()));
+    } finally {
+      section.end();
+    }
   }
   for (const action of prepared) await action.settle?.();
 }
