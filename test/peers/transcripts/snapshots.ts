@@ -25,6 +25,9 @@ const sync = (args: object): Step => cmd('blockdev-snapshot-sync', args);
 
 const serve = cmd('nbd-server-start', { addr: { type: 'unix', data: { path: '$DIR/nbd.sock' } } });
 
+/** Both daemons have noticed that the last client has gone. */
+const disconnected: Step = { run: ['sleep', '0.3'] };
+
 const exported = (id: string, node: string, rest: object = {}): Step =>
   cmd('block-export-add', { type: 'nbd', id, 'node-name': node, name: id, ...rest });
 
@@ -84,9 +87,11 @@ const onto: Transcript = {
     serve,
     exported('e', 'c'),
     snapshot('base', 'c'),
+    disconnected,
     unexport('e'),
     exported('e', 'c', { writable: true }),
     snapshot('base', 'c'),
+    disconnected,
     unexport('e'),
     image('raw', 'over', 'c'),
     snapshot('base', 'c'),
@@ -107,6 +112,7 @@ const onto: Transcript = {
     graph,
     del('b'),
     del('base'),
+    disconnected,
     unexport('w'),
     del('b'),
     del('c'),
@@ -170,6 +176,7 @@ const kinds: Transcript = {
     exported('e', 'a', { writable: true }),
     io('e', 'read -P 0 0 4M', 'write -P 7 512k 1M'),
     snapshot('n', 'b'),
+    disconnected,
     unexport('e'),
     nodes,
     del('a'),
@@ -258,6 +265,7 @@ const made: Transcript = {
     nodes,
     io('w', 'write -P 9 2M 64k', 'read -P 1 0 64k', 'read -P 9 2M 64k'),
     del('s4'),
+    disconnected,
     unexport('w'),
     nodes,
     graph,

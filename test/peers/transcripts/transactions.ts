@@ -29,6 +29,9 @@ const abort = ['abort', {}] as const;
 const nodes = cmd('query-named-block-nodes', { flat: true });
 const serve = cmd('nbd-server-start', { addr: { type: 'unix', data: { path: '$DIR/nbd.sock' } } });
 
+/** Both daemons have noticed that the last client has gone. */
+const disconnected: Step = { run: ['sleep', '0.3'] };
+
 const exported = (id: string, node: string, writable = true): Step =>
   cmd('block-export-add', { type: 'nbd', id, 'node-name': node, name: id, writable });
 
@@ -163,6 +166,7 @@ const snapshots: Transcript = {
     ]),
     cmd('query-block-exports'),
     io('e', 'read -P 1 0 32k', 'read -P 2 32k 64k', 'write -P 3 0 1M'),
+    disconnected,
     cmd('block-export-del', { id: 'e' }),
     cmd('blockdev-del', { 'node-name': 'o2' }),
     cmd('blockdev-del', { 'node-name': 'o1' }),
@@ -219,6 +223,7 @@ const sync: Transcript = {
     }),
     io('e', 'read -P 3 0 4k', 'read -P 1 4k 28k'),
     cmd('blockdev-del', { 'node-name': 'y' }),
+    disconnected,
     cmd('block-export-del', { id: 'e' }),
     cmd('blockdev-del', { 'node-name': 'z2' }),
     cmd('blockdev-del', { 'node-name': 'a' }),
