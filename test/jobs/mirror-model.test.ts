@@ -155,6 +155,7 @@ async function runMirror({
     unmap: true,
     keepsHoles: false,
     copyMode: 'background',
+    usesKernel: false,
     host: {
       onError: (isRead, error) => {
         errors.push(`${isRead ? 'read' : 'write'} ${error.errno}`);

@@ -1,7 +1,7 @@
 /**
  * Copies of a mirror: which range is next, and how it gets from the source to the target. See state.ts for the rules.
  *
- * Block status decides: data is read and written, what reads as zeroes is written as zeroes, which costs nothing where
+ * Block status decides: data is copied by the kernel where both ends are plain files, else read and written; what reads as zeroes is written as zeroes, which costs nothing where
  * the target has a hole already.
  */
 
@@ -10,12 +10,17 @@ import { co } from '../../block/callbacks.ts';
 import { nextDirty, resetDirty } from '../../block/dirty-bitmap.ts';
 import { Req, Status } from '../../block/driver.ts';
 import type { GraphReadGuard } from '../../block/graph-lock.ts';
+import { coCopyRange } from '../../block/io-copy-range.ts';
 import { blockStatusAbove } from '../../block/status-chain.ts';
 import { BlockError, errnoOf, ioError } from '../../errors/error.ts';
 import { beginOp, endOp, type Mirror, type MirrorOp, opFailed, opIn, shrinkOp } from './state.ts';
 
 /** Zeroes that one copy writes at most. */
 const ZEROES_MAX_BYTES = 64 * 1024 * 1024;
+
+/** Data that the kernel copies at once, at most; and what is not worth the way through a thread. */
+const KERNEL_BYTES = 1024 * 1024;
+const KERNEL_MIN_BYTES = 64 * 1024;
 
 export interface CopyRange {
   readonly offset: number;
@@ -94,10 +99,11 @@ async function copyOp(
   op: MirrorOp,
   sized: (bytes: number) => void,
 ): Promise<void> {
-  const { alignBytes, copyBytes } = mirror;
+  const { alignBytes } = mirror;
+  const mostBytes = mirror.usesKernel ? Math.max(KERNEL_BYTES, mirror.copyBytes) : mirror.copyBytes;
   // What the range begins with tells how much of it this copy takes.
   const extent = await extentAt(mirror, guard, op.offset, op.end - op.offset);
-  const take = extent.isZero ? extent.bytes : Math.min(extent.bytes, copyBytes);
+  const take = extent.isZero ? extent.bytes : Math.min(extent.bytes, mostBytes);
   const end = op.offset + Math.ceil(take / alignBytes) * alignBytes;
   if (end < op.end) {
     shrinkOp(mirror, op, end);
@@ -157,6 +163,22 @@ async function copyExtent(
     await co.pwriteZeroes(target, guard, offset, bytes, unmap ? Req.mayUnmap : 0);
     return;
   }
+  if (mirror.usesKernel && bytes >= KERNEL_MIN_BYTES) {
+    if (await coCopyRange(source, guard, offset, target, offset, bytes)) return;
+    // The way through memory tells what is wrong, if anything is.
+    mirror.usesKernel = false;
+  }
+  for (let at = offset; at < offset + bytes; at += mirror.copyBytes)
+    await copyThroughMemory(mirror, guard, at, Math.min(mirror.copyBytes, offset + bytes - at));
+}
+
+async function copyThroughMemory(
+  mirror: Mirror,
+  guard: GraphReadGuard,
+  offset: number,
+  bytes: number,
+): Promise<void> {
+  const { source, target } = mirror;
   const memory = takeBuffer(mirror);
   try {
     const vec = vectorOf(memory, 0, bytes);

@@ -53,8 +53,8 @@ import { type CopyMode, createMirror, type Mirror } from './state.ts';
 
 /** Bytes that are under way at most, when the user does not say. */
 const DEFAULT_BUFFER_BYTES = 16 * 1024 * 1024;
-/** Data one copy moves at most: enough for disks, and not so much that users wait for it. */
-const COPY_MAX_BYTES = 1024 * 1024;
+/** Data one copy moves at most: what stays in the processor's cache from the read to the write. */
+const COPY_MAX_BYTES = 256 * 1024;
 const COPIES_MAX = 16;
 /** Turns of the event loop in which a command that woke the job is answered. */
 const COMMAND_TURNS = 4;
@@ -199,6 +199,7 @@ function buildMirror(
     unmap: options.unmap,
     keepsHoles: image.driver.supportsBacking !== true,
     copyMode: 'background',
+    usesKernel: true,
     host: {
       onError: (isRead, error) =>
         handleError(block, isRead ? onSourceError : onTargetError, isRead ? 'read' : 'write', error),

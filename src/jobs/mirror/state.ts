@@ -72,6 +72,8 @@ export interface Mirror {
   copyMode: CopyMode;
   /** A change of the copy mode that was asked for; the loop makes it when it comes to rest. */
   change: CopyModeChange | null;
+  /** Data goes from file to file within the kernel; cleared when that does not work. */
+  usesKernel: boolean;
   /** In order of their beginning. */
   readonly ops: Set<MirrorOp>;
   lastId: number;
@@ -114,6 +116,7 @@ export function createMirror(
     | 'keepsHoles'
     | 'host'
     | 'copyMode'
+    | 'usesKernel'
   >,
 ): Mirror {
   return {
