@@ -63,6 +63,7 @@ export class Daemon {
       drivers,
       secret: (id) => objects.secret(id),
       tlsCreds: (id) => objects.tlsCreds(id, 'client'),
+      useThrottleGroup: (id) => objects.useThrottleGroup(id),
       report: (text) => reporter.message(text.trimEnd()),
     });
     const log = (message: string): void => logger.info({}, message);

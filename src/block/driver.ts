@@ -355,6 +355,9 @@ export interface BlockDriver<S = unknown> extends ReopenCallbacks<S>, SnapshotIo
    */
   localPlace?(node: BlockNode<S>, offset: number, bytes: number): LocalPlace | null;
 
+  /** Sets a smaller length within this turn of the event loop; false: that did not work. Nothing is in flight there. */
+  truncateNow?(node: BlockNode<S>, length: number): boolean;
+
   // I/O callbacks: coroutines under the graph read lock.
   preadv?(
     node: BlockNode<S>,

@@ -56,9 +56,9 @@ function isBackingOverridden(node: BlockNode): boolean {
 /** The plain file name of the node, or null when only json: can express it. */
 export function exactFilename(node: BlockNode): string | null {
   if (node.driver.exactFilename !== undefined) return node.driver.exactFilename(node);
-  // A format without options of its own is named like its file, when the file is a protocol: opening that name
+  // A filter never goes without saying; a format without options of its own is named like its file, when the file is a protocol: opening that name
   // would put the format on top again.
-  const below = node.primaryChild?.node;
+  const below = node.driver.kind === 'filter' ? undefined : node.primaryChild?.node;
   if (below === undefined || (below.driver.kind !== 'protocol' && below.driver.isProtocolFilter !== true))
     return null;
   const own = (node.driver.strongOptions ?? []).some((name) => node.settings.options[name] !== undefined);

@@ -12,6 +12,7 @@ import { co } from './callbacks.ts';
 import { Req, Status } from './driver.ts';
 import type { GraphReadGuard } from './graph-lock.ts';
 import { begin, checkRange, checkWritable, end, roundDown, roundUp } from './io-common.ts';
+import { coDebugEvent } from './io-debug.ts';
 import { coBlockStatus } from './io-size.ts';
 import type { BlockNode } from './node.ts';
 import { markSerialising, waitSerialising } from './tracked.ts';
@@ -27,6 +28,34 @@ export async function coClusterBytes(node: BlockNode, guard: GraphReadGuard): Pr
   } catch (error) {
     if (error instanceof BlockError && error.errno === E.ENOTSUP) return node.limits.requestAlignment;
     throw error;
+  }
+}
+
+/** Whether reads with Req.copyOnRead copy into this node; other nodes pass the flag on. */
+export function copiesOnRead({ driver, readOnly }: BlockNode): boolean {
+  return driver.supportsBacking === true && driver.pwritev !== undefined && !readOnly;
+}
+
+/** Runs `read` when the node holds all of [offset, offset+bytes). Req.prefetch in `flags`: the copy is all that is wanted. */
+export async function coReadOwn(
+  node: BlockNode,
+  guard: GraphReadGuard,
+  offset: number,
+  bytes: number,
+  flags: number,
+  read: () => Promise<void>,
+): Promise<void> {
+  // In flight throughout, not only in the copy and in the read.
+  node.inFlight++;
+  try {
+    const status = await coBlockStatus(node, guard, false, offset, bytes);
+    const isOwn = status.bytes >= bytes && (status.flags & Status.allocated) !== 0;
+    if (!isOwn) await coCopyOnRead(node, guard, offset, bytes);
+    // Should a part be discarded now, it is read as it is then.
+    if ((flags & Req.prefetch) === 0) await read();
+  } finally {
+    node.inFlight--;
+    if (node.inFlight === 0) node.idle.wakeAll();
   }
 }
 
@@ -69,6 +98,7 @@ async function copyUp(node: BlockNode, guard: GraphReadGuard, offset: number, by
   await split(limits.maxTransfer, padded, (at, length) =>
     driver.preadv!(node, guard, offset + at, length, sliceVector(vec, at, length), 0),
   );
+  if (node.takesDebugEvents) await coDebugEvent(node, guard, 'cor_write');
   if (!isZeroVector(vec) || !(await writeZeroes(node, guard, offset, padded))) {
     await split(limits.maxTransfer, padded, (at, length) =>
       driver.pwritev!(

@@ -111,6 +111,22 @@ export async function coTruncate(
   await tellParentsResized(node, guard);
 }
 
+/**
+ * Cuts off the end of a node that nobody else uses at once, for drivers that must do so where nothing can be waited
+ * for. False: it cannot be done this way.
+ */
+export function truncateNow(node: BlockNode, length: number): boolean {
+  const { driver } = node;
+  const below = driver.kind === 'filter' ? node.primaryChild : null;
+  const done =
+    below !== null ? truncateNow(below.node, length) : (driver.truncateNow?.(node, length) ?? false);
+  if (!done) return false;
+  node.totalBytes = roundUp(length, 512);
+  node.writeGeneration++;
+  resizeBitmaps(node);
+  return true;
+}
+
 /** Everything above a resized node looks at its own length again. */
 async function tellParentsResized(node: BlockNode, guard: GraphReadGuard): Promise<void> {
   for (const { parent } of node.parents) {

@@ -28,6 +28,7 @@ import {
   wrote,
   wroteInPart,
 } from './io-common.ts';
+import { copiesOnRead, coReadOwn } from './io-copy-on-read.ts';
 import { coDebugEvent } from './io-debug.ts';
 import { debuggedWrite } from './io-debugged.ts';
 import { coFlush } from './io-flush.ts';
@@ -50,23 +51,38 @@ export async function coPreadv(
   flags: number,
 ): Promise<void> {
   checkRange(offset, bytes);
+  if ((flags & Req.copyOnRead) !== 0 && copiesOnRead(node)) {
+    await coReadOwn(node, guard, offset, bytes, flags, () =>
+      coPreadv(node, guard, offset, bytes, vec, flags & ~Req.copyOnRead),
+    );
+    return;
+  }
   const request = begin(node, offset, bytes);
   try {
     if ((flags & Req.serialising) !== 0) markSerialising(node.tracked, request, node.limits.requestAlignment);
     if (node.tracked.serialising > 0) await waitSerialising(node.tracked, request);
-    const align = node.limits.requestAlignment;
-    if (align === 1 || (offset % align === 0 && bytes % align === 0))
-      await alignedRead(node, guard, offset, bytes, vec, flags);
-    else {
-      const from = roundDown(offset, align);
-      const to = roundUp(offset + bytes, align);
-      const head = vectorOf(allocateIoMemory(align), 0, offset - from);
-      const tail = vectorOf(allocateIoMemory(align), 0, to - offset - bytes);
-      await alignedRead(node, guard, from, to - from, concatVectors(head, vec, tail), flags);
-    }
+    await paddedRead(node, guard, offset, bytes, vec, flags);
   } finally {
     end(node, request);
   }
+}
+
+function paddedRead(
+  node: BlockNode,
+  guard: GraphReadGuard,
+  offset: number,
+  bytes: number,
+  vec: IoVector,
+  flags: number,
+): Promise<void> {
+  const align = node.limits.requestAlignment;
+  if (align === 1 || (offset % align === 0 && bytes % align === 0))
+    return alignedRead(node, guard, offset, bytes, vec, flags);
+  const from = roundDown(offset, align);
+  const to = roundUp(offset + bytes, align);
+  const head = vectorOf(allocateIoMemory(align), 0, offset - from);
+  const tail = vectorOf(allocateIoMemory(align), 0, to - offset - bytes);
+  return alignedRead(node, guard, from, to - from, concatVectors(head, vec, tail), flags);
 }
 
 function alignedRead(

@@ -5,9 +5,11 @@
  * look up nodes, put edges in and take them out. Opening nodes from options is open.ts.
  */
 
+import { type Clock, systemClock } from '../aio/clock.ts';
 import { createEngine } from '../aio/create-engine.ts';
 import type { AioEngine, EngineKind } from '../aio/engine.ts';
 import { assert, BlockError } from '../errors/error.ts';
+import type { ThrottleGroup } from '../objects/throttle-group.ts';
 import type { TlsCredentials } from '../objects/tls-creds.ts';
 import { BlockBackend } from './backend.ts';
 import type { BackendOwner } from './backend-io.ts';
@@ -19,6 +21,11 @@ import { changeGraph } from './graph-change.ts';
 import { GraphLock } from './graph-lock.ts';
 import type { BlockChild, BlockNode, EdgeParent } from './node.ts';
 import { checkOperation } from './op-blockers.ts';
+import { createThrottle, type Throttle } from './throttle/throttle-group.ts';
+
+export type UseThrottleGroup = (
+  id: string,
+) => { readonly group: ThrottleGroup; readonly release: () => void } | null;
 
 export interface BlockLayerParts {
   readonly engine: AioEngine;
@@ -29,6 +36,10 @@ export interface BlockLayerParts {
   readonly secret?: (id: string) => Buffer;
   /** The TLS credentials object `id` for a client; throws when there is none. Default: there are none. */
   readonly tlsCreds?: (id: string) => TlsCredentials;
+  /** The throttle group `id`, kept from being deleted until `release`; null when there is none. */
+  readonly useThrottleGroup?: UseThrottleGroup;
+  /** What throttling goes by. Default: the system's clock. */
+  readonly clock?: Clock;
   /** Tells the user what no command can answer with; see BlockLayer.report. Default: on stderr. */
   readonly report?: (text: string) => void;
   /** Takes what belongs to a tool's own output: breakpoints met. Default: `report`. */
@@ -45,6 +56,11 @@ export class BlockLayer {
   readonly secret: (id: string) => Buffer;
   /** The TLS credentials object `id` for a client; throws when there is none. */
   readonly tlsCreds: (id: string) => TlsCredentials;
+  /** The throttle group `id`, kept from being deleted until `release`; null when there is none. */
+  readonly useThrottleGroup: UseThrottleGroup;
+  readonly clock: Clock;
+  /** Groups at work, from their first member on. */
+  readonly #throttles = new WeakMap<ThrottleGroup, Throttle>();
   /** Descriptors that the process inherited may be named: true while the command line is carried out. */
   allowInheritedFd = false;
   /** Tells the user what no command can answer with; "warning: " goes in front of what is no error. Adds no line end. */
@@ -67,6 +83,8 @@ export class BlockLayer {
     drivers,
     secret = noSecret,
     tlsCreds = noTlsCreds,
+    useThrottleGroup = () => null,
+    clock = systemClock,
     report = reportOnStderr,
     print = report,
     fatal = endProcess,
@@ -76,6 +94,8 @@ export class BlockLayer {
     this.drivers = drivers;
     this.secret = secret;
     this.tlsCreds = tlsCreds;
+    this.useThrottleGroup = useThrottleGroup;
+    this.clock = clock;
     this.report = report;
     this.print = print;
     this.fatal = fatal;
@@ -98,6 +118,15 @@ export class BlockLayer {
     const { engine } = createEngine(kind);
     this.#otherEngines.set(kind, engine);
     return engine;
+  }
+
+  /** What limits the members of the group; the same for all of them. */
+  throttleOf(group: ThrottleGroup): Throttle {
+    const known = this.#throttles.get(group);
+    if (known !== undefined) return known;
+    const throttle = createThrottle(group, this.clock);
+    this.#throttles.set(group, throttle);
+    return throttle;
   }
 
   /** A name for a node the user did not name: "#block" with a number and two random digits, never used before. */

@@ -1,8 +1,8 @@
 /**
  * The throttle-group object: limits on I/O that several nodes or devices share.
  *
- * Here: the limits, their validation and properties. The leaky buckets that enforce them are a matter of the block
- * layer.
+ * Here: the limits, their validation and properties. The leaky buckets that enforce them are in
+ * src/block/throttle.
  */
 
 import type { ObjectOptions, ThrottleLimits } from '../../schema/generated/types.ts';
@@ -19,6 +19,8 @@ type BucketName = `${'iops' | 'bps'}-${'total' | 'read' | 'write'}`;
 
 export interface ThrottleGroup {
   readonly limits: Readonly<ThrottleConfig>;
+  /** Called when the limits have changed. */
+  readonly watchers: Set<() => void>;
 }
 
 const BUCKETS: readonly BucketName[] = [
@@ -120,7 +122,10 @@ function parseLimits(value: unknown): ThrottleLimits {
 /** Makes a throttle group; qom-set of `limits` changes the members it names. */
 export function createThrottleGroup(options: ThrottleGroupOptions): { group: ThrottleGroup; qom: QomObject } {
   const initial = mergeLegacyOptions(UNLIMITED, options);
-  const group = { limits: mergeLimits(initial, options.limits ?? {}) };
+  const group = {
+    limits: mergeLimits(initial, options.limits ?? {}),
+    watchers: new Set<() => void>(),
+  };
   checkConfig(group.limits);
 
   const accessors: Record<string, QomAccessor> = {
@@ -130,6 +135,7 @@ export function createThrottleGroup(options: ThrottleGroupOptions): { group: Thr
         const merged = mergeLimits(group.limits, parseLimits(value));
         checkConfig(merged);
         group.limits = merged;
+        for (const changed of group.watchers) changed();
       },
     },
   };

@@ -131,9 +131,10 @@ export class ObjectTree {
     return value?.kind === 'authz' ? value.authorizer : null;
   }
 
-  throttleGroup(id: string): ThrottleGroup | null {
+  /** The throttle group, which cannot be deleted until `release`; null when there is none of that name. */
+  useThrottleGroup(id: string): { readonly group: ThrottleGroup; readonly release: () => void } | null {
     const value = this.find(id);
-    return value?.kind === 'throttle-group' ? value.group : null;
+    return value?.kind === 'throttle-group' ? { group: value.group, release: this.use(id) } : null;
   }
 
   /** An iothread for an export or a device. */

@@ -93,7 +93,7 @@ describe('life cycle', () => {
     expect(await messageOf(() => tree.tlsCreds('s'))).toBe("Object with id 's' is not TLS credentials");
     expect(await messageOf(() => tree.iothread('s'))).toBe('iothread "s" not found');
     expect(tree.iothread('io')['poll-max-ns']).toBe(32768);
-    expect(tree.throttleGroup('tg')?.limits['iops-total']).toBe(0);
-    expect(tree.throttleGroup('s')).toBeNull();
+    expect(tree.useThrottleGroup('tg')?.group.limits['iops-total']).toBe(0);
+    expect(tree.useThrottleGroup('s')).toBeNull();
   });
 });

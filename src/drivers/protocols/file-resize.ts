@@ -43,6 +43,17 @@ export async function truncate(
   await resizeFile(state, length, prealloc);
 }
 
+/** Cuts off the end of a regular file; false where that cannot be done. */
+export function truncateNow({ state }: FileNode, length: number): boolean {
+  if (state.isDevice || length > fstatSync(state.fd).size) return false;
+  try {
+    setLength(state, length);
+    return true;
+  } catch {
+    return false;
+  }
+}
+
 /** Sets the length of a regular file and allocates its new space as `prealloc` says. */
 export async function resizeFile(state: FileState, length: number, prealloc: PreallocMode): Promise<void> {
   const current = fstatSync(state.fd).size;

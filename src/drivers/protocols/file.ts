@@ -34,7 +34,7 @@ import {
 import { fileCreation } from './file-create.ts';
 import { type FileNode, type FileState, flush, preadv, pwritev, tryPreadv, tryPwritev } from './file-io.ts';
 import { FileLocks, probeOfdLocks } from './file-locks.ts';
-import { getLength, truncate } from './file-resize.ts';
+import { getLength, truncate, truncateNow } from './file-resize.ts';
 import { existingCreation } from './protocol-create.ts';
 
 interface FileOptions {
@@ -245,6 +245,7 @@ function fileDriver(
     getAllocatedFileSize: async (node) => fstatSync(node.state.fd).blocks * 512,
     getInfo: async () => ({ clusterSizeBytes: 0, isDirty: false }),
     truncate,
+    truncateNow,
   };
 }
 

@@ -52,6 +52,7 @@ export function createEnvironment(output: ToolOutput): ToolEnvironment {
         if (env.objects === null) throw new BlockError(`No TLS credentials with id '${id}'`);
         return env.objects.tlsCreds(id, 'client');
       },
+      useThrottleGroup: (id) => env.objects?.useThrottleGroup(id) ?? null,
     }),
     async close() {
       let failure: { readonly error: unknown } | undefined;

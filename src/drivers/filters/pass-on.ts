@@ -1,0 +1,35 @@
+/** What filters pass on as it is: callbacks for their driver records, over the one node below. */
+
+import { co } from '../../block/callbacks.ts';
+import { type BlockDriver, Status } from '../../block/driver.ts';
+import type { BlockNode } from '../../block/node.ts';
+
+/** The node that a filter filters. */
+export function filtered(node: BlockNode): BlockNode {
+  return node.children[0]!.node;
+}
+
+type Shared = 'preadv' | 'pwritev' | 'pwriteZeroes' | 'pdiscard' | 'blockStatus' | 'truncate';
+
+/** Requests go to the node below; what is absent here does so by itself (callbacks.ts). */
+export const passOn = {
+  preadv: (node, guard, offset, bytes, vec, flags) =>
+    co.preadv(filtered(node), guard, offset, bytes, vec, flags),
+  pwritev: (node, guard, offset, bytes, vec, flags) =>
+    co.pwritev(filtered(node), guard, offset, bytes, vec, flags),
+  pwriteZeroes: (node, guard, offset, bytes, flags) =>
+    co.pwriteZeroes(filtered(node), guard, offset, bytes, flags),
+  pdiscard: (node, guard, offset, bytes) => co.pdiscard(filtered(node), guard, offset, bytes),
+  async blockStatus(node, _guard, _wantZero, offset, bytes) {
+    return { bytes, flags: Status.offsetValid | Status.recurse, map: offset, file: filtered(node) };
+  },
+  truncate: (node, guard, length, exact, prealloc, zeroFill) =>
+    co.truncate(filtered(node), guard, length, exact, prealloc, zeroFill),
+} satisfies Pick<BlockDriver, Shared>;
+
+/** Whether the driver of the node writes compressed, and everything below it that it filters. */
+export function canCompress(node: BlockNode): boolean {
+  const { driver } = node;
+  if (driver.pwritevCompressed === undefined) return false;
+  return driver.kind !== 'filter' || canCompress(filtered(node));
+}
