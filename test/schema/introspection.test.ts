@@ -178,16 +178,20 @@ test('only what works is listed', () => {
     'blklogwrites',
     'blkreplay',
     'blkverify',
+    'compress',
     'copy-before-write',
+    'copy-on-read',
     'file',
     'host_device',
     'nbd',
     'null-aio',
     'null-co',
+    'preallocate',
     'qcow2',
     'quorum',
     'raw',
     'snapshot-access',
+    'throttle',
   ]);
   expect(variantsOf('block-export-add')).toEqual(['nbd']);
 });
