@@ -20,7 +20,9 @@ import {
 } from '../../block/dirty-bitmap.ts';
 import type { DrainedSection } from '../../block/drain.ts';
 import type { PermissionPair } from '../../block/driver.ts';
+import { asMonitor } from '../../block/graph-debug.ts';
 import type { BlockNode } from '../../block/node.ts';
+import { changeOptions } from '../../block/reopen.ts';
 import type { MirrorTopNode } from '../../drivers/filters/mirror-top.ts';
 import { E } from '../../errors/errno.ts';
 import { BlockError, ioError } from '../../errors/error.ts';
@@ -202,7 +204,10 @@ function buildMirror(
     usesKernel: true,
     host: {
       onError: (isRead, error) =>
-        handleError(block, isRead ? onSourceError : onTargetError, isRead ? 'read' : 'write', error),
+        // What fails because the job is cancelled is no news.
+        isCancelled(block.job)
+          ? 'ignore'
+          : handleError(block, isRead ? onSourceError : onTargetError, isRead ? 'read' : 'write', error),
       copied: (bytes) => addProgress(block.job, bytes),
     },
   });
@@ -228,10 +233,11 @@ function controlOf({ job, rate }: BlockJob, work: () => Work): LoopControl {
 }
 
 function mirrorDriver(
-  { type = 'mirror', end }: MirrorOptions,
+  options: MirrorOptions,
   work: () => Work,
   releaseNodes: () => Promise<void>,
 ): JobDriver {
+  const { type = 'mirror', end } = options;
   return {
     type,
     run: (job) => run(work(), job),
@@ -251,8 +257,20 @@ function mirrorDriver(
     change: async (job, options) => {
       if (options.type === 'mirror') await change(work().mirror, job, options['copy-mode']);
     },
-    cancel: (job, force) => force || !isReady(job),
+    cancel(job, force) {
+      const atOnce = force || !isReady(job);
+      if (atOnce) cancelRequests(options.target);
+      return atOnce;
+    },
   };
+}
+
+/** A job that is to stop does not wait for a server that may never answer. */
+function cancelRequests(node: BlockNode): void {
+  asMonitor(() => {
+    node.driver.cancelInFlight?.(node);
+    for (const edge of node.children) cancelRequests(edge.node);
+  });
 }
 
 /** Changes the copy mode: at once when the job rests, else when it next comes to rest. */
@@ -307,11 +325,22 @@ async function prepare(work: Work): Promise<void> {
     const backing = await options.backing?.();
     await removeJobNodes(block);
     await targetUse.close();
+    await matchReadOnly(options);
     await pivot(filter, options.replaces ?? options.source, options.target, backing);
     work.dismantled = true;
     work.isPivoted = true;
   }
   await tearDown(work);
+}
+
+/** The target is to be read-only as the source is. One that cannot become so does no harm. */
+async function matchReadOnly({ source, target, type }: MirrorOptions): Promise<void> {
+  if (type === 'commit' || !source.readOnly || target.readOnly) return;
+  try {
+    await changeOptions(target, { 'read-only': true });
+  } catch {
+    // It stays writable; nobody who uses it will write.
+  }
 }
 
 /** Gives up everything; idempotent. The filter goes first: until then users may write to the target through it. */
