@@ -47,7 +47,8 @@ export function nest(options: FlatOptions): DriverOptions {
     const last = path.pop()!;
     let at = tree;
     for (const part of path) {
-      at[part] ??= Object.create(null);
+      const inner = at[part];
+      at[part] = typeof inner === 'object' && inner !== null ? inner : Object.create(null);
       at = at[part] as Record<string, unknown>;
     }
     at[last] = value;
@@ -116,16 +117,18 @@ export function isOfChild(node: BlockNode, name: string): boolean {
   return node.children.some((edge) => isWithin(name, edge.name));
 }
 
-/** Settings of a reopened node. What is left out of `options` keeps or gets the value that the original gives it. */
-export function reopenedSettings(node: BlockNode, options: FlatOptions): NodeSettings {
+/**
+ * Settings of a reopened node. What is left out of `options` goes back to its default; only discards stay what they
+ * were, and always reach a node that is reopened with its parent, because that one decides about them.
+ */
+export function reopenedSettings(node: BlockNode, options: FlatOptions, withParent: boolean): NodeSettings {
   const { settings } = node;
-  // Left out, discards are what they were; all others go back to their defaults.
   const { discard } = options;
-  const discardUnmap = discard === undefined ? settings.discardUnmap : discard === 'unmap';
+  const discardUnmap = discard === undefined ? withParent || settings.discardUnmap : discard === 'unmap';
   const detectZeroes = (options['detect-zeroes'] as NodeSettings['detectZeroes'] | undefined) ?? 'off';
-  const reopened: NodeSettings = {
+  return {
     name: node.name,
-    options: nest(pick(options, (name) => !COMMON.has(name))),
+    options: nest(pick(options, (name) => !COMMON.has(name) && name !== 'backing' && !isOfChild(node, name))),
     readOnly: options['read-only'] === true,
     autoReadOnly: options['auto-read-only'] === true,
     forceShare: settings.forceShare,
@@ -136,8 +139,6 @@ export function reopenedSettings(node: BlockNode, options: FlatOptions): NodeSet
       noFlush: options['cache.no-flush'] === true,
     },
   };
-  checkDetectZeroes(reopened);
-  return reopened;
 }
 
 /** Throws when zeroes are to be unmapped and discards are not. */

@@ -17,6 +17,7 @@ import { changeGraph, type GraphChange, isBelow } from './graph-change.ts';
 import type { BlockLayer } from './layer.ts';
 import { type BlockChild, type BlockNode, type NodeSettings, refreshLimits } from './node.ts';
 import {
+  checkDetectZeroes,
   type FlatOptions,
   flatten,
   inheritedOptions,
@@ -93,7 +94,7 @@ function enqueue(queue: Queue, node: BlockNode, { given, inherited, keeps }: Req
   reopening.given = own;
   reopening.inEffect = inEffect;
   reopening.knowsBacking ||= keeps || 'backing' in given || 'backing.driver' in given;
-  reopening.settings = reopenedSettings(node, inEffect);
+  reopening.settings = reopenedSettings(node, inEffect, inherited !== null);
   queue.set(node, reopening);
   for (const edge of node.children) {
     if (edge.node.inheritsFrom !== node) continue;
@@ -156,6 +157,7 @@ function touchedNodes(queue: readonly Reopening[]): BlockNode[] {
 async function prepare(layer: BlockLayer, reopening: Reopening): Promise<void> {
   const { node, settings } = reopening;
   const { driver } = node;
+  checkDetectZeroes(settings);
   if (driver.reopenPrepare === undefined) {
     throw new BlockError(
       `Block format '${driver.name}' used by node '${node.name}' does not support reopening files`,
