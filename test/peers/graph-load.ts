@@ -202,6 +202,8 @@ export class GraphChanger {
     const name = this.#newName('filter');
     const below = this.#fileOf(disk);
     const options = this.#random.pick([
+      { driver: 'throttle', 'throttle-group': 'group', file: below },
+      { driver: 'copy-on-read', file: below },
       { driver: 'blkdebug', image: below },
       { driver: 'raw', file: below },
     ]);

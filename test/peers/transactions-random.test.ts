@@ -71,7 +71,7 @@ class Generator {
       const persistent = this.#below(4) === 0 ? { persistent: true } : {};
       return { type: 'block-dirty-bitmap-add', data: { ...data, ...rest, ...persistent } };
     }
-    if (type !== 'merge') return { type: `block-dirty-bitmap-${type}`, data };
+    if (type !== 'merge') return { type: `block-dirty-bitmap-${type}`, data: { ...data } };
     const sources = Array.from({ length: 1 + this.#below(2) }, () =>
       this.#below(3) === 0 ? { node: this.#node(), name: this.#one(BITMAPS) } : this.#one(BITMAPS),
     );
