@@ -14,7 +14,7 @@ import type { QmpClient, QmpMessage } from './qmp-client.ts';
 import { requirePeer } from './requires.ts';
 import { Normaliser } from './transcript.ts';
 
-const ROUNDS = Number(process.env.ROUNDS ?? 60);
+const ROUNDS = Number(process.env.ROUNDS ?? 40);
 const SEED = Number(process.env.SEED ?? 1);
 
 /** A small generator of equal sequences (mulberry32). */
