@@ -74,6 +74,9 @@ export class BlockLayer {
   readonly #nodes = new Map<string, BlockNode>();
   readonly #roots = new Set<BlockChild>();
   readonly #otherEngines = new Map<EngineKind, AioEngine>();
+  readonly #ending = new AbortController();
+  /** Waiting for others that an opening node does; ends soon after `endSignal`. */
+  readonly #waiting = new Set<Promise<unknown>>();
   #generatedNames = 0;
   #ordered = 0;
 
@@ -255,8 +258,25 @@ export class BlockLayer {
     for (const node of this.#nodes.values()) node.driver.cancelInFlight?.(node);
   }
 
+  /** Aborted when the layer closes: an opening node gives up waiting for others. */
+  get endSignal(): AbortSignal {
+    return this.#ending.signal;
+  }
+
+  /** Makes closeAll wait for what an opening node waits for. */
+  async whileOpening<T>(waiting: Promise<T>): Promise<T> {
+    this.#waiting.add(waiting);
+    try {
+      return await waiting;
+    } finally {
+      this.#waiting.delete(waiting);
+    }
+  }
+
   /** Closes every node, at shutdown; users must be gone. Goes on after errors and throws the first at the end. */
   async closeAll(): Promise<void> {
+    this.#ending.abort();
+    await Promise.allSettled(this.#waiting);
     let failure: unknown;
     for (const node of this.nodes.toReversed()) {
       node.monitorOwned = false;

@@ -38,6 +38,8 @@ export interface ClientSessionSettings {
   readonly openTimeoutMs: number;
   /** Most connections at a time. */
   readonly maxConnections: number;
+  /** Gives up the first connection. */
+  readonly signal?: AbortSignal;
   /** Told of what no request reports. */
   readonly warn: (message: string) => void;
 }
@@ -204,6 +206,18 @@ export class ClientSession implements ClientConnectionOwner {
 
   /** The first connection. */
   async connect(): Promise<void> {
+    const { signal } = this.#settings;
+    const giveUp = (): void => this.#closing.abort();
+    signal?.addEventListener('abort', giveUp);
+    if (signal?.aborted === true) giveUp();
+    try {
+      await this.#tryFirst();
+    } finally {
+      signal?.removeEventListener('abort', giveUp);
+    }
+  }
+
+  async #tryFirst(): Promise<void> {
     const { openTimeoutMs, target } = this.#settings;
     const deadlineMs = performance.now() + openTimeoutMs;
     let pauseMs = CLIENT_RETRY_MIN_MS;
@@ -214,7 +228,7 @@ export class ClientSession implements ClientConnectionOwner {
         this.#connected(await connectToExport(target, this, this.#closing.signal, timeoutMs));
         return;
       } catch (error) {
-        if (performance.now() + pauseMs >= deadlineMs) throw error;
+        if (this.#closing.signal.aborted || performance.now() + pauseMs >= deadlineMs) throw error;
       }
       await this.#sleep(pauseMs);
       pauseMs = Math.min(pauseMs * 2, CLIENT_RETRY_MAX_MS);

@@ -403,6 +403,19 @@ test('opening tries for as long as it may', async () => {
   await expect(open(silent, { openTimeoutMs: 300 })).rejects.toThrow('Connection timed out');
 });
 
+test('opening can be given up', async () => {
+  const stop = new AbortController();
+  const { socketPath: silent } = await serve({ greeting: () => 'silence' });
+  const openings = [
+    outcome(open(silent, { signal: stop.signal })),
+    outcome(open(newSocket(), { signal: stop.signal, openTimeoutMs: 60_000 })),
+  ];
+  await new Promise((resolve) => setTimeout(resolve, 50));
+  stop.abort();
+  expect((await openings[0])?.replace(/'.*'/, '')).toBe('Failed to connect to : Operation canceled');
+  expect(await openings[1]).toMatch(/^Failed to connect to /);
+});
+
 // ---- several connections -------------------------------------------------------------------------------------
 
 test('more connections are opened under load where the server allows it, and one of them may be lost', async () => {

@@ -68,7 +68,7 @@ async function open(node: NbdNode, context: OpenContext): Promise<NbdState> {
   const credsId = options['tls-creds'];
   const hostname = options['tls-hostname'] ?? (server.type === 'inet' ? server.host : '');
   const tls = credsId === undefined ? null : { credentials: layer.tlsCreds(credsId), hostname };
-  const session = await openSession({
+  const opening = openSession({
     target: {
       engine: context.engine,
       address: server,
@@ -80,8 +80,10 @@ async function open(node: NbdNode, context: OpenContext): Promise<NbdState> {
     reconnectDelayMs: (options['reconnect-delay'] ?? 0) * 1000,
     openTimeoutMs: (options['open-timeout'] ?? 0) * 1000,
     maxConnections: CLIENT_MAX_CONNECTIONS,
+    signal: layer.endSignal,
     warn: (message) => layer.report(`warning: Node '${node.name}': ${message}\n`),
   });
+  const session = await layer.whileOpening(opening);
   try {
     const { exp } = session;
     if (bitmap !== undefined && exp.contextId === null) throw errnoError('Could not open image', E.EINVAL);
