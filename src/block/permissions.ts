@@ -75,6 +75,15 @@ function readOnlyError(node: BlockNode): BlockError {
   );
 }
 
+/** A write to the last block is made one to the whole of it, which goes behind the end of an unaligned image. */
+function checkAlignedEnd({ totalBytes, limits }: BlockNode, perm: number): void {
+  if ((perm & MODIFYING) === 0 || (perm & Perm.resize) !== 0) return;
+  if (totalBytes % limits.requestAlignment === 0) return;
+  throw new BlockError(
+    "Cannot get 'write' permission without 'resize': Image size is not a multiple of request alignment",
+  );
+}
+
 /** What `edge`'s parent node takes on it, given what the parent's own users want. */
 function childPermissions(node: BlockNode, edge: BlockChild): PermissionPair {
   const wanted = cumulativePermissions(node);
@@ -111,6 +120,7 @@ export function refreshPermissions(nodes: readonly BlockNode[]): void {
       const { perm } = cumulativePermissions(node);
       checkConflicts(node);
       if ((perm & MODIFYING) !== 0 && node.readOnly) throw readOnlyError(node);
+      checkAlignedEnd(node, perm);
       for (const edge of node.children) {
         const pair = childPermissions(node, edge);
         saved.push({ edge, perm: edge.perm, shared: edge.shared });

@@ -11,6 +11,7 @@ import { commitTranscripts } from './transcripts/commit.ts';
 import { controlTranscripts } from './transcripts/control.ts';
 import { copyBeforeWriteTranscripts } from './transcripts/copy-before-write.ts';
 import { exportTranscripts } from './transcripts/exports.ts';
+import { filterTranscripts } from './transcripts/filters.ts';
 import { graphCommandTranscripts } from './transcripts/graph-commands.ts';
 import { hostDeviceTranscript, loopDeviceTranscript } from './transcripts/host-device.ts';
 import { jobTranscripts } from './transcripts/jobs.ts';
@@ -31,6 +32,7 @@ export const allTranscripts: readonly Transcript[] = [
   ...rawTranscripts,
   ...blkdebugTranscripts,
   ...testDriverTranscripts,
+  ...filterTranscripts,
   hostDeviceTranscript,
   loopDeviceTranscript,
   ...permissionTranscripts,

@@ -26,10 +26,3 @@ export const passOn = {
   truncate: (node, guard, length, exact, prealloc, zeroFill) =>
     co.truncate(filtered(node), guard, length, exact, prealloc, zeroFill),
 } satisfies Pick<BlockDriver, Shared>;
-
-/** Whether the driver of the node writes compressed, and everything below it that it filters. */
-export function canCompress(node: BlockNode): boolean {
-  const { driver } = node;
-  if (driver.pwritevCompressed === undefined) return false;
-  return driver.kind !== 'filter' || canCompress(filtered(node));
-}

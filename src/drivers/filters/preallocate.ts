@@ -181,7 +181,8 @@ export const preallocate: BlockDriver<PreallocateState> = {
     await node.layer.graphLock.withRead((guard) => giveBack(node, guard));
   },
   mutableOptions: { 'prealloc-align': 'refused', 'prealloc-size': 'refused' },
-  reopenPrepare: async (_node, { options, child }) => settingsOf(options, child('file')!),
+  // As in the original the file that counts is the one so far.
+  reopenPrepare: async (node, { options }) => settingsOf(options, filtered(node)),
   reopenCommit({ state }, prepared) {
     state.settings = prepared as Settings;
   },
