@@ -168,12 +168,15 @@ export class BlockNode<S = unknown> {
   }
 }
 
-/** Recomputes the limits of `node` from those of its children and its driver's own. */
+/**
+ * Recomputes the limits of `node` from those of its children and its driver's own. The request alignment is not handed
+ * up: blocks are read, changed and written back by the node that needs it, where all users of the block meet. Two
+ * nodes above it doing so would not see each other's requests.
+ */
 export function refreshLimits(node: BlockNode): void {
   const { limits } = node;
   Object.assign(limits, DEFAULT_LIMITS);
   for (const { node: below } of node.children) {
-    limits.requestAlignment = Math.max(limits.requestAlignment, below.limits.requestAlignment);
     limits.minMemAlignment = Math.max(limits.minMemAlignment, below.limits.minMemAlignment);
   }
   node.driver.refreshLimits?.(node, limits);
