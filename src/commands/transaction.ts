@@ -130,7 +130,7 @@ export async function runTransaction(
       section.end();
     }
   }
-  for (const action of prepared) await action.settle?.();
+  await Promise.all(prepared.map((action) => action.settle?.()));
 }
 
 export const transactionCommands = {

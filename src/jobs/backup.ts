@@ -21,18 +21,20 @@ import { BlockError, errnoOf, ioError } from '../errors/error.ts';
 import {
   type BlockJob,
   createBlockJob,
-  discardBlockJob,
   handleError,
   limitRate,
   removeJobNodes,
   startBlockJob,
 } from './block-job.ts';
-import type { Job, JobDriver, JobTable, JobTransaction } from './job-common.ts';
+import { type Job, type JobDriver, type JobTable, type JobTransaction, withJobLock } from './job-common.ts';
 import { addProgress, isCancelled, pausePoint, setRemainingProgress, sleepJob } from './job-driver.ts';
+import { cancelJob } from './job-monitor.ts';
 
 /** A job without work of its own looks at its state this often; what changes it wakes the job. */
 const IDLE_MS = 2 ** 30;
 const TURNS_BEFORE_ANSWER = 3;
+/** Others of the same transaction may be a little behind. */
+const TURNS_AFTER_ANSWER = 3;
 /** Between two attempts when errors are to be ignored. */
 const RETRY_MS = 100;
 
@@ -122,17 +124,15 @@ export async function prepareBackup(jobs: JobTable, options: BackupOptions): Pro
     job: block.job,
     start: () => startBlockJob(block),
     async discard() {
-      await discardBlockJob(block);
-      await removeFilter(backup);
-      if (bitmap !== null) endSuccession(bitmap.bitmap, true);
-      await layer.release(source);
+      withJobLock(jobs, (lock) => cancelJob(block.job, true, lock));
+      await block.job.transaction.ending;
     },
     async answered() {
       while (!backup.underWay && !block.job.workDone) await nextTurn();
       // An error that needs no I/O comes before the answer, as does the end of a job that has nothing to do.
-      for (let turn = 0; turn < TURNS_BEFORE_ANSWER; turn++) await nextTurn();
+      await turns(TURNS_BEFORE_ANSWER);
       if (!backup.underWay) await block.job.transaction.ending;
-      void nextTurn().then(reply.fire);
+      void turns(TURNS_AFTER_ANSWER).then(reply.fire);
     },
   };
 }
@@ -143,6 +143,10 @@ function createSignal(): { readonly promise: Promise<void>; readonly fire: () =>
     fire = resolve;
   });
   return { promise, fire };
+}
+
+async function turns(count: number): Promise<void> {
+  for (let turn = 0; turn < count; turn++) await nextTurn();
 }
 
 function nextTurn(): Promise<void> {
@@ -175,7 +179,7 @@ async function insertFilter({ source, target, filterName }: BackupOptions): Prom
     await replaceNode(source, filter);
   } catch (error) {
     await layer.release(filter);
-    throw error;
+    throw prefixed('Could not replace node: ', error);
   }
   return filter;
 }

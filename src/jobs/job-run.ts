@@ -104,6 +104,8 @@ async function abort(transaction: JobTransaction): Promise<void> {
   for (const job of newestFirst(jobs)) {
     while (!job.workDone) await job.whenWorkDone.wait();
     withJobLock(job.table, (lock) => {
+      // One that has done its work is cancelled because of the others.
+      job.forceCancel ||= job.error === null;
       job.error ??= cancelled();
       transition(job, 'aborting', lock);
     });

@@ -2,6 +2,7 @@
 
 import type { Transcript } from './transcript.ts';
 import { backupTranscripts } from './transcripts/backup.ts';
+import { moreBackupTranscripts } from './transcripts/backup-more.ts';
 import { bitmapTranscripts } from './transcripts/bitmaps.ts';
 import { blkdebugTranscripts } from './transcripts/blkdebug.ts';
 import { blockdevAddTranscripts } from './transcripts/blockdev-add.ts';
@@ -46,6 +47,7 @@ export const allTranscripts: readonly Transcript[] = [
   ...nbdTranscripts,
   ...copyBeforeWriteTranscripts,
   ...backupTranscripts,
+  ...moreBackupTranscripts,
   ...snapshotTranscripts,
   ...streamTranscripts,
   ...commitTranscripts,

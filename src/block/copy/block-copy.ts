@@ -23,7 +23,8 @@ import { createRequestSize, type RequestSize } from './request-size.ts';
 
 /** Request sizes at the start and at most. A guest's write may have to wait for one request. */
 const FIRST_DATA_BYTES = 1024 * 1024;
-const MAX_BUFFERED_BYTES = 1024 * 1024;
+/** What a processor's cache holds twice; the event loop is not held up for longer than by a few guests' requests. */
+const BUFFER_BYTES = 256 * 1024;
 const MAX_KERNEL_BYTES = 16 * 1024 * 1024;
 const FIRST_ZERO_BYTES = 1024 * 1024;
 const MAX_ZERO_BYTES = 256 * 1024 * 1024;
@@ -90,10 +91,10 @@ export function createBlockCopy(settings: CopySettings): BlockCopy {
     compress: false,
     useCopyRange: true,
     buffers: [],
-    bufferBytes: Math.max(MAX_BUFFERED_BYTES, clusterBytes),
+    bufferBytes: Math.max(BUFFER_BYTES, clusterBytes),
     sizes: {
       kernel: size(FIRST_DATA_BYTES, MAX_KERNEL_BYTES),
-      buffered: size(FIRST_DATA_BYTES, MAX_BUFFERED_BYTES),
+      buffered: size(BUFFER_BYTES, BUFFER_BYTES),
       zero: size(FIRST_ZERO_BYTES, MAX_ZERO_BYTES),
     },
     copiedBytes: 0,

@@ -299,7 +299,7 @@ const failures: Transcript = {
   files,
   steps: [
     file('s-file', { filename: '$DIR/s.img' }),
-    failing('s', { iotype: 'read', errno: 5, sector: 1024 }),
+    failing('s', { iotype: 'read', errno: 5, sector: 0 }),
     file('t'),
     bitmap('b'),
     backup({ bitmap: 'b', 'bitmap-mode': 'on-success' }),
