@@ -159,7 +159,7 @@ async function runMirror({
     host: {
       onError: (isRead, error) => {
         errors.push(`${isRead ? 'read' : 'write'} ${error.errno}`);
-        return 'stop'; // goes on at once here
+        return 'ignore';
       },
       copied: () => undefined,
     },

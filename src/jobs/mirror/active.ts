@@ -11,7 +11,7 @@ import { resetDirty, setDirty } from '../../block/dirty-bitmap.ts';
 import { Req } from '../../block/driver.ts';
 import type { GraphReadGuard } from '../../block/graph-lock.ts';
 import type { MirrorWrites } from '../../drivers/filters/mirror-top.ts';
-import { asError, copyRange } from './copy.ts';
+import { asError, copyRange, isSourceError } from './copy.ts';
 import { beginOp, endOp, type Mirror, opFailed, opIn } from './state.ts';
 
 /** What the target has to do itself; it is flushed when the job completes. */
@@ -71,11 +71,15 @@ async function writeBoth(
       setDirty(mirror.bitmap, offset, bytes);
       throw error;
     }
+    if (isTargetOut(mirror)) {
+      setDirty(mirror.bitmap, offset, bytes);
+      return;
+    }
     try {
       if (whole) await copyRange(mirror, guard, from, to - from);
       else await write(guard, true);
     } catch (error) {
-      opFailed(mirror, from, to - from, false, asError(error));
+      opFailed(mirror, from, to - from, isSourceError(error), asError(error));
       return;
     }
     inSync(mirror, from, to);
@@ -83,6 +87,11 @@ async function writeBoth(
   } finally {
     endOp(mirror, op);
   }
+}
+
+/** Whether the target has just failed: until it is tried again, writes are left to the copies. */
+function isTargetOut({ failure, retryAtMs }: Mirror): boolean {
+  return failure !== null || performance.now() < retryAtMs;
 }
 
 /** [from, to) is the same on both sides: blocks that lie within it are clean, others stay as they are. */

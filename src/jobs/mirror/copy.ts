@@ -84,7 +84,7 @@ async function runCopy(mirror: Mirror, op: MirrorOp, sized: (bytes: number) => v
     mirror.host.copied(bytes);
   } catch (error) {
     const { offset, end } = op;
-    opFailed(mirror, offset, end - offset, error instanceof SourceError, asError(error));
+    opFailed(mirror, offset, end - offset, isSourceError(error), asError(error));
   } finally {
     graphLock.readDone(guard);
     if (--mirror.copies === 0) mirror.busyMs += performance.now() - mirror.busySinceMs;
@@ -217,6 +217,10 @@ class SourceError extends BlockError {
   constructor(cause: BlockError) {
     super(cause.message, { errno: cause.errno, cause });
   }
+}
+
+export function isSourceError(error: unknown): boolean {
+  return error instanceof SourceError;
 }
 
 /** What a request failed with, as the error that the user gets to see: the text of its errno. */

@@ -250,6 +250,9 @@ function mirrorDriver(
     },
     // In a drained section of its own the job has come to rest before it begins.
     isBusy: () => work().mirror.drain !== 'begins',
+    userResume() {
+      work().mirror.retryAtMs = 0;
+    },
     complete(job) {
       work().shouldComplete = true;
       wakeJob(job);
@@ -296,6 +299,7 @@ async function run(work: Work, job: Job): Promise<void> {
   if (round !== null) {
     await firstRound(mirror, round, async () => {
       await control.pausePoint();
+      await nextTurn();
       return !control.isCancelled();
     });
   }

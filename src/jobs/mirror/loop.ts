@@ -40,8 +40,6 @@ export interface LoopControl {
   letCommandReturn(): Promise<void>;
 }
 
-/** For so long the loop copies before it lets others run. */
-const TURN_MS = 0.2;
 /** How often an idle job looks for new writes. */
 const IDLE_MS = 100;
 /** Users are held up for about so long by the last copies. */
@@ -58,7 +56,6 @@ const NEARLY_MS = 200;
  */
 export async function mirrorLoop(mirror: Mirror, control: LoopControl): Promise<DrainedSection | null> {
   let nearly: Nearly | null = null;
-  let turnMs = performance.now();
   for (;;) {
     if (mirror.failure !== null || control.isCancelled()) {
       await atRest(mirror);
@@ -103,11 +100,8 @@ export async function mirrorLoop(mirror: Mirror, control: LoopControl): Promise<
     if (range !== null) {
       const most = control.isLimited() ? mirror.copyBytes : range.bytes;
       control.count(await startCopy(mirror, { ...range, bytes: Math.min(range.bytes, most) }));
-      // Copies within the page cache are done by now: others get their turn all the same, but not after each.
-      if (performance.now() - turnMs >= TURN_MS) {
-        await nextTurn();
-        turnMs = performance.now();
-      }
+      // A copy within the page cache is done by now, and nobody else has had a turn.
+      await nextTurn();
     } else if (mirror.copies > 0) {
       await mirror.changed.wait();
     } else if (waitMs > 0 || isSame) {
@@ -187,8 +181,10 @@ export async function settle(
   const errorsBefore = mirror.errors;
   while (mirror.errors === errorsBefore && !control.isCancelled()) {
     const range = mirror.copies < mirror.maxCopies ? nextRange(mirror) : null;
-    if (range !== null) await startCopy(mirror, range);
-    else if (mirror.copies > 0) await mirror.changed.wait();
+    if (range !== null) {
+      await startCopy(mirror, range);
+      await nextTurn();
+    } else if (mirror.copies > 0) await mirror.changed.wait();
     else break;
   }
   await atRest(mirror);

@@ -196,4 +196,6 @@ export function failed(mirror: Mirror, isRead: boolean, error: BlockError): void
   const action = mirror.host.onError(isRead, error);
   if (action === 'report') mirror.failure ??= error;
   if (action === 'ignore') mirror.retryAtMs = performance.now() + RETRY_MS;
+  // Until the user resumes the job.
+  if (action === 'stop') mirror.retryAtMs = Number.POSITIVE_INFINITY;
 }
