@@ -9,7 +9,7 @@ import { E } from '../errors/errno.ts';
 import { BlockError, errnoError } from '../errors/error.ts';
 import type { TlsCredentials } from '../objects/tls-creds.ts';
 import { ClientConnection, type ClientConnectionOwner } from './client-connection.ts';
-import { type OpenedConnection, openExport } from './client-handshake.ts';
+import { openExport } from './client-handshake.ts';
 import { CLIENT_HANDSHAKE_MAX_MS } from './limits.ts';
 import { ReceiveBuffer } from './receive-buffer.ts';
 
@@ -79,25 +79,53 @@ async function attempt(
   socket.on('error', () => socket.destroy());
   socket.setNoDelay(true);
   const plain = engine.adoptSocket(socket);
-  const close = (): void => plain.close();
+  // Without TLS the connection's own reads and writes are all there are.
+  const { stream, rest } = target.tls === null ? { stream: plain, rest: noRest } : watched(plain);
+  const close = (): void => stream.close();
   signal.addEventListener('abort', close);
   try {
     if (signal.aborted) throw errnoError('Failed to connect', E.ECANCELED);
     const rx = new ReceiveBuffer();
-    const opened: OpenedConnection = await openExport(plain, rx, {
+    const opened = await openExport(stream, rx, {
       exportName: target.exportName,
       context: target.context,
-      startTls: target.tls === null ? null : (stream, received) => startTls(stream, received, target),
+      startTls: target.tls === null ? null : (below, received) => startTls(below, received, target),
     });
-    return new ClientConnection(opened, rx, owner);
+    return new ClientConnection(opened, rx, owner, rest);
   } catch (error) {
-    plain.close();
+    stream.close();
+    await rest();
     throw error instanceof BlockError
       ? error
       : new BlockError(error instanceof Error ? error.message : String(error));
   } finally {
     signal.removeEventListener('abort', close);
   }
+}
+
+async function noRest(): Promise<void> {}
+
+/** The same stream, and a way to wait until nothing is being read or written: under TLS nobody else sees it. */
+function watched(stream: ByteStream): { readonly stream: ByteStream; readonly rest: () => Promise<void> } {
+  const pending = new Set<Promise<number>>();
+  const watch = (operation: Promise<number>): Promise<number> => {
+    pending.add(operation);
+    void operation.then(() => pending.delete(operation));
+    return operation;
+  };
+  return {
+    stream: {
+      read: (segment) => watch(stream.read(segment)),
+      write: (segments) => watch(stream.write(segments)),
+      close: () => stream.close(),
+      get closed() {
+        return stream.closed;
+      },
+    },
+    rest: async () => {
+      while (pending.size > 0) await Promise.allSettled(pending);
+    },
+  };
 }
 
 async function startTls(stream: ByteStream, received: Buffer, { tls }: ClientTarget): Promise<ByteStream> {

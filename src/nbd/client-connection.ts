@@ -36,6 +36,7 @@ export class ClientConnection {
   readonly exp: RemoteExport;
   readonly #stream: ByteStream;
   readonly #owner: ClientConnectionOwner;
+  readonly #rest: () => Promise<void>;
   readonly #sender: ClientSender;
   readonly #receiver: ClientReceiver;
   /** Requests under way by slot. */
@@ -50,8 +51,15 @@ export class ClientConnection {
   /** A request has been answered. */
   progressed = false;
 
-  constructor({ stream, exp }: OpenedConnection, rx: ReceiveBuffer, owner: ClientConnectionOwner) {
+  /** `rest` resolves when nothing below `stream` touches memory any more, once that is closed. */
+  constructor(
+    { stream, exp }: OpenedConnection,
+    rx: ReceiveBuffer,
+    owner: ClientConnectionOwner,
+    rest: () => Promise<void>,
+  ) {
     this.exp = exp;
+    this.#rest = rest;
     this.#stream = stream;
     this.#owner = owner;
     this.#sender = new ClientSender(stream, exp.extended, {
@@ -111,6 +119,7 @@ export class ClientConnection {
     this.#stream.close();
     await this.#receiving;
     await this.#sender.idle();
+    await this.#rest();
   }
 
   /** Gives the connection up: as if it had been lost. */
@@ -156,6 +165,7 @@ export class ClientConnection {
   async #giveBack(reason: BlockError): Promise<void> {
     await this.#receiving;
     await this.#sender.idle();
+    await this.#rest();
     const requests = this.#slots.filter((request) => request !== null);
     const unfinished = requests.filter((request) => !request.replied).sort((a, b) => a.serial - b.serial);
     for (const request of requests) if (request.replied) request.done(request.errno);

@@ -65,6 +65,14 @@ function startQemuNbd(): Promise<Server> {
   return start('qemu-nbd', ['-f', 'raw', '-t', '-e', '16', '--discard=unmap', '-k', socketPath, disk]);
 }
 
+const KEY = '0123456789abcdef'.repeat(4);
+
+function startQemuNbdWithTls(): Promise<Server> {
+  writeFileSync(path.join(dir, 'keys.psk'), `alice:${KEY}\n`);
+  const tls = ['--object', `tls-creds-psk,id=t,dir=${dir},endpoint=server`, '--tls-creds', 't'];
+  return start('qemu-nbd', ['-f', 'raw', '-t', '-e', '16', '-k', socketPath, ...tls, disk]);
+}
+
 function startNbdkit(filters: readonly string[], parameters: readonly string[]): Promise<Server> {
   const through = filters.map((filter) => `--filter=${filter}`);
   return start('nbdkit', ['--foreground', '--unix', socketPath, ...through, 'file', disk, ...parameters]);
@@ -99,6 +107,17 @@ async function load({
     events: { emit: () => undefined },
     drivers,
     report: () => undefined,
+    tlsCreds: () => ({
+      ...{
+        kind: 'psk',
+        endpoint: 'client',
+        verifyPeer: true,
+        priority: '',
+        username: 'alice',
+        dhParams: null,
+      },
+      findKey: () => Buffer.from(KEY, 'hex'),
+    }),
   });
   const backend = await openNbd(layer, { server: { type: 'unix', path: socketPath }, ...options });
   const model = readFileSync(disk);
@@ -168,12 +187,13 @@ describe('random loads', () => {
 });
 
 describe('the server is killed and started again under load', () => {
-  const cases: readonly [string, () => Promise<Server>, 'qemu-nbd' | 'nbdkit' | null][] = [
+  const cases: readonly [string, () => Promise<Server>, 'qemu-nbd' | 'nbdkit' | null, object?][] = [
     ['qemu-nbd', startQemuNbd, 'qemu-nbd'],
+    ['qemu-nbd with TLS', startQemuNbdWithTls, 'qemu-nbd', { 'tls-creds': 't' }],
     ['nbdkit', () => startNbdkit(['delay'], ['rdelay=1ms', 'wdelay=1ms']), 'nbdkit'],
     ['this daemon', startSelf, null],
   ];
-  for (const [name, startServer, peer] of cases) {
+  for (const [name, startServer, peer, options = {}] of cases) {
     test(name, { timeout: 120_000 }, async (context) => {
       if (peer !== null) requirePeer(context, peer);
       let server = await startServer();
@@ -187,7 +207,7 @@ describe('the server is killed and started again under load', () => {
           server = await startServer();
         }
       };
-      const failed = await load({ options: { 'reconnect-delay': 60 }, requests: 400, meanwhile });
+      const failed = await load({ options: { 'reconnect-delay': 60, ...options }, requests: 400, meanwhile });
       expect(failed).toBe(0);
       expect(kills).toBeGreaterThan(1);
     });
