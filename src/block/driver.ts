@@ -313,8 +313,8 @@ export interface BlockDriver<S = unknown> extends ReopenCallbacks<S>, SnapshotIo
   readonly childList?: ChildList<S>;
   /** `flush` sees to the children itself; otherwise the I/O path flushes them after it. */
   readonly flushesChildren?: boolean;
-  /** Its children may be anywhere: names of files inside it cannot be relative to it. */
-  readonly hasNoPlace?: boolean;
+  /** Present: its children may be anywhere, so names in the image cannot be relative to it. The text of that error. */
+  readonly noPlace?: string;
   readonly debugger?: BlockDebugger<S>;
   /** Options by older names, as only the tools take them, under the schema's names. Throws when they contradict. */
   modernOptions?(options: DriverOptions): DriverOptions;

@@ -71,6 +71,8 @@ function jsonOptions(text: string): DriverOptions {
 /** The name of a file that `node`'s image refers to: relative names are relative to the image. */
 export function absoluteBackingName(node: BlockNode, filename: string): string {
   if (protocolPrefix(filename) !== null || path.isAbsolute(filename)) return filename;
+  const { noPlace } = bottomOf(node).driver;
+  if (noPlace !== undefined) throw new BlockError(noPlace);
   const own = placeOf(node);
   if (own === null)
     throw new BlockError(`Cannot use relative backing file names for '${nodeFilename(node)}'`);
@@ -79,9 +81,15 @@ export function absoluteBackingName(node: BlockNode, filename: string): string {
 
 /** The name of the file that a node's image is in, whatever is in between; null where there is no telling. */
 export function placeOf(node: BlockNode): string | null {
+  const bottom = bottomOf(node);
+  return bottom.driver.noPlace === undefined ? exactFilename(bottom) : null;
+}
+
+/** The node in which the bytes of an image are: the last of the primary children, or one that has many. */
+function bottomOf(node: BlockNode): BlockNode {
   let at = node;
-  while (at.driver.hasNoPlace !== true && at.primaryChild !== null) at = at.primaryChild.node;
-  return at.driver.hasNoPlace === true ? null : exactFilename(at);
+  while (at.driver.noPlace === undefined && at.primaryChild !== null) at = at.primaryChild.node;
+  return at;
 }
 
 /** `filename` as seen from the image `base`. */

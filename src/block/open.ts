@@ -165,12 +165,10 @@ async function openBacking(
   if (given === null || (given === undefined && image === null)) return null;
   const { forceShare, cache } = parent.settings;
   const inherited: Inherited = { readOnly: true, autoReadOnly: false, forceShare, cache };
+  const name = given === undefined ? absoluteBackingName(parent, image!.filename) : null;
   try {
     let reference = given;
-    if (reference === undefined) {
-      const name = absoluteBackingName(parent, image!.filename);
-      ({ options: reference } = await imageOptions(layer, name, image!.format, inherited));
-    }
+    if (name !== null) ({ options: reference } = await imageOptions(layer, name, image!.format, inherited));
     return await openChild(layer, parent, {
       reference,
       name: 'backing',

@@ -83,6 +83,7 @@ export const blkverify: BlockDriver<BlkverifyState> = {
   name: 'blkverify',
   kind: 'filter',
   isProtocolFilter: true,
+  noPlace: 'Cannot generate a base directory for blkverify nodes',
   supportedWriteFlags: Req.writeUnchanged,
   supportedZeroFlags: 0,
   nameOptions: ['x-image', 'x-raw'],

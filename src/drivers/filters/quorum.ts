@@ -282,7 +282,7 @@ export const quorum: BlockDriver<QuorumState> = {
   supportedWriteFlags: Req.writeUnchanged,
   supportedZeroFlags: Req.mayUnmap | Req.noFallback | Req.writeUnchanged,
   strongOptions: ['vote-threshold', 'blkverify', 'rewrite-corrupted', 'read-pattern'],
-  hasNoPlace: true,
+  noPlace: 'Cannot generate a base directory for quorum nodes',
   open,
   exactFilename: () => null,
   childPermissions(node, _roles, { perm, shared }) {

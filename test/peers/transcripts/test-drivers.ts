@@ -427,6 +427,37 @@ const quorumBlkverify: Transcript = {
   ],
 };
 
+/** Images that name a backing file relative to themselves, in nodes that are in one place or in several. */
+const relativeBacking: Transcript = {
+  name: 'test-drivers.relative-backing',
+  needs: ['qemu-img'],
+  steps: [
+    { run: ['qemu-img', 'create', '-q', '-f', 'qcow2', 'base', '1M'] },
+    { run: ['qemu-img', 'create', '-q', '-f', 'qcow2', '-b', 'base', '-F', 'qcow2', 'a'] },
+    { run: ['cp', 'a', 'b'] },
+    file('a'),
+    file('b'),
+    add({ driver: 'quorum', 'node-name': 'q', children: ['a', 'b'], 'vote-threshold': 1 }),
+    add({ driver: 'qcow2', 'node-name': 'image', file: 'q' }),
+    add({ driver: 'qcow2', 'node-name': 'image', file: 'q', backing: null }),
+    query,
+    del('image'),
+    del('q'),
+    ...[
+      { driver: 'blkverify', test: 'a', raw: 'b' },
+      { driver: 'blkdebug', image: 'a', align: 512 },
+    ].flatMap((options) => [
+      add({ 'node-name': 'n', ...options }),
+      add({ driver: 'qcow2', 'node-name': 'image', file: 'n' }),
+      query,
+      cmd('query-blockstats', { 'query-nodes': true }),
+      cmd('blockdev-reopen', { options: [{ 'node-name': 'n', ...options }] }),
+      del('image'),
+      del('n'),
+    ]),
+  ],
+};
+
 export const testDriverTranscripts: readonly Transcript[] = [
   blkverify,
   blkverifyMismatch,
@@ -439,4 +470,5 @@ export const testDriverTranscripts: readonly Transcript[] = [
   quorumFaults,
   quorumVotes,
   quorumBlkverify,
+  relativeBacking,
 ];
