@@ -156,6 +156,8 @@ export interface DirtyExtent {
 export function nextDirty(bitmap: DirtyBitmap, offset: number, end = bitmap.sizeBytes): DirtyExtent | null {
   const { bits, granularityBytes } = bitmap;
   const limit = Math.min(end, bitmap.sizeBytes);
+  // The last block may go on behind the end of the node, or of what is looked at.
+  if (offset >= limit) return null;
   const lastBit = Math.ceil(limit / granularityBytes);
   const first = bits.nextSet(Math.floor(offset / granularityBytes), lastBit);
   if (first < 0) return null;

@@ -312,3 +312,15 @@ describe('bitmaps of a node', () => {
     ]);
   });
 });
+
+it('a last block that is cut by the end of the node is found once', () => {
+  const node = fakeNode(65536 + 512);
+  const coarse = createBitmap(node, { name: 'a', granularityBytes: 65536 });
+  const fine = createBitmap(node, { name: 'b', granularityBytes: 4096 });
+  setDirty(coarse, 65536, 512);
+  expect(nextDirty(coarse, 65536)).toEqual({ offset: 65536, bytes: 512 });
+  expect(nextDirty(coarse, 65536 + 512)).toBeNull();
+  expect(nextDirty(coarse, 65536 + 100, 65536 + 100)).toBeNull();
+  mergeBitmap(fine, coarse);
+  expect(dirtyBytes(fine)).toBe(4096);
+});

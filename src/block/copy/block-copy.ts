@@ -74,7 +74,7 @@ export interface BlockCopy extends CopySettings {
     readonly buffered: RequestSize;
     readonly zero: RequestSize;
   };
-  /** Bytes copied so far. */
+  /** Bytes copied so far, whole clusters. */
   copiedBytes: number;
   /** Called whenever bytes have been copied or there is less to copy. */
   onProgress: (() => void) | null;
@@ -145,7 +145,7 @@ function shrink(copy: BlockCopy, task: CopyTask, end: number): void {
 /** Ends a task; the clusters of one that has failed are dirty again. */
 function finish(copy: BlockCopy, task: CopyTask, end: 'copied' | 'skipped' | 'failed'): void {
   copy.tasks.delete(task);
-  if (end === 'copied') copy.copiedBytes += bytesOf(copy, task.first, task.end);
+  if (end === 'copied') copy.copiedBytes += (task.end - task.first) * copy.clusterBytes;
   if (end === 'failed') copy.dirty.set(task.first, task.end);
   task.done.wakeAll();
   copy.onProgress?.();
