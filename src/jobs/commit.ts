@@ -29,7 +29,7 @@ import {
 import { type CopyFailure, copyChain } from './chain-copy.ts';
 import type { Job, JobDriver, JobOptions, JobTable } from './job-common.ts';
 import { letCommandReturn, setRemainingProgress } from './job-driver.ts';
-import { insertFilter, removeFilter, takeOutFilter } from './job-filter.ts';
+import { insertFilter, releaseFilter, removeFilter, takeOutFilter } from './job-filter.ts';
 import { makeWritable } from './writable.ts';
 
 export interface CommitOptions extends Omit<JobOptions, 'driver' | 'observer'> {
@@ -74,6 +74,7 @@ export async function startCommit(table: JobTable, options: CommitOptions): Prom
     await takeNodes(block, commit);
     commit.unfreeze = freezeEdges(chainEdges(commit.filter, base));
   } catch (error) {
+    await removeJobNodes(block);
     await restore(commit);
     await readOnlyAgain(commit);
     await discardBlockJob(block);
@@ -124,7 +125,11 @@ function commitDriver(commit: Commit): JobDriver {
     type: 'commit',
     run: (job) => copyAll(commit, job),
     prepare: () => finish(commit),
-    abort: () => restore(commit),
+    abort: async (job) => {
+      // Without the filter users read the images in between directly, which the job does not let them.
+      await removeJobNodes(job.block!);
+      await restore(commit);
+    },
     clean: async (job) => {
       await removeJobNodes(job.block!);
       await readOnlyAgain(commit);
@@ -184,6 +189,7 @@ async function finish(commit: Commit): Promise<void> {
   for (const overlay of overlaysOf(filter)) await writeBackingName(overlay, backingNameOf(base, backingFile));
   await changeGraph(base.layer, [filter, base], (graph) => takeOutFilter(graph, filter, base));
   commit.filter = null;
+  await releaseFilter(filter);
 }
 
 async function restore(commit: Commit): Promise<void> {

@@ -15,8 +15,8 @@ export interface JobFilter {
 }
 
 /**
- * Puts a new filter on `below`. The caller attaches an edge to it, or takes it out again. Throws when the name cannot be
- * had, or permissions conflict.
+ * Puts a new filter on `below`, which stays open until removeFilter or releaseFilter. Throws when the name cannot be had,
+ * or permissions conflict.
  */
 export async function insertFilter(below: BlockNode, given: JobFilter): Promise<BlockNode> {
   const { layer } = below;
@@ -29,18 +29,27 @@ export async function insertFilter(below: BlockNode, given: JobFilter): Promise<
     await layer.closeIfUnused(filter);
     throw error;
   }
+  layer.hold(filter);
   return filter;
 }
 
-/** The filter's users get `instead`; what holds the filter itself, such as its job, stays. For use inside a change. */
+/**
+ * The filter's users get `instead`; what holds the filter itself, such as its job, stays. For use inside a change;
+ * releaseFilter comes after it.
+ */
 export function takeOutFilter(graph: GraphChange, filter: BlockNode, instead: BlockNode): void {
   redirectParents(graph, filter, instead);
   graph.detach(filter.children[0]!);
 }
 
-/** Takes the filter out: its users get what is below it. It is closed when nobody holds it any more. */
+/** The job does not need the filter any more. */
+export function releaseFilter(filter: BlockNode): Promise<void> {
+  return filter.layer.release(filter);
+}
+
+/** Takes the filter out and releases it: its users get what is below it. */
 export async function removeFilter(filter: BlockNode): Promise<void> {
   const below = filter.children[0]!.node;
   await changeGraph(filter.layer, [filter, below], (graph) => takeOutFilter(graph, filter, below));
-  await filter.layer.closeIfUnused(filter);
+  await releaseFilter(filter);
 }

@@ -22,7 +22,7 @@ import { type BlockJob, createBlockJob, type JobNode, removeJobNodes, startBlock
 import { type CopyFailure, copyChain, type Extent } from './chain-copy.ts';
 import type { Job, JobDriver, JobOptions, JobTable } from './job-common.ts';
 import { letCommandReturn, setRemainingProgress } from './job-driver.ts';
-import { insertFilter, removeFilter, takeOutFilter } from './job-filter.ts';
+import { insertFilter, releaseFilter, removeFilter, takeOutFilter } from './job-filter.ts';
 import { makeWritable } from './writable.ts';
 
 export interface StreamOptions extends Omit<JobOptions, 'driver' | 'observer'> {
@@ -170,6 +170,7 @@ async function finish(stream: Stream): Promise<void> {
     else graph.redirect(link, base);
   });
   stream.filter = null;
+  await releaseFilter(filter);
 }
 
 async function restore(stream: Stream): Promise<void> {

@@ -352,6 +352,8 @@ async function tearDown(work: Work): Promise<void> {
   const { options, filter, block, targetUse, mirror } = work;
   if (!work.dismantled) {
     work.dismantled = true;
+    // Without the filter users read the images in between directly, which a commit does not let them.
+    if (options.type === 'commit') await removeJobNodes(block);
     await dismantle(options.source, filter);
   }
   await removeJobNodes(block);
