@@ -11,6 +11,7 @@ import { E } from '../errors/errno.ts';
 import { assert, ioError } from '../errors/error.ts';
 import type { BackendDepth, BackendExtent, BackendIo, BackendOwner } from './backend-io.ts';
 import { co, sync } from './callbacks.ts';
+import { hurry } from './drain.ts';
 import { type PreallocMode, Req, Status } from './driver.ts';
 import type { GraphReadGuard } from './graph-lock.ts';
 import type { BlockChild, BlockNode, RootParent } from './node.ts';
@@ -177,9 +178,15 @@ export class BlockBackend implements BackendIo, RootParent {
   async close(): Promise<void> {
     if (this.#closing) return;
     this.#closing = true;
-    while (this.#pending > 0) await this.#idle.wait();
+    if (this.#pending > 0) await this.#settle();
     await this.#detach(this);
     this.#root = null;
+  }
+
+  async #settle(): Promise<void> {
+    const relax = hurry(this.node);
+    while (this.#pending > 0) await this.#idle.wait();
+    relax();
   }
 
   #try(operation: typeof sync.tryPreadv, offset: number, bytes: number, vec: IoVector): boolean {

@@ -60,12 +60,36 @@ export function edgeRemoved(edge: BlockChild): void {
 function nextToWaitFor(node: BlockNode, seen: Set<BlockNode>): Promise<void> | null {
   if (seen.has(node)) return null;
   seen.add(node);
-  if (node.inFlight > 0) return node.idle.wait();
+  if (node.inFlight > 0) return waitInHaste(node);
   for (const { parent } of node.parents) {
     const busy = parent.kind === 'root' ? parent.root.waitForRest() : nextToWaitFor(parent.node, seen);
     if (busy !== null) return busy;
   }
   return null;
+}
+
+/** Waits until nothing is in flight in `node`, and lets nothing below it wait for anything but I/O meanwhile. */
+function waitInHaste(node: BlockNode): Promise<void> {
+  return node.idle.wait().finally(hurry(node));
+}
+
+/**
+ * Until the result is called, requests in `node` and below it wait for nothing but I/O. For whoever waits for them: a
+ * filter below may hold them back for as long as its limits say.
+ */
+export function hurry(node: BlockNode): () => void {
+  const hurried = new Set<BlockNode>();
+  const visit = (at: BlockNode): void => {
+    if (hurried.has(at)) return;
+    hurried.add(at);
+    at.hurried++;
+    if (at.hurried === 1) at.driver.hurry?.(at);
+    for (const edge of at.children) visit(edge.node);
+  };
+  asMonitor(() => visit(node));
+  return () => {
+    for (const at of hurried) at.hurried--;
+  };
 }
 
 /** Begins a drained section of `node` and everything above it. Resolves when nothing is in flight there. */

@@ -5,7 +5,7 @@
  * - identity of a node: set when it is opened, constant afterwards; its options change when it is reopened;
  * - edges (`children`, `parents`, an edge's `node`): changed under the graph write lock, read under the read lock;
  * - permissions of an edge: changed by permissions.ts only, on the monitor side;
- * - request state (`inFlight`, `tracked`, `quiesced`): owned by io.ts and drain.ts.
+ * - request state (`inFlight`, `tracked`, `quiesced`, `hurried`): owned by io.ts and drain.ts.
  */
 
 import { CoQueue } from '../coroutine/co-queue.ts';
@@ -124,6 +124,8 @@ export class BlockNode<S = unknown> {
   readonly tracked: TrackedList = createTrackedList();
   /** Depth of drained sections; new requests from outside wait while it is not 0. */
   quiesced = 0;
+  /** How many wait for requests in here or above: not 0, they wait for nothing but I/O. */
+  hurried = 0;
   /** Woken when inFlight returns to 0. */
   readonly idle = new CoQueue();
 

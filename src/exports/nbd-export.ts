@@ -8,6 +8,7 @@
 import type { BlockBackend } from '../block/backend.ts';
 import type { BackendOwner } from '../block/backend-io.ts';
 import type { DirtyBitmap } from '../block/dirty-bitmap.ts';
+import { hurry } from '../block/drain.ts';
 import { BlockError } from '../errors/error.ts';
 import { DataMap } from '../nbd/data-map.ts';
 import type { ExportClient, NbdExport } from '../nbd/export.ts';
@@ -136,7 +137,10 @@ export class NbdBlockExport implements NbdExport {
         this.#whenIdle = resolve;
       });
       for (const client of this.#clients) client.disconnect();
+      // Throttling must not keep an export that nobody wants any more.
+      const relax = hurry(this.backend.node);
       await idle;
+      relax();
     }
     for (const bitmap of this.bitmaps) bitmap.busy = false;
     this.#lastNodeName = this.backend.nodeName;

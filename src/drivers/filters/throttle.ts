@@ -41,7 +41,7 @@ function join(node: ThrottleNode, options: DriverOptions): Membership {
   const id = String(options['throttle-group']);
   const used = node.layer.useThrottleGroup(id);
   if (used === null) throw new BlockError(`Throttle group '${id}' does not exist`);
-  const member = joinThrottle(node.layer.throttleOf(used.group), () => node.quiesced > 0);
+  const member = joinThrottle(node.layer.throttleOf(used.group), () => node.quiesced > 0 || node.hurried > 0);
   return { member, release: used.release };
 }
 
@@ -53,6 +53,12 @@ function leave({ member, release }: Membership): void {
 async function open(node: ThrottleNode, context: OpenContext): Promise<ThrottleState> {
   await context.openChild('file', Role.filtered | Role.primary, true);
   return { membership: join(node, context.options) };
+}
+
+/** What waits goes on: the node is being drained, or somebody waits for its requests. */
+function letGo({ state }: ThrottleNode): void {
+  // Before `state` is there the node is being opened and has no requests.
+  if ((state as ThrottleState | undefined) !== undefined) letAllGo(state.membership.member);
 }
 
 /** Null: the request may go on, and has been counted. Else it may when the promise resolves. */
@@ -100,10 +106,8 @@ export const throttle: BlockDriver<ThrottleState> = {
   reopenAbort(_node, prepared) {
     leave(prepared as Membership);
   },
-  drainBegin({ state }) {
-    // Before `state` is there the node is being opened and has no requests.
-    if ((state as ThrottleState | undefined) !== undefined) letAllGo(state.membership.member);
-  },
+  drainBegin: letGo,
+  hurry: letGo,
   tryPreadv(node, guard, offset, bytes, vec) {
     const { member } = node.state.membership;
     if (!mayBegin(member, 'read') || !sync.tryPreadv(filtered(node), guard, offset, bytes, vec)) return false;
