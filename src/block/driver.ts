@@ -16,6 +16,7 @@ import type { BlockLayer } from './layer.ts';
 import type { BlockChild, BlockNode } from './node.ts';
 import type { ReopenCallbacks } from './reopen-driver.ts';
 import type { LocalPlace, SnapshotIo } from './snapshot-io.ts';
+import type { WaitCallbacks } from './wait-driver.ts';
 
 // ---- permissions ---------------------------------------------------------------------------------------------
 
@@ -277,7 +278,7 @@ export interface MeasureSource {
   readonly bitmapGranularities?: readonly number[];
 }
 
-export interface BlockDriver<S = unknown> extends ReopenCallbacks<S>, SnapshotIo<S> {
+export interface BlockDriver<S = unknown> extends ReopenCallbacks<S>, SnapshotIo<S>, WaitCallbacks<S> {
   readonly name: string;
   /** Bytes behind the end come into being as zeroes when something is written further on. */
   readonly growsWithZeroes?: boolean;
@@ -332,13 +333,6 @@ export interface BlockDriver<S = unknown> extends ReopenCallbacks<S>, SnapshotIo
   checkPermissions?(node: BlockNode<S>, wanted: PermissionPair): void;
   setPermissions?(node: BlockNode<S>, wanted: PermissionPair): void;
   abortPermissions?(node: BlockNode<S>): void;
-  /** The node is being drained: requests that wait for anything but I/O must come to an end soon. */
-  drainBegin?(node: BlockNode<S>): void;
-  drainEnd?(node: BlockNode<S>): void;
-  /** `node.hurried` is not 0 any more: requests that wait for their turn go on, and others do not wait for theirs. */
-  hurry?(node: BlockNode<S>): void;
-  /** Requests that wait for something outside that may never come (a server's answer) fail now. */
-  cancelInFlight?(node: BlockNode<S>): void;
   refreshLimits?(node: BlockNode<S>, limits: BlockLimits): void;
   /** Format-specific part of query-named-block-nodes and `info`. */
   specificInfo?(node: BlockNode<S>): ImageInfoSpecific | undefined;
