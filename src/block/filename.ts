@@ -3,6 +3,7 @@
  * with the options that matter for the content.
  */
 
+import { writeOrder } from '../errors/member-order.ts';
 import { Role } from './driver.ts';
 import type { BlockNode } from './node.ts';
 
@@ -71,26 +72,13 @@ export function nodeFilename(node: BlockNode): string {
   return exact ?? `json:${printJson(strongOptions(node))}`;
 }
 
-/** The members of file names in the original's order, which is that of its hash table. */
-const MEMBER_ORDER: readonly string[] = [
-  'read-zeroes',
-  'offset',
-  'data-file',
-  'backing',
-  'encrypt.key-secret',
-  'driver',
-  'filename',
-  'size',
-  'latency-ns',
-  'file',
-];
-
-/** JSON with the separators the original uses. */
+/** JSON with the separators and in the order that the original uses. */
 function printJson(value: unknown): string {
   if (typeof value !== 'object' || value === null) return JSON.stringify(value);
   if (Array.isArray(value)) return `[${value.map(printJson).join(', ')}]`;
-  const members = Object.entries(value)
-    .sort(([one], [other]) => MEMBER_ORDER.indexOf(one) - MEMBER_ORDER.indexOf(other))
-    .map(([key, member]) => `${JSON.stringify(key)}: ${printJson(member)}`);
+  const record = value as Readonly<Record<string, unknown>>;
+  const members = writeOrder(Object.keys(record)).map(
+    (key) => `${JSON.stringify(key)}: ${printJson(record[key])}`,
+  );
   return `{${members.join(', ')}}`;
 }

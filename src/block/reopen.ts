@@ -13,7 +13,7 @@ import { BlockError } from '../errors/error.ts';
 import { writeOrder } from '../errors/member-order.ts';
 import { drainedBeginAll } from './drain.ts';
 import { type DriverOptions, Role } from './driver.ts';
-import { changeGraph, type GraphChange, isBelow } from './graph-change.ts';
+import { changeGraph, type GraphChange } from './graph-change.ts';
 import type { BlockLayer } from './layer.ts';
 import { type BlockChild, type BlockNode, type NodeSettings, refreshLimits } from './node.ts';
 import {
@@ -120,12 +120,15 @@ function isOfInlineChild(node: BlockNode, given: FlatOptions, name: string): boo
 
 async function reopenQueue(layer: BlockLayer, queue: readonly Reopening[]): Promise<void> {
   const nodes = queue.map(({ node }) => node);
+  // Jobs come to their ends and exports go away while drivers are asked: what is meant must not be closed meanwhile.
+  const held = nodes.concat(queue.flatMap(({ given }) => namedChildren(layer, given)));
+  for (const node of held) layer.hold(node);
   const section = await drainedBeginAll(nodes);
   const prepared: Reopening[] = [];
   try {
     try {
       for (const reopening of queue) {
-        await prepare(layer, reopening);
+        await prepare(layer, reopening, prepared);
         prepared.push(reopening);
       }
       await changeGraph(layer, touchedNodes(queue), (graph) => {
@@ -138,7 +141,13 @@ async function reopenQueue(layer: BlockLayer, queue: readonly Reopening[]): Prom
     for (const { node, prepared: what } of queue.toReversed()) await node.driver.afterReopen?.(node, what);
   } finally {
     section.end();
+    for (const node of held.reverse()) await layer.release(node);
   }
+}
+
+function namedChildren(layer: BlockLayer, given: FlatOptions): BlockNode[] {
+  const names = ['backing', 'file'].map((name) => given[name]).filter((name) => typeof name === 'string');
+  return names.map((name) => layer.findNode(name)).filter((node) => node !== null);
 }
 
 function touchedNodes(queue: readonly Reopening[]): BlockNode[] {
@@ -153,8 +162,8 @@ function touchedNodes(queue: readonly Reopening[]): BlockNode[] {
   return [...nodes];
 }
 
-/** Checks everything about one node, in the original's order, and gets its driver ready. */
-async function prepare(layer: BlockLayer, reopening: Reopening): Promise<void> {
+/** Checks everything about one node, in the original's order, and gets its driver ready. `before`: those done already. */
+async function prepare(layer: BlockLayer, reopening: Reopening, before: readonly Reopening[]): Promise<void> {
   const { node, settings } = reopening;
   const { driver } = node;
   checkDetectZeroes(settings);
@@ -171,7 +180,7 @@ async function prepare(layer: BlockLayer, reopening: Reopening): Promise<void> {
     child: (name) => reopening.children.get(name) ?? node.child(name)?.node ?? null,
   });
   try {
-    checkChildren(reopening);
+    checkChildren(reopening, before);
     checkUnchanged(reopening);
   } catch (error) {
     await driver.reopenAbort?.(node, reopening.prepared);
@@ -210,7 +219,10 @@ function isImplicitlyAbove(old: BlockNode | null, found: BlockNode): boolean {
 }
 
 /** Throws when a child that is given cannot be one, or one that must be given is not. */
-function checkChildren({ node, given, knowsBacking, children }: Reopening): void {
+function checkChildren(
+  { node, given, knowsBacking, children }: Reopening,
+  before: readonly Reopening[],
+): void {
   const { driver } = node;
   const hasBacking = node.child('backing') !== null || (driver.backingName?.(node) ?? null) !== null;
   if (driver.supportsBacking === true && !knowsBacking && hasBacking)
@@ -222,7 +234,7 @@ function checkChildren({ node, given, knowsBacking, children }: Reopening): void
       throw new BlockError(`Cannot find device='' nor node-name='${reference}'`);
     const child = children.get(name);
     if (child === undefined || child === null) continue;
-    if (isBelow(child, node)) {
+    if (willBeBelow(child, node, before)) {
       throw new BlockError(`Making '${child.name}' a ${name} child of '${node.name}' would create a cycle`);
     }
     if (name === 'backing' && driver.supportsBacking !== true) {
@@ -231,6 +243,16 @@ function checkChildren({ node, given, knowsBacking, children }: Reopening): void
     const old = node.child(name)?.node;
     if (old?.implicit === true) throw new BlockError(`Cannot replace implicit ${name} child of ${node.name}`);
   }
+}
+
+/** Whether `node` is `top` or below it when what is in `before` has been done. */
+function willBeBelow(top: BlockNode, node: BlockNode, before: readonly Reopening[]): boolean {
+  if (top === node) return true;
+  const changed = before.find((other) => other.node === top)?.children;
+  const kept = top.children.filter(({ name }) => changed?.has(name) !== true).map((edge) => edge.node);
+  return [...kept, ...(changed?.values() ?? [])].some(
+    (child) => child !== null && willBeBelow(child, node, before),
+  );
 }
 
 /** Throws when an option has another value that cannot have one. */
