@@ -257,8 +257,8 @@ export interface OpenContext<Options = DriverOptions> {
    * `backing: null` or the image names nothing. `imageDefault` is what the header says, or null.
    */
   openBacking(imageDefault: BackingName | null): Promise<BlockChild | null>;
-  /** A child whose options the image names itself (an external data file), unless the user gave `name`. */
-  openNamedChild(name: string, roles: number, filename: string): Promise<BlockChild>;
+  /** A child given by a file name, such as an external data file. `probe`: in the format that is found in it. */
+  openNamedChild(name: string, roles: number, filename: string, probe?: boolean): Promise<BlockChild>;
 }
 
 /** What an image says of its backing file. */

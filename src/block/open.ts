@@ -83,9 +83,9 @@ async function openNode(
           ? Promise.resolve(null)
           : openBacking(layer, node, options.backing, imageDefault, depth);
       },
-      openNamedChild: (name, roles, filename) => {
+      openNamedChild: (name, roles, filename, probe = false) => {
         layer.order(node);
-        return openNamedChild(layer, node, { name, roles, filename, depth });
+        return openNamedChild(layer, node, { name, roles, filename, depth, probe });
       },
     };
     node.state = await driver.open(node, context);
@@ -191,11 +191,15 @@ async function openNamedChild(
     readonly roles: number;
     readonly filename: string;
     readonly depth: number;
+    readonly probe: boolean;
   },
 ): Promise<BlockChild> {
   // Unlike the name of a backing file this one is relative to the working directory, as in the original.
-  const reference = protocolOptions(layer, request.filename);
+  const { options: reference, probed } = request.probe
+    ? await imageOptions(layer, request.filename, null, parent.settings)
+    : { options: protocolOptions(layer, request.filename), probed: false };
   const child = await openChild(layer, parent, { ...request, reference, required: true });
+  if (probed) child!.node.driver.wasProbed?.(child!.node);
   return child!;
 }
 

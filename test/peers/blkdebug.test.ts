@@ -1,4 +1,4 @@
-/** blkdebug in qblock-io beside qemu-io: the same rules and commands give the same faults, suspensions and texts. */
+/** blkdebug (and names of blkverify) in qblock-io beside qemu-io: the same rules and commands give the same faults, suspensions and texts. */
 
 import { spawnSync } from 'node:child_process';
 import { copyFileSync, mkdtempSync, rmSync, truncateSync, writeFileSync } from 'node:fs';
@@ -239,10 +239,10 @@ function makeImages(): void {
   img('create', '-q', '-f', 'qcow2', '-b', 'data.qcow2', '-F', 'qcow2', 'overlay.qcow2');
 }
 
-/** Whether a breakpoint at `event` stops the request. */
-function stops(tool: string, image: string, request: string, event: string): boolean {
+/** Whether a breakpoint at `event` stops the request; `wait`: how long to wait for that. */
+function stops(tool: string, image: string, request: string, event: string, wait = 'wait_break A'): boolean {
   copyFileSync(path.join(folder, image), path.join(folder, 'copy.qcow2'));
-  const commands = [`break ${event} A`, request, 'sleep 100', 'remove_break A', 'aio_flush'];
+  const commands = [`break ${event} A`, request, wait, 'remove_break A', 'aio_flush'];
   const args = ['-t', 'writeback', ...commands.flatMap((command) => ['-c', command])];
   return run(tool, [...args, '-f', 'qcow2', 'blkdebug::copy.qcow2']).includes("Suspended request 'A'");
 }
@@ -261,7 +261,7 @@ describe('blkdebug', () => {
       const theirs = run('qemu-io', args);
       expect(`${name}\n${run(qblockIo, args)}`).toBe(`${name}\n${theirs}`);
     }
-  }, 180_000);
+  }, 400_000);
 
   test('files of rules', (context) => {
     requirePeer(context, 'qemu-io');
@@ -272,12 +272,12 @@ describe('blkdebug', () => {
       'close',
     ]);
     both([], `${commands.join('\n')}\n`);
-  }, 60_000);
+  }, 400_000);
 
   test('names', (context) => {
     requirePeer(context, 'qemu-io');
     for (const name of names) both(['-r', '-c', 'info', '-c', READ, name], '');
-  }, 180_000);
+  }, 400_000);
 
   test('events of qcow2', (context) => {
     requirePeer(context, 'qemu-io', 'qemu-img');
@@ -289,6 +289,6 @@ describe('blkdebug', () => {
         expect([who, stops(qblockIo, image, request, event)]).toEqual([who, true]);
       }
     }
-    expect(stops(qblockIo, 'data.qcow2', 'aio_read 0 512', 'write_aio')).toBe(false);
-  }, 120_000);
+    expect(stops(qblockIo, 'data.qcow2', 'aio_read 0 512', 'write_aio', 'sleep 100')).toBe(false);
+  }, 400_000);
 });

@@ -39,7 +39,8 @@ async function openNamed(
   roles: number,
 ): Promise<{ readonly node: BlockNode }> {
   const name = context.options[nameOption];
-  if (typeof name === 'string') return context.openNamedChild(child, roles, name);
+  // The image under test may have any format; the other one is taken as it is.
+  if (typeof name === 'string') return context.openNamedChild(child, roles, name, child === 'test');
   return (await context.openChild(child, roles, true))!;
 }
 

@@ -46,11 +46,17 @@ async function open(_node: QuorumNode, context: OpenContext): Promise<QuorumStat
   const { options } = context;
   const given = options.children;
   const list = typeof given === 'object' && given !== null ? Object.values(given) : [];
+  // From names and tools the children come by number.
+  if (list.some((_, index) => !Object.hasOwn(given as object, index)))
+    throw new BlockError('Option children is not a valid array');
   if (list.length === 0) throw new BlockError('Number of provided children must be 1 or more');
   const threshold = Number(options['vote-threshold'] ?? 0);
   if (threshold < 1) throw new BlockError("Parameter 'vote-threshold' expects a value >= 1");
   if (threshold > list.length) throw new BlockError('threshold may not exceed children count');
-  const readsInTurn = options['read-pattern'] === 'fifo';
+  const pattern = options['read-pattern'] ?? 'quorum';
+  if (pattern !== 'fifo' && pattern !== 'quorum')
+    throw new BlockError('Please set read-pattern as fifo or quorum');
+  const readsInTurn = pattern === 'fifo';
   const isBlkverify = !readsInTurn && options.blkverify === true;
   const rewritesCorrupted = !readsInTurn && options['rewrite-corrupted'] === true;
   if (isBlkverify && (list.length !== 2 || threshold !== 2)) {
