@@ -3,6 +3,7 @@
 import { describe, expect, test } from 'vitest';
 import type { JobStatus, JobVerb } from '../../schema/generated/types.ts';
 import { InvariantError } from '../../src/errors/error.ts';
+import { setBlockJobSpeed } from '../../src/jobs/block-job.ts';
 import {
   checkVerb,
   type Job,
@@ -119,6 +120,8 @@ describe('the job lock', () => {
     const proof = (): void => {
       // @ts-expect-error a monitor function cannot be called without the lock
       pauseJob(job);
+      // @ts-expect-error nor one of block jobs
+      setBlockJobSpeed(job.block!, 0);
       // @ts-expect-error nor with something that is no token
       pauseJob(job, {});
       // @ts-expect-error nor can a token be made by hand
