@@ -1,0 +1,93 @@
+/** Copy on read against writes at the same time: what users see is what they wrote, or what was below. */
+
+import { rmSync } from 'node:fs';
+import path from 'node:path';
+import { expect, test } from 'vitest';
+import { allocateIoMemory, fillVector, vectorOf } from '../../src/aio/memory.ts';
+import { wrapped } from '../../src/block/callbacks.ts';
+import { cowChild } from '../../src/block/chain.ts';
+import { Perm } from '../../src/block/driver.ts';
+import { changeGraph } from '../../src/block/graph-change.ts';
+import { coCopyOnRead } from '../../src/block/io-copy-on-read.ts';
+import type { BlockLayer } from '../../src/block/layer.ts';
+import type { BlockNode } from '../../src/block/node.ts';
+import { addNode } from '../../src/block/open.ts';
+import { scratch, testLayer } from '../drivers/qcow2/open-layer.ts';
+import { createRandom } from '../drivers/qcow2/random.ts';
+
+const CLUSTER = 65536;
+const CLUSTERS = 24;
+const SIZE = CLUSTERS * CLUSTER;
+/** Size of a write. */
+const SLOT = 1024;
+/** Writes to the range of each copy. */
+const WRITES = 12;
+const ROUNDS = 6;
+
+const noProgress = { update: () => undefined };
+const owner = { describe: () => 'the test', drainedBegin: () => undefined, drainedEnd: () => undefined };
+
+async function openOverlay(layer: BlockLayer, dir: string): Promise<BlockNode> {
+  const { qcow2 } = layer.drivers;
+  for (const name of ['base', 'top']) {
+    const file = path.join(dir, name);
+    await qcow2!.creation!.createFile(layer, file, { size: String(SIZE) }, noProgress);
+    await addNode(layer, {
+      driver: 'qcow2',
+      'node-name': name,
+      file: { driver: 'file', filename: file },
+      backing: name === 'top' ? 'base' : null,
+    });
+  }
+  return layer.findNode('top')!;
+}
+
+function write(node: BlockNode, offset: number, bytes: number, value: number): Promise<void> {
+  const vec = vectorOf(allocateIoMemory(bytes), 0, bytes);
+  fillVector(vec, value);
+  return wrapped.pwritev(node, offset, bytes, vec, 0);
+}
+
+test('no write is lost, and nothing of the backing image', async () => {
+  for (let seed = 1; seed <= ROUNDS; seed++) {
+    const dir = scratch();
+    const { layer, close } = testLayer();
+    const random = createRandom(seed);
+    try {
+      const top = await openOverlay(layer, dir);
+      const base = layer.findNode('base')!;
+      const expected = Buffer.alloc(SIZE);
+      for (let at = 0; at < SIZE; at += CLUSTER) {
+        if (random.below(4) === 0) continue;
+        expected.fill(1 + random.below(99), at, at + CLUSTER);
+        await write(base, at, CLUSTER, expected[at]!);
+      }
+      const backend = await layer.createBackend(top, { perm: Perm.all, shared: Perm.all }, owner);
+      const work: Promise<void>[] = [];
+      const taken = new Set<number>();
+      for (let offset = 0; offset < SIZE; offset += 5 * CLUSTER) {
+        const bytes = Math.min(5 * CLUSTER, SIZE - offset);
+        work.push(layer.graphLock.withRead((guard) => coCopyOnRead(top, guard, offset, bytes)));
+        for (let number = 0; number < WRITES; number++) {
+          // Each write has a place of its own: two to one place could come in either order.
+          const place = offset + SLOT * random.below(bytes / SLOT);
+          if (taken.has(place)) continue;
+          taken.add(place);
+          const value = 100 + random.below(150);
+          expected.fill(value, place, place + SLOT);
+          work.push(write(top, place, SLOT, value));
+        }
+      }
+      await Promise.all(work);
+      // Without its backing image it shows the same.
+      await changeGraph(layer, [top], (graph) => graph.detach(cowChild(top)!));
+      const vec = vectorOf(allocateIoMemory(SIZE), 0, SIZE);
+      await wrapped.preadv(top, 0, SIZE, vec, 0);
+      expect(vec.segments[0]!.mem.buf.equals(expected), `seed ${seed}`).toBe(true);
+      await backend.close();
+    } finally {
+      await close();
+      rmSync(dir, { recursive: true, force: true });
+    }
+  }
+});
