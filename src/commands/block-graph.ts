@@ -52,7 +52,7 @@ export const blockGraphCommands = {
   },
   'change-backing-file': async ({ layer }, { device, 'image-node-name': image, 'backing-file': name }) => {
     const top = findNode(layer, device, device);
-    if (top.parents.some(({ parent }) => parent.kind === 'node'))
+    if (top.parents.some(({ parent }) => parent.kind === 'node' || parent.root.jobId !== null))
       throw new BlockError('Need a root block node');
     await setBackingName(top, findNode(layer, '', image), name);
     return {};
