@@ -41,6 +41,8 @@ export interface BackendIo {
   /** Smallest request the node below handles without read-modify-write; a power of two, at least 1. */
   readonly requestAlignmentBytes: number;
   readonly readOnly: boolean;
+  /** Asking for block status costs about as much as reading: whoever reads had better not ask first. */
+  readonly statusIsCostly?: boolean;
   /** FUA is honoured (natively or by a flush after the write): always true, kept for exports' advertising. */
   readonly nodeName: string;
 }

@@ -57,6 +57,18 @@ export class BlockBackend implements BackendIo, RootParent {
     return this.node.readOnly;
   }
 
+  /** Looks through nodes that pass the question on to their only child. */
+  get statusIsCostly(): boolean {
+    let { node } = this.root;
+    while (node.driver.costlyStatus !== true) {
+      const { children, driver } = node;
+      const passesOn = children.length === 1 && (driver.kind === 'filter' || driver.name === 'raw');
+      if (!passesOn) return false;
+      node = children[0]!.node;
+    }
+    return true;
+  }
+
   get requestAlignmentBytes(): number {
     return this.node.limits.requestAlignment;
   }

@@ -13,6 +13,7 @@ import type { ChildList } from './child-list.ts';
 import type { GraphReadGuard } from './graph-lock.ts';
 import type { BlockDebugger } from './io-debug.ts';
 import type { BlockLayer } from './layer.ts';
+import type { NameCallbacks } from './name-driver.ts';
 import type { BlockChild, BlockNode } from './node.ts';
 import type { ReopenCallbacks } from './reopen-driver.ts';
 import type { LocalPlace, SnapshotIo } from './snapshot-io.ts';
@@ -278,7 +279,11 @@ export interface MeasureSource {
   readonly bitmapGranularities?: readonly number[];
 }
 
-export interface BlockDriver<S = unknown> extends ReopenCallbacks<S>, SnapshotIo<S>, WaitCallbacks<S> {
+export interface BlockDriver<S = unknown>
+  extends ReopenCallbacks<S>,
+    SnapshotIo<S>,
+    WaitCallbacks<S>,
+    NameCallbacks {
   readonly name: string;
   /** Bytes behind the end come into being as zeroes when something is written further on. */
   readonly growsWithZeroes?: boolean;
@@ -291,6 +296,8 @@ export interface BlockDriver<S = unknown> extends ReopenCallbacks<S>, SnapshotIo
   /** Write flags the driver honours itself; others are emulated by the I/O path. */
   readonly supportedWriteFlags: number;
   readonly supportedZeroFlags: number;
+  /** Block status is another machine's answer, as reads are. */
+  readonly costlyStatus?: boolean;
   /** Has a `backing` child: what this layer does not hold is read from there. */
   readonly supportsBacking?: boolean;
   /** 0..100: how sure this format is that an image starting with `start` (2 KiB or the whole image) is its own. */
@@ -301,15 +308,6 @@ export interface BlockDriver<S = unknown> extends ReopenCallbacks<S>, SnapshotIo
   readonly vmState?: VmStateIo<S>;
   /** A filter that sits right above a protocol node: nothing is probed below it, and names may start with its name. */
   readonly isProtocolFilter?: boolean;
-  /** Prefixes of image names that are this driver's, besides its own name. */
-  readonly namePrefixes?: readonly string[];
-  /**
-   * Options of a node for the rest of a name "PREFIX:REST"; the prefix is the driver's name or one of the above, or
-   * empty for a name of another form.
-   */
-  parseName?(rest: string, prefix: string): DriverOptions;
-  /** Options that only names and tools give: the schema does not have them. */
-  readonly nameOptions?: readonly string[];
   /** Present: children come and go at run time. */
   readonly childList?: ChildList<S>;
   /** `flush` sees to the children itself; otherwise the I/O path flushes them after it. */
@@ -317,8 +315,6 @@ export interface BlockDriver<S = unknown> extends ReopenCallbacks<S>, SnapshotIo
   /** Present: its children may be anywhere, so names in the image cannot be relative to it. The text of that error. */
   readonly noPlace?: string;
   readonly debugger?: BlockDebugger<S>;
-  /** Options by older names, as only the tools take them, under the schema's names. Throws when they contradict. */
-  modernOptions?(options: DriverOptions): DriverOptions;
   /** Options that change what the content is, for generated file names. */
   readonly strongOptions?: readonly string[];
 

@@ -67,7 +67,8 @@ export class Executor {
     const mayHaveHoles =
       this.#structured &&
       (flags & CommandFlag.df) === 0 &&
-      !this.#exp.dataMap.covers(offset, offset + length);
+      !this.#exp.dataMap.covers(offset, offset + length) &&
+      this.#exp.backend.statusIsCostly !== true;
     if (
       length === 0 ||
       (flags & CommandFlag.fua) !== 0 ||

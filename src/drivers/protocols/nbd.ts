@@ -294,6 +294,7 @@ async function truncate(node: NbdNode, _guard: unknown, length: number, exact: b
 export const nbd: BlockDriver<NbdState> = {
   name: 'nbd',
   kind: 'protocol',
+  costlyStatus: true,
   supportedWriteFlags: Req.fua,
   supportedZeroFlags: Req.fua | Req.mayUnmap | Req.noFallback,
   namePrefixes: ['nbd+tcp', 'nbd+unix'],
