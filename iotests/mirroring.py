@@ -61,6 +61,13 @@ def content_of(path, file_format):
     return data
 
 
+def listens(path):
+    """Whether somebody takes connections there. Servers complain of connections that are only tried."""
+    accepts = '00010000'
+    with open('/proc/net/unix', encoding='utf-8') as sockets:
+        return any(line.split()[3] == accepts and line.split()[-1] == path for line in sockets)
+
+
 class QemuNbd:
     """A server of one image, `$SOCK_DIR/NAME`, in a process of its own."""
 
@@ -71,7 +78,8 @@ class QemuNbd:
         self.process = subprocess.Popen(['qemu-nbd', '-f', file_format, '-t', '-k', self.socket, '-x', 'disk', path],
                                         stdin=subprocess.DEVNULL)
         deadline = time.monotonic() + 10
-        while not os.path.exists(self.socket):
+        # The socket is there before the server listens on it.
+        while not listens(self.socket):
             if self.process.poll() is not None or time.monotonic() > deadline:
                 raise RuntimeError('qemu-nbd does not start')
             time.sleep(0.01)

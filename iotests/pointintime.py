@@ -19,8 +19,10 @@ BLOCKS = 64
 class Writer:
     """Writes to the exports in a thread of its own until it is stopped."""
 
-    def __init__(self, socket, exports, seed=1, structured=True):
-        self.clients = [NbdClient(socket, name, structured, timeout=60) for name in exports]
+    def __init__(self, socket, exports, seed=1, flush_every=0):
+        self.clients = [NbdClient(socket, name, timeout=60) for name in exports]
+        self.flush_every = flush_every
+        self.flushed = 0
         self.history = []  # (disk, block), of writes 1, 2, 3...
         self.acknowledged = 0
         self.error = None
@@ -37,6 +39,10 @@ class Writer:
                 number = len(self.history)
                 self.clients[disk].write(block * BLOCK, block_of(block, number))
                 self.acknowledged = number
+                if self.flush_every and number % self.flush_every == 0:
+                    for client in self.clients:
+                        client.flush()
+                    self.flushed = number
         except Exception as error:  # whatever it is, the test shows it
             self.error = error
 
@@ -84,6 +90,19 @@ class Writer:
         case.assertGreaterEqual(moment, at_least)
         case.assertTrue(self.disks_after(moment) == disks, f'not what the first {moment} writes leave')
         return moment
+
+    def check_after_crash(self, case, disks):
+        """Fails unless each block holds what it held at the last flush, or something that was written later."""
+        possible = {}
+        for number, (disk, block) in enumerate(self.history, 1):
+            if number <= self.flushed:
+                possible[disk, block] = [number]
+            else:
+                possible.setdefault((disk, block), [0]).append(number)
+        for (disk, block), numbers in possible.items():
+            found = disks[disk][block * BLOCK:(block + 1) * BLOCK]
+            case.assertIn(found, [block_of(block, number) for number in numbers],
+                          f'block {block} of disk {disk}, which was last flushed in write {numbers[0]}')
 
     def check(self, case):
         case.assertIsNone(self.error)
@@ -179,6 +198,27 @@ class PointInTimeTestCase(QmpTestCase):
         reply = self.transaction(*actions, **properties)
         self.assertIn('error', reply, 'the transaction succeeded')
         self.assertEqual(filter_text(reply['error']['desc']), description)
+
+    def jobs_ended(self, count):
+        """Waits until so many block jobs have ended; returns {id: (event, error or None)}. None is left."""
+        ended = {}
+        deadline = time.monotonic() + 60
+        while len(ended) < count:
+            for event in self.daemon.client.events:
+                if event['event'] in ('BLOCK_JOB_COMPLETED', 'BLOCK_JOB_CANCELLED'):
+                    ended[event['data']['device']] = (event['event'], event['data'].get('error'))
+            self.assertLess(time.monotonic(), deadline, f'ended: {ended}')
+            if len(ended) < count:
+                self.daemon.command('query-jobs')
+                time.sleep(0.01)
+        while self.daemon.command('query-jobs'):
+            self.assertLess(time.monotonic(), deadline)
+            time.sleep(0.01)
+        self.daemon.client.events.clear()
+        return ended
+
+    def assert_jobs_complete(self, *names):
+        self.assertEqual(self.jobs_ended(len(names)), {name: ('BLOCK_JOB_COMPLETED', None) for name in names})
 
     def graph(self):
         """All nodes without what writes change, and where exports are."""

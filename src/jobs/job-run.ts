@@ -100,6 +100,8 @@ async function abort(transaction: JobTransaction): Promise<void> {
   transaction.phase = 'aborting';
   for (const job of jobs) {
     if (!job.workDone) cancelForOthers(job);
+    // One that has done its work is cancelled with the others all the same.
+    else if (job.error === null) job.forceCancel = true;
   }
   for (const job of newestFirst(jobs)) {
     while (!job.workDone) await job.whenWorkDone.wait();
