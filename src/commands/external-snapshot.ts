@@ -30,8 +30,8 @@ function findNode(layer: BlockLayer, device: string, nodeName: string): BlockNod
 async function snapshot(node: BlockNode, overlay: BlockNode): Promise<PreparedAction> {
   if ((cumulativePermissions(overlay).perm & Perm.consistentRead) !== 0)
     throw new BlockError('The overlay is already in use');
-  if (chainChild(overlay) !== null) throw new BlockError('The overlay already has a backing image');
   if (overlay.driver.kind === 'filter') throw new BlockError('Filters cannot be used as overlays');
+  if (chainChild(overlay) !== null) throw new BlockError('The overlay already has a backing image');
   if (overlay.driver.supportsBacking !== true)
     throw new BlockError('The overlay does not support backing images');
   if (!node.readOnly) await wrapped.flush(node);

@@ -7,7 +7,7 @@ const MiB = 1024 * 1024;
 const img = (...args: readonly string[]): Step => ({ run: ['qemu-img', ...args] });
 
 const nodes = cmd('query-named-block-nodes', { flat: true });
-const graph = cmd('query-named-block-nodes');
+const graph = cmd('x-debug-query-block-graph');
 
 const file = (name: string, filename: string, rest: object = {}): Step =>
   cmd('blockdev-add', { driver: 'file', 'node-name': name, filename: `$DIR/${filename}`, ...rest });
@@ -296,4 +296,64 @@ const inherited: Transcript = {
   ],
 };
 
-export const snapshotTranscripts: readonly Transcript[] = [onto, kinds, made, inherited];
+/** Filters as what is below an overlay, and as overlays. */
+const filters: Transcript = {
+  name: 'snapshots.filters',
+  needs: ['qemu-img'],
+  files: { 'base.img': 4 * MiB },
+  steps: [
+    img('create', '-q', '-f', 'qcow2', '$DIR/a.qcow2', '4M'),
+    img('create', '-q', '-f', 'qcow2', '$DIR/b.qcow2', '4M'),
+    file('f', 'base.img'),
+    image('raw', 'r', 'f'),
+    cmd('object-add', { 'qom-type': 'throttle-group', id: 'g' }),
+    image('throttle', 't', 'r', { 'throttle-group': 'g' }),
+    image('copy-on-read', 'cor', 't'),
+    image('qcow2', 'a', onFile('a.qcow2')),
+    snapshot('t', 'a'),
+    graph,
+    image('qcow2', 'b', onFile('b.qcow2')),
+    snapshot('a', 'b'),
+    graph,
+    snapshot('b', 't'),
+    snapshot('b', 'cor'),
+    snapshot('t', 'b'),
+    nodes,
+  ],
+};
+
+/** Bitmaps stay with the image that a snapshot keeps, and cannot be changed there. */
+const withBitmaps: Transcript = {
+  name: 'snapshots.bitmaps',
+  needs: ['qemu-img'],
+  steps: [
+    img('create', '-q', '-f', 'qcow2', '$DIR/a.qcow2', '4M'),
+    image('qcow2', 'a', onFile('a.qcow2')),
+    serve,
+    exported('w', 'a', { writable: true }),
+    cmd('block-dirty-bitmap-add', { node: 'a', name: 'kept', persistent: true }),
+    cmd('block-dirty-bitmap-add', { node: 'a', name: 'lost' }),
+    io('w', 'write -P 1 0 64k'),
+    sync({ 'node-name': 'a', 'snapshot-file': '$DIR/b.qcow2', 'snapshot-node-name': 'b' }),
+    io('w', 'write -P 2 1M 64k'),
+    nodes,
+    ...['kept', 'lost'].flatMap((name) => [
+      cmd('x-debug-block-dirty-bitmap-sha256', { node: 'a', name }),
+      cmd('block-dirty-bitmap-clear', { node: 'a', name }),
+      cmd('block-dirty-bitmap-disable', { node: 'a', name }),
+    ]),
+    cmd('block-dirty-bitmap-add', { node: 'b', name: 'all' }),
+    cmd('block-dirty-bitmap-merge', { node: 'b', target: 'all', bitmaps: [{ node: 'a', name: 'kept' }] }),
+    nodes,
+    disconnected,
+    unexport('w'),
+    del('b'),
+    del('a'),
+    img('check', '-q', '$DIR/a.qcow2'),
+  ],
+};
+
+export const snapshotTranscripts: readonly Transcript[] = [
+  ...[onto, kinds, made, inherited],
+  ...[filters, withBitmaps],
+];
