@@ -142,6 +142,8 @@ async function nextRange(pass: Pass): Promise<Range | null> {
 async function startCopy(pass: Pass, range: Range): Promise<void> {
   const { copy, ended } = pass;
   const { block } = copy;
+  // Copies that need no waiting would keep everybody else from their turn.
+  await nextTurn();
   pass.running++;
   void copy.copy(range.offset, range.bytes).then((failure) => {
     if (failure !== null) failed(pass, range, failure);
