@@ -83,7 +83,8 @@ export class GraphLock {
     try {
       return await wait();
     } finally {
-      await this.#lock.readLock();
+      // Requests that hold the lock may be waiting for this one: not behind a writer that waits for them.
+      await this.#lock.readLockFirst();
       if (debuggingGraph) (guard as unknown as DebugGuard).alive = true;
     }
   }

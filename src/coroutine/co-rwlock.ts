@@ -39,6 +39,18 @@ export class CoRwlock {
     await new Promise<void>((wake) => this.#queue.push({ write: false, wake }));
   }
 
+  /**
+   * Takes the read side for somebody who gave it up for a while and whom readers may be waiting for: ahead of writers
+   * that wait for those readers.
+   */
+  async readLockFirst(): Promise<void> {
+    if (!this.#writing) {
+      this.#readers++;
+      return;
+    }
+    await new Promise<void>((wake) => this.#queue.unshift({ write: false, wake }));
+  }
+
   /** Another hold of the read side, by somebody who holds it already: no writer can come in between. */
   shareReadLock(): void {
     assert(this.#readers > 0, 'read side shared without a reader');

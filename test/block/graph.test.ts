@@ -222,3 +222,30 @@ test('only the I/O path and the table call a driver directly', () => {
   expect(offenders).toEqual([]);
   expect(direct.test('node.driver.preadv!(node, guard)')).toBe(true);
 });
+
+test('a request that gave the lock back gets it again before a change that waits for those who wait for it', async () => {
+  const lock = new GraphLock();
+  const waiting = lock.tryRead()!;
+  const guard = lock.tryRead()!;
+  let turn = (): void => undefined;
+  const order: string[] = [];
+  const suspended = lock
+    .suspended(
+      guard,
+      () =>
+        new Promise<void>((resolve) => {
+          turn = resolve;
+        }),
+    )
+    .then(() => {
+      order.push('goes on');
+      lock.readDone(guard);
+      // The other request has waited for this one.
+      lock.readDone(waiting);
+    });
+  const change = lock.withWrite(() => void order.push('change'));
+  await tick();
+  turn();
+  await Promise.all([suspended, change]);
+  expect(order).toEqual(['goes on', 'change']);
+});

@@ -88,7 +88,7 @@ const commands = {
   ],
 };
 
-test('query-commands names what there is, and nothing the original does not know', async (context) => {
+test('query-commands names what there is, and nothing the original does not know but for one', async (context) => {
   requirePeer(context, 'qemu-storage-daemon');
   const names: Record<string, string[]> = {};
   for (const kind of ['qemu-storage-daemon', 'qblockd'] as const) {
@@ -102,5 +102,7 @@ test('query-commands names what there is, and nothing the original does not know
   }
   const ours = names.qblockd ?? [];
   expect(ours).toEqual(expect.arrayContaining(Object.values(commands).flat()));
-  expect(names['qemu-storage-daemon']).toEqual(expect.arrayContaining(ours));
+  // A command of later releases.
+  const known = [...(names['qemu-storage-daemon'] ?? []), 'block-job-change'];
+  expect(known).toEqual(expect.arrayContaining(ours));
 });
