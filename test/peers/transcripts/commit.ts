@@ -215,7 +215,8 @@ function faults(policy: string, errno: number, faulty: string, rest: object = {}
       commit({ 'on-error': policy, ...rest }),
       { event: 'BLOCK_JOB_ERROR' },
       aWhile,
-      query,
+      // How much a commit of the active layer has copied by then is its own affair.
+      ...('top-node' in rest ? [query] : []),
       verb('resume'),
       aWhile,
       query,
