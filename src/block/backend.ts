@@ -13,6 +13,7 @@ import type { BackendDepth, BackendExtent, BackendIo, BackendOwner } from './bac
 import { co, sync } from './callbacks.ts';
 import { hurry } from './drain.ts';
 import { type PreallocMode, Req, Status } from './driver.ts';
+import { asMonitor } from './graph-debug.ts';
 import type { GraphReadGuard } from './graph-lock.ts';
 import type { BlockChild, BlockNode, RootParent } from './node.ts';
 import { blockStatusAbove, type ChainStatus } from './status-chain.ts';
@@ -57,16 +58,9 @@ export class BlockBackend implements BackendIo, RootParent {
     return this.node.readOnly;
   }
 
-  /** Looks through nodes that pass the question on to their only child. */
+  /** Looks through nodes that pass the question on to their only child. Within one turn nobody changes the graph. */
   get statusIsCostly(): boolean {
-    let { node } = this.root;
-    while (node.driver.costlyStatus !== true) {
-      const { children, driver } = node;
-      const passesOn = children.length === 1 && (driver.kind === 'filter' || driver.name === 'raw');
-      if (!passesOn) return false;
-      node = children[0]!.node;
-    }
-    return true;
+    return asMonitor(() => isStatusCostly(this.root.node));
   }
 
   get requestAlignmentBytes(): number {
@@ -265,3 +259,10 @@ export class BlockBackend implements BackendIo, RootParent {
 
 /** Flags an export passes for a write that must be on stable storage when it is answered. */
 export const WRITE_THROUGH = Req.fua;
+
+function isStatusCostly(node: BlockNode): boolean {
+  const { children, driver } = node;
+  if (driver.costlyStatus === true) return true;
+  const passesOn = children.length === 1 && (driver.kind === 'filter' || driver.name === 'raw');
+  return passesOn && isStatusCostly(children[0]!.node);
+}

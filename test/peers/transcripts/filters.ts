@@ -21,7 +21,11 @@ const queryWithBacking = cmd('query-named-block-nodes');
 const serve: readonly Step[] = [cmd('nbd-server-start', { addr: SOCKET })];
 const share = (id: string, node: string, rest: object = {}): Step =>
   cmd('block-export-add', { type: 'nbd', id, 'node-name': node, name: id, ...rest });
-const unshare = (id: string): readonly Step[] => [cmd('block-export-del', { id, mode: 'hard' })];
+/** The client has gone by then: else the export goes after the answer. */
+const unshare = (id: string): readonly Step[] => [
+  { run: ['sleep', '0.3'] },
+  cmd('block-export-del', { id, mode: 'hard' }),
+];
 const io = (id: string, ...commands: readonly string[]): Step => ({
   run: [
     ...['qemu-io', '-f', 'raw', ...commands.flatMap((command) => ['-c', command])],
