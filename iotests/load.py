@@ -38,7 +38,7 @@ class Load:
         self.process = subprocess.Popen(
             [sys.executable, __file__, socket, export, str(seed), str(blocks[0]), str(blocks[1])],
             stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
-        # It says so when the first request has been answered.
+        # It says so when its first write has been answered.
         line = self.process.stdout.readline()
         if line != 'running\n':
             raise RuntimeError(f'the load did not start: {line}')
@@ -77,11 +77,10 @@ def run(path, export, seed, first, last):
     counters = [None] * (last - first)
     errors, requests, writes, slowest = [], 0, 0, 0.0
     number = 0
-    print('running', flush=True)
     while not select.select([sys.stdin], [], [], 0)[0]:
         at = rng.randrange(last - first)
         offset = (first + at) * BLOCK
-        kind = rng.random()
+        kind = rng.random() if writes else 0.0
         started = time.monotonic()
         try:
             if kind < 0.45:
@@ -89,6 +88,8 @@ def run(path, export, seed, first, last):
                 client.request(CMD_WRITE, offset, BLOCK, block_of(first + at, number))
                 counters[at] = number
                 writes += 1
+                if writes == 1:
+                    print('running', flush=True)
             elif kind < 0.5:
                 client.request(CMD_WRITE_ZEROES, offset, BLOCK)
                 counters[at] = 0
