@@ -26,6 +26,7 @@ import {
   removeJobNodes,
   startBlockJob,
 } from './block-job.ts';
+import { takeAllSteps } from './clean-up.ts';
 import { type Job, type JobDriver, type JobTable, type JobTransaction, withJobLock } from './job-common.ts';
 import { addProgress, isCancelled, pausePoint, setRemainingProgress, sleepJob } from './job-driver.ts';
 import { cancelJob } from './job-monitor.ts';
@@ -227,10 +228,12 @@ function driverOf(backup: Backup): JobDriver {
     async clean() {
       const { options, copy } = backup;
       copy.onProgress = null;
-      // The job's own hold would keep the filter in place.
-      await removeJobNodes(backup.block!);
-      await removeFilter(backup);
-      await options.source.layer.release(options.source);
+      await takeAllSteps(
+        // The job's own hold would keep the filter in place.
+        () => removeJobNodes(backup.block!),
+        () => removeFilter(backup),
+        () => options.source.layer.release(options.source),
+      );
     },
   };
 }

@@ -25,6 +25,7 @@ import type { BlockNode } from '../block/node.ts';
 import { blockOperations } from '../block/op-blockers.ts';
 import { E } from '../errors/errno.ts';
 import { BlockError } from '../errors/error.ts';
+import { takeAllSteps } from './clean-up.ts';
 import {
   checkVerb,
   isBusy,
@@ -146,8 +147,10 @@ function withNodes(driver: JobDriver, hooks: { readonly block: BlockJob | null }
   return {
     ...driver,
     clean: async (job) => {
-      await driver.clean?.(job);
-      if (hooks.block !== null) await removeJobNodes(hooks.block);
+      await takeAllSteps(
+        () => driver.clean?.(job),
+        () => (hooks.block === null ? undefined : removeJobNodes(hooks.block)),
+      );
     },
     userResume: (job) => {
       if (hooks.block !== null) hooks.block.ioStatus = 'ok';

@@ -34,6 +34,7 @@ import {
   removeJobNodes,
   startBlockJob,
 } from '../block-job.ts';
+import { takeAllSteps } from '../clean-up.ts';
 import { type Job, type JobDriver, type JobTable, withJobLock } from '../job-common.ts';
 import {
   addProgress,
@@ -122,9 +123,8 @@ export async function startMirror(table: JobTable, options: MirrorOptions): Prom
   const top = filter as unknown as BlockNode;
   for (const node of [source, target, top]) layer.hold(node);
   const box: { work: Work | null } = { work: null };
-  const releaseNodes = async (): Promise<void> => {
-    for (const node of [top, target, source]) await layer.release(node);
-  };
+  const releaseNodes = (): Promise<void> =>
+    takeAllSteps(...[top, target, source].map((node) => () => layer.release(node)));
   let block: BlockJob | null = null;
   let bitmap: DirtyBitmap | null = null;
   let targetUse: BlockBackend | null = null;
@@ -244,9 +244,11 @@ function mirrorDriver(
     prepare: () => prepare(work()),
     abort: () => tearDown(work()),
     clean: async () => {
-      await tearDown(work());
-      await end?.(work().isPivoted);
-      await releaseNodes();
+      await takeAllSteps(
+        () => tearDown(work()),
+        () => end?.(work().isPivoted),
+        () => releaseNodes(),
+      );
     },
     // In a drained section of its own the job has come to rest before it begins.
     isBusy: () => work().mirror.drain !== 'begins',
