@@ -179,7 +179,7 @@ class NbdClient(NbdConnection):
                     raise NbdError('simple reply to a read')
                 return self.receive(length)
             return b''
-        return self.structured_reply(magic, offset, length)
+        return self.structured_reply(magic, offset, length if command == CMD_READ else 0)
 
     def structured_reply(self, magic, offset, length):
         data = bytearray(length)
