@@ -1,5 +1,7 @@
-/** The transcript runner itself: what it normalises, and that it sees a difference. */
+/** The transcript runner itself: what it normalises, that it sees a difference, and that no transcript is left out. */
 
+import { readdirSync, readFileSync } from 'node:fs';
+import path from 'node:path';
 import { expect, test } from 'vitest';
 import { requirePeer } from './requires.ts';
 import { cmd, Normaliser, runTranscript, type Transcript } from './transcript.ts';
@@ -54,4 +56,26 @@ test('a difference shows (canary)', async (context) => {
   expect(await runTranscript(larger, 'qemu-storage-daemon')).not.toBe(
     await runTranscript(base, 'qemu-storage-daemon'),
   );
+});
+
+test('a step nobody answers, or a preparation that fails, is no agreement', async (context) => {
+  requirePeer(context, 'qemu-img');
+  const failing: Transcript = { name: 'x', steps: [{ run: ['qemu-img', 'create'], mustSucceed: true }] };
+  await expect(runTranscript(failing, 'qblockd')).rejects.toThrow('qemu-img create');
+  const silent: Transcript = { name: 'x', steps: [{ event: 'JOB_STATUS_CHANGE' }] };
+  await expect(runTranscript(silent, 'qblockd')).rejects.toThrow('silence');
+});
+
+test('every file of transcripts is run by one test file', () => {
+  const here = import.meta.dirname;
+  const texts = readdirSync(here)
+    .filter((name) => /^transcripts-.*\.test\.ts$/.test(name))
+    .map((name) => readFileSync(path.join(here, name), 'utf8'));
+  for (const file of readdirSync(path.join(here, 'transcripts'))) {
+    const holdsTranscripts = /export const \w+Transcripts?\b/.test(
+      readFileSync(path.join(here, 'transcripts', file), 'utf8'),
+    );
+    const users = texts.filter((text) => text.includes(`'./transcripts/${file}'`));
+    expect([file, users.length]).toEqual([file, holdsTranscripts ? 1 : 0]);
+  }
 });

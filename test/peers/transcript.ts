@@ -19,8 +19,8 @@ export type Step =
   | { readonly send: string; readonly replies: number }
   /** Reads messages until this event. */
   | { readonly event: string }
-  /** Runs a program to its end and records its status and output. */
-  | { readonly run: readonly string[] }
+  /** Runs a program to its end and records its status and output; preparations that fail make the test fail. */
+  | { readonly run: readonly string[]; readonly mustSucceed?: boolean }
   /** Starts a second `qemu-storage-daemon` with these arguments, to hold locks. */
   | { readonly hold: readonly string[] }
   /** Ends it. */
@@ -88,6 +88,7 @@ export class Normaliser {
         return known;
       })
       .replace(/ ops; .*$/gm, ' ops')
+      .replace(/^disk size: .*$/gm, 'disk size: <n>')
       .replace(/\/dev\/loop\d+/g, '/dev/loop<N>');
   }
 
@@ -156,12 +157,13 @@ class Recorder {
     this.#normaliser = new Normaliser(daemon.dir);
   }
 
-  /** Records messages until `done` says so; the connection's end or silence is recorded too. */
+  /** Records messages until `done` says so, or the connection's end. Throws when nothing comes: both silent is no agreement. */
   async until(done: (message: QmpMessage) => boolean, unordered = false): Promise<void> {
     for (;;) {
       const message = await this.#client.next();
       if (message === null) {
-        this.lines.push(this.#client.closed ? '<- (closed)' : '<- (silence)');
+        if (!this.#client.closed) throw new Error(`silence after\n${this.lines.slice(-8).join('\n')}`);
+        this.lines.push('<- (closed)');
         return;
       }
       const shown = unordered && Array.isArray(message.return) ? { return: sorted(message.return) } : message;
@@ -170,7 +172,7 @@ class Recorder {
     }
   }
 
-  async #run(argv: readonly string[]): Promise<void> {
+  async #run(argv: readonly string[], mustSucceed: boolean): Promise<void> {
     const [program = '', ...args] = substitute(argv, this.#daemon.dir);
     const child = spawn(program, args, { cwd: this.#daemon.dir, stdio: ['ignore', 'pipe', 'pipe'] });
     const report = await reportOf(child);
@@ -178,6 +180,7 @@ class Recorder {
     for (const text of [report.stdout, report.stderr]) {
       if (text !== '') this.lines.push(this.#normaliser.text(text.trimEnd()));
     }
+    if (mustSucceed && report.status !== 0) throw new Error(this.lines.slice(-3).join('\n'));
     this.lines.push(`status ${report.status ?? report.signal}`);
   }
 
@@ -194,7 +197,7 @@ class Recorder {
   async step(step: Step): Promise<void> {
     if ('note' in step) this.lines.push('', `# ${step.note}`);
     else if ('event' in step) await this.until((message) => message.event === step.event);
-    else if ('run' in step) await this.#run(step.run);
+    else if ('run' in step) await this.#run(step.run, step.mustSucceed === true);
     else if ('hold' in step) await this.#hold(step.hold);
     else if ('release' in step) {
       await this.release();

@@ -2,25 +2,28 @@
 
 import { cmd, type Step } from '../transcript.ts';
 
-const MiB = 1024 * 1024;
+const KiB = 1024;
+const MiB = 1024 * KiB;
 
-const shell = (...commands: string[]): Step => ({ run: ['sh', '-c', commands.join(' && ')] });
+const shell = (...commands: string[]): readonly string[] => ['sh', '-c', commands.join(' && ')];
 
 /** Makes the images; `sizes` in bytes, of top, mid and base. */
 export function makeChain(sizes: readonly [number, number, number] = [MiB, MiB, MiB]): Step {
   const [top, mid, base] = sizes;
-  const write = (image: string, pattern: number, from: string, length: string): string =>
+  const inMid = Math.min(128 * KiB, mid - 64 * KiB);
+  const write = (image: string, pattern: number, from: string, length: string | number): string =>
     `qemu-io -c 'write -P ${pattern} ${from} ${length}' ${image}.qcow2 > io.log`;
-  return shell(
+  const commands = [
     `qemu-img create -q -f qcow2 base.qcow2 ${base}`,
     write('base', 1, '0', '128k'),
     `qemu-img create -q -f qcow2 -F qcow2 -b base.qcow2 mid.qcow2 ${mid}`,
-    write('mid', 2, '64k', '128k'),
+    write('mid', 2, '64k', inMid),
     `qemu-img create -q -f qcow2 -F qcow2 -b mid.qcow2 top.qcow2 ${top}`,
     write('top', 3, '256k', '64k'),
     'cp top.qcow2 before.qcow2',
     'qemu-img convert -O raw top.qcow2 before.raw',
-  );
+  ];
+  return { run: shell(...commands), mustSucceed: true };
 }
 
 const image = (name: string, rest: object): Step =>
@@ -53,9 +56,11 @@ export function faultyChain(faulty: string, rules: readonly object[], event = 'r
 }
 
 /** What the images say of their backing files, and whether they are in order. */
-export const look: Step = shell(
-  'for i in top mid base; do qemu-img info -U $i.qcow2 | grep \'^backing file\' | sed "s#$PWD#DIR#g"; qemu-img check -q -U $i.qcow2; done',
-);
+export const look: Step = {
+  run: shell(
+    'for i in top mid base; do qemu-img info -U $i.qcow2 | grep \'^backing file\' | sed "s#$PWD#DIR#g"; qemu-img check -q -U $i.qcow2; done',
+  ),
+};
 
 /** Compares an image with what the top image showed at first. */
 export function sameAsBefore(name: string): Step {

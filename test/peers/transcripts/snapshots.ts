@@ -97,6 +97,11 @@ const onto: Transcript = {
     snapshot('base', 'c'),
     del('over'),
     { note: 'taken, under an export' },
+    // The last one was taken, and made its base read-only.
+    del('c'),
+    del('base'),
+    image('raw', 'base', 'bf'),
+    image('qcow2', 'c', onFile('c.qcow2')),
     image('qcow2', 'b', onFile('b.qcow2')),
     exported('w', 'base', { writable: true }),
     io('w', 'write -P 1 0 64k'),

@@ -1,47 +1,8 @@
-/**
- * The same QMP scripts against qemu-storage-daemon and against qblockd: equal replies, after normalising.
- *
- * With RECORD_TRANSCRIPTS=FOLDER both records are also written there, to be read or diffed.
- */
+/** query-commands of both daemons: what the original has, and what ours has. */
 
-import { spawnSync } from 'node:child_process';
-import { mkdirSync, writeFileSync } from 'node:fs';
-import path from 'node:path';
-import { describe, expect, test } from 'vitest';
+import { expect, test } from 'vitest';
 import { startDaemon } from './daemons.ts';
-import { type PeerName, requirePeer } from './requires.ts';
-import { runTranscript } from './transcript.ts';
-import { allTranscripts } from './transcripts.ts';
-
-function record(name: string, side: 'original' | 'ours', text: string): string {
-  const folder = process.env.RECORD_TRANSCRIPTS;
-  if (folder !== undefined) {
-    mkdirSync(path.join(folder, side), { recursive: true });
-    writeFileSync(path.join(folder, side, `${name}.txt`), text);
-  }
-  return text;
-}
-
-function hasLoopDevices(): boolean {
-  return process.getuid?.() === 0 && spawnSync('losetup', ['--find'], { stdio: 'ignore' }).status === 0;
-}
-
-describe('transcripts', () => {
-  for (const transcript of allTranscripts) {
-    test(transcript.name, async (context) => {
-      const needs = (transcript.needs ?? []) as PeerName[];
-      requirePeer(context, 'qemu-storage-daemon', 'qemu-io', ...needs);
-      if (transcript.loopDevice === true && !hasLoopDevices()) context.skip('no loop device to be had');
-      const theirs = record(
-        transcript.name,
-        'original',
-        await runTranscript(transcript, 'qemu-storage-daemon'),
-      );
-      const ours = record(transcript.name, 'ours', await runTranscript(transcript, 'qblockd'));
-      expect(ours).toBe(theirs);
-    });
-  }
-});
+import { requirePeer } from './requires.ts';
 
 /** Every command of the first release, by the file of the QMP schema it is described in. */
 const commands = {
