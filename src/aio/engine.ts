@@ -21,6 +21,8 @@ export interface AioEngine {
   writev(fd: number, vec: IoVector, offset: number): Promise<number>;
   /** fdatasync. 0, or -errno. */
   fdatasync(fd: number): Promise<number>;
+  /** Has the kernel begin to write dirty pages of the range to the disk. 0, or -errno. Nothing is waited for or safe. */
+  startWriteback(fd: number, offset: number, length: number): Promise<number>;
   /** fallocate(2) with FALLOC_FL_* `mode`. 0, or -errno. */
   fallocate(fd: number, mode: number, offset: number, length: number): Promise<number>;
   /**

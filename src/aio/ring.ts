@@ -31,6 +31,7 @@ export const Op = {
   readv: 1,
   writev: 2,
   fsync: 3,
+  syncFileRange: 8,
   sendmsg: 9,
   fallocate: 17,
   read: 22,

@@ -10,7 +10,7 @@ import type { Socket } from 'node:net';
 import { E } from '../errors/errno.ts';
 import { errnoOf } from '../errors/error.ts';
 import type { AioEngine, ByteStream } from './engine.ts';
-import { fallocateAsync } from './ffi.ts';
+import { fallocateAsync, startWritebackAsync } from './ffi.ts';
 import type { IoSegment, IoVector } from './memory.ts';
 
 /** Segments per call; IOV_MAX on Linux. Longer vectors complete short and the caller goes on. */
@@ -42,6 +42,12 @@ export function createThreadsEngine(): AioEngine {
     readv: (fd, vec, offset) => run((done) => submitVector(read, readv, fd, vec, offset, done)),
     writev: (fd, vec, offset) => run((done) => submitVector(write, writev, fd, vec, offset, done)),
     fdatasync: (fd) => run((done) => fdatasync(fd, ((error) => done(error, 0)) as NoParamCallback)),
+    startWriteback: async (fd, offset, length) => {
+      inFlight++;
+      const result = await startWritebackAsync(fd, offset, length);
+      inFlight--;
+      return result;
+    },
     fallocate: async (fd, mode, offset, length) => {
       inFlight++;
       const result = await fallocateAsync(fd, mode, offset, length);

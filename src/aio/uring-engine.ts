@@ -24,6 +24,7 @@ const MSGHDR_BYTES = 56;
 const MSG_NOSIGNAL = 0x4000;
 const MSG_WAITALL = 0x100;
 const FSYNC_DATASYNC = 1;
+const SYNC_FILE_RANGE_WRITE = 2;
 const TWO_32 = 4294967296;
 
 /** Room for struct iovec entries in memory the kernel may read. */
@@ -94,6 +95,8 @@ export function createUringEngine(): AioEngine {
       return ring.submit(Op.write, fd, mem.addr + start, length, offset, 0, mem);
     },
     fdatasync: (fd) => ring.submit(Op.fsync, fd, 0, 0, 0, FSYNC_DATASYNC, null),
+    startWriteback: (fd, offset, length) =>
+      ring.submit(Op.syncFileRange, fd, 0, length, offset, SYNC_FILE_RANGE_WRITE, null),
     // IORING_OP_FALLOCATE carries the length in `addr` and the mode in `len`.
     fallocate: (fd, mode, offset, length) => ring.submit(Op.fallocate, fd, length, mode, offset, 0, null),
     adoptSocket: (socket) => new UringStream(ring, takeSocketFd(socket)),

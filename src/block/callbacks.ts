@@ -16,6 +16,7 @@ import type { BlockDriver, BlockDriverInfo } from './driver.ts';
 import { asHolder, debuggingGraph } from './graph-debug.ts';
 import type { GraphReadGuard } from './graph-lock.ts';
 import * as io from './io.ts';
+import * as copyRange from './io-copy-range.ts';
 import { coDebugEvent } from './io-debug.ts';
 import { coFlush, coPdiscard } from './io-flush.ts';
 import * as size from './io-size.ts';
@@ -55,6 +56,8 @@ export const IO_CALLBACKS = {
   preadvSnapshot: 'unsupported',
   blockStatusSnapshot: 'unsupported',
   pdiscardSnapshot: 'unsupported',
+  copyRangeFrom: 'io-path',
+  copyRangeTo: 'io-path',
   getLength: 'child',
   getAllocatedFileSize: 'child',
   getInfo: 'child',
@@ -113,6 +116,8 @@ const forms = {
   preadvSnapshot: makeControlForm('preadvSnapshot'),
   blockStatusSnapshot: makeControlForm('blockStatusSnapshot'),
   pdiscardSnapshot: makeControlForm('pdiscardSnapshot'),
+  copyRangeFrom: copyRange.coCopyRangeFrom,
+  copyRangeTo: copyRange.coCopyRangeTo,
   getLength: makeControlForm('getLength'),
   getAllocatedFileSize: makeControlForm('getAllocatedFileSize'),
   getInfo: makeControlForm('getInfo'),

@@ -10,13 +10,14 @@ import type { BlkdebugEvent, BlockStatsSpecific, ImageInfoSpecific } from '../..
 import type { AioEngine, EngineKind } from '../aio/engine.ts';
 import type { IoVector } from '../aio/memory.ts';
 import type { ChildList } from './child-list.ts';
+import type { CopyRangeCallbacks } from './copy-range-driver.ts';
 import type { GraphReadGuard } from './graph-lock.ts';
 import type { BlockDebugger } from './io-debug.ts';
 import type { BlockLayer } from './layer.ts';
 import type { NameCallbacks } from './name-driver.ts';
 import type { BlockChild, BlockNode } from './node.ts';
 import type { ReopenCallbacks } from './reopen-driver.ts';
-import type { LocalPlace, SnapshotIo } from './snapshot-io.ts';
+import type { SnapshotIo } from './snapshot-io.ts';
 import type { WaitCallbacks } from './wait-driver.ts';
 
 // ---- permissions ---------------------------------------------------------------------------------------------
@@ -282,6 +283,7 @@ export interface MeasureSource {
 export interface BlockDriver<S = unknown>
   extends ReopenCallbacks<S>,
     SnapshotIo<S>,
+    CopyRangeCallbacks<S>,
     WaitCallbacks<S>,
     NameCallbacks {
   readonly name: string;
@@ -340,12 +342,6 @@ export interface BlockDriver<S = unknown>
   statistics?(node: BlockNode<S>): BlockStatsSpecific;
   /** The plain filename, when the node's options are expressible as one. */
   exactFilename?(node: BlockNode<S>): string | null;
-
-  /**
-   * Where [offset, offset+bytes) is, one step down, if reading and writing it means nothing but reading and writing
-   * there: what lets the kernel copy between nodes. Null: it takes more than that. Absent: null.
-   */
-  localPlace?(node: BlockNode<S>, offset: number, bytes: number): LocalPlace | null;
 
   /** Sets a smaller length within this turn of the event loop; false: that did not work. Nothing is in flight there. */
   truncateNow?(node: BlockNode<S>, length: number): boolean;

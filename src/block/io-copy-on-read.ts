@@ -8,17 +8,23 @@
 import { allocateIoMemory, isZeroVector, sliceVector, vectorOf } from '../aio/memory.ts';
 import { E } from '../errors/errno.ts';
 import { BlockError } from '../errors/error.ts';
-import { co } from './callbacks.ts';
+import { co, sync } from './callbacks.ts';
 import { Req, Status } from './driver.ts';
 import type { GraphReadGuard } from './graph-lock.ts';
 import { begin, checkRange, checkWritable, end, roundDown, roundUp } from './io-common.ts';
+import { coCopyRangeFrom, isLocal } from './io-copy-range.ts';
 import { coDebugEvent } from './io-debug.ts';
 import { coBlockStatus } from './io-size.ts';
 import type { BlockNode } from './node.ts';
+import { backingOf } from './status-chain.ts';
 import { markSerialising, waitSerialising } from './tracked.ts';
 
 /** Most that is held in memory by one copy, in bytes; a multiple of every cluster size. */
 const MAX_BOUNCE_BYTES = 2 * 1024 * 1024;
+
+/** Less is not worth the way through a thread. */
+const MIN_KERNEL_BYTES = 128 * 1024;
+const PEEK_BYTES = 512;
 
 /** The unit in which `node` allocates, in bytes. */
 export async function coClusterBytes(node: BlockNode, guard: GraphReadGuard): Promise<number> {
@@ -93,6 +99,9 @@ export async function coCopyOnRead(
 /** Reads and writes past the tracking of requests, which is the caller's. */
 async function copyUp(node: BlockNode, guard: GraphReadGuard, offset: number, bytes: number): Promise<void> {
   const { driver, limits } = node;
+  // The content is the same as before, where it is kept is not: a flush has work to do.
+  node.writeGeneration++;
+  if (bytes >= MIN_KERNEL_BYTES && (await copyUpByKernel(node, guard, offset, bytes))) return;
   const padded = roundUp(bytes, limits.requestAlignment);
   const vec = vectorOf(allocateIoMemory(padded), 0, padded);
   await split(limits.maxTransfer, padded, (at, length) =>
@@ -111,8 +120,24 @@ async function copyUp(node: BlockNode, guard: GraphReadGuard, offset: number, by
       ),
     );
   }
-  // The content is the same as before, where it is kept is not: a flush has work to do.
   node.writeGeneration++;
+}
+
+/** False: it has to be read and written. So has what begins with zeroes: it may be nothing else. */
+async function copyUpByKernel(
+  node: BlockNode,
+  guard: GraphReadGuard,
+  offset: number,
+  bytes: number,
+): Promise<boolean> {
+  const { driver } = node;
+  const below = backingOf(node);
+  if (below === null || driver.copyRangeTo === undefined || !isLocal(node) || !isLocal(below)) return false;
+  const start = vectorOf(allocateIoMemory(PEEK_BYTES), 0, PEEK_BYTES);
+  if (!sync.tryPreadv(below, guard, offset, PEEK_BYTES, start) || isZeroVector(start)) return false;
+  return coCopyRangeFrom(below, guard, offset, bytes, (place, at, length) =>
+    driver.copyRangeTo!(node, guard, offset + at, length, place),
+  );
 }
 
 /** False when the driver cannot do it efficiently. */

@@ -2,63 +2,36 @@
  * The I/O path of copies that the kernel makes from one file to another: no data comes into this process, and a file
  * system that can share blocks does not copy at all.
  *
- * Possible where both nodes are nothing but windows into files (BlockDriver.localPlace). Requests are tracked in every
- * node on the way, as if each had been read or written. What cannot be done this way is the caller's to do with reads
- * and writes, which also tell what is wrong.
+ * A copy goes down from the source to its file, and from there, through the sink, down from the target to its own; at
+ * every node it is tracked as if it had been read or written. What cannot be done this way is the caller's to do with
+ * reads and writes, which also tell what is wrong: nothing here reports an error.
  */
 
-import { copyFileRangeAsync } from '../aio/ffi.ts';
+import type { FilePlace, RangeSink } from './copy-range-driver.ts';
 import type { GraphReadGuard } from './graph-lock.ts';
 import { begin, checkRange, end, wrote, wroteInPart } from './io-common.ts';
 import type { BlockNode } from './node.ts';
-import { type TrackedRequest, waitSerialising } from './tracked.ts';
+import { waitSerialising } from './tracked.ts';
 
-/** A step of the way from a node down to the file. */
-interface Step {
-  readonly node: BlockNode;
-  readonly offset: number;
+/** Whether the kernel may be able to copy between the nodes: data lies in local files as the nodes show it. */
+export function canCopyRange(source: BlockNode, target: BlockNode, _guard: GraphReadGuard): boolean {
+  return isLocal(source) && isLocal(target) && !changesData(target);
 }
 
-interface Way {
-  readonly steps: readonly Step[];
-  readonly fd: number;
-  readonly offset: number;
+/** Whether the data of a node lies in a local file as the node shows it. */
+export function isLocal(node: BlockNode): boolean {
+  let at: BlockNode | 'here' | null = node;
+  while (at !== 'here' && at !== null) at = at.driver.copyRangeVia?.(at) ?? null;
+  return at === 'here';
 }
 
-function wayDown(top: BlockNode, topOffset: number, bytes: number, isWrite: boolean): Way | null {
-  const steps: Step[] = [];
-  let node = top;
-  let offset = topOffset;
-  for (;;) {
-    const { limits } = node;
-    const align = limits.requestAlignment;
-    if (offset % align !== 0 || bytes % align !== 0) return null;
-    if (limits.maxTransfer !== 0 && bytes > limits.maxTransfer) return null;
-    if (isWrite && (node.readOnly || node.settings.detectZeroes !== 'off')) return null;
-    steps.push({ node, offset });
-    const place = node.driver.localPlace?.(node, offset, bytes) ?? null;
-    if (place === null) return null;
-    if ('fd' in place) return { steps, fd: place.fd, offset: place.offset };
-    ({ node, offset } = place);
-  }
+function changesData({ readOnly, settings }: BlockNode): boolean {
+  return readOnly || settings.detectZeroes !== 'off';
 }
 
-/** Whether the kernel may be able to copy between the nodes. */
-export function canCopyRange(source: BlockNode, target: BlockNode, guard: GraphReadGuard): boolean {
-  return waysOf(source, guard, 0, target, 0, 0) !== null;
-}
-
-function waysOf(
-  source: BlockNode,
-  _guard: GraphReadGuard,
-  sourceOffset: number,
-  target: BlockNode,
-  targetOffset: number,
-  bytes: number,
-): { readonly from: Way; readonly to: Way } | null {
-  const from = wayDown(source, sourceOffset, bytes, false);
-  const to = from === null ? null : wayDown(target, targetOffset, bytes, true);
-  return from === null || to === null ? null : { from, to };
+function fits({ limits }: BlockNode, offset: number, bytes: number): boolean {
+  const { requestAlignment: align, maxTransfer } = limits;
+  return offset % align === 0 && bytes % align === 0 && (maxTransfer === 0 || bytes <= maxTransfer);
 }
 
 /**
@@ -73,39 +46,55 @@ export async function coCopyRange(
   targetOffset: number,
   bytes: number,
 ): Promise<boolean> {
-  checkRange(sourceOffset, bytes);
-  checkRange(targetOffset, bytes);
-  const ways = waysOf(source, guard, sourceOffset, target, targetOffset, bytes);
-  if (ways === null) return false;
-  const { from, to } = ways;
-  const begun: { readonly node: BlockNode; readonly request: TrackedRequest }[] = [];
+  if (!canCopyRange(source, target, guard)) return false;
+  return coCopyRangeFrom(source, guard, sourceOffset, bytes, (place, at, length) =>
+    coCopyRangeTo(target, guard, targetOffset + at, length, place),
+  );
+}
+
+/** Gives [offset, offset+bytes) to the sink; see CopyRangeCallbacks. */
+export async function coCopyRangeFrom(
+  node: BlockNode,
+  guard: GraphReadGuard,
+  offset: number,
+  bytes: number,
+  sink: RangeSink,
+): Promise<boolean> {
+  checkRange(offset, bytes);
+  const { driver } = node;
+  if (driver.copyRangeFrom === undefined || !fits(node, offset, bytes)) return false;
+  const request = begin(node, offset, bytes);
   try {
-    for (const { node, offset } of [...from.steps, ...to.steps]) {
-      const request = begin(node, offset, bytes);
-      begun.push({ node, request });
-      if (node.tracked.serialising > 0) await waitSerialising(node.tracked, request);
-    }
-    const copied = await copyFully(from, to, bytes);
-    // From the file upwards, as writes end.
-    for (const { node, offset } of to.steps.toReversed()) (copied ? wrote : wroteInPart)(node, offset, bytes);
-    return copied;
+    if (node.tracked.serialising > 0) await waitSerialising(node.tracked, request);
+    return await driver.copyRangeFrom(node, guard, offset, bytes, sink);
+  } catch {
+    return false;
   } finally {
-    for (const { node, request } of begun.reverse()) end(node, request);
+    end(node, request);
   }
 }
 
-async function copyFully(from: Way, to: Way, bytes: number): Promise<boolean> {
-  for (let done = 0; done < bytes; ) {
-    const copied = await copyFileRangeAsync(
-      from.fd,
-      from.offset + done,
-      to.fd,
-      to.offset + done,
-      bytes - done,
-    );
-    // 0: the source ends here; what is behind its end reads as zeroes.
-    if (copied <= 0) return false;
-    done += copied;
+/** Writes what is at `from` to [offset, offset+bytes); see CopyRangeCallbacks. */
+export async function coCopyRangeTo(
+  node: BlockNode,
+  guard: GraphReadGuard,
+  offset: number,
+  bytes: number,
+  from: FilePlace,
+): Promise<boolean> {
+  checkRange(offset, bytes);
+  const { driver } = node;
+  if (driver.copyRangeTo === undefined || changesData(node) || !fits(node, offset, bytes)) return false;
+  const request = begin(node, offset, bytes);
+  let copied = false;
+  try {
+    if (node.tracked.serialising > 0) await waitSerialising(node.tracked, request);
+    copied = await driver.copyRangeTo(node, guard, offset, bytes, from);
+  } catch {
+    copied = false;
+  } finally {
+    (copied ? wrote : wroteInPart)(node, offset, bytes);
+    end(node, request);
   }
-  return true;
+  return copied;
 }

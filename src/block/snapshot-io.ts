@@ -5,11 +5,6 @@ import type { BlockStatus } from './driver.ts';
 import type { GraphReadGuard } from './graph-lock.ts';
 import type { BlockNode } from './node.ts';
 
-/** Where a byte of a node is: in another node, or in a file of the host. */
-export type LocalPlace =
-  | { readonly node: BlockNode; readonly offset: number }
-  | { readonly fd: number; readonly offset: number };
-
 /** I/O callbacks of a node that preserves the content it had when it was opened, for others to read. */
 export interface SnapshotIo<S> {
   /** As preadv, of the preserved content. */

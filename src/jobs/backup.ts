@@ -201,9 +201,9 @@ function setUpCopy({ options, copy }: Backup): void {
       `Required max-chunk (${maxChunkBytes}) is less than backup cluster size (${copy.clusterBytes})`,
     );
   }
-  copy.compress = options.compress;
-  copy.useCopyRange = options.useCopyRange;
-  copy.skipUnallocated = sync === 'top';
+  copy.mover.compress = options.compress;
+  copy.mover.useCopyRange = options.useCopyRange;
+  copy.mover.skipUnallocated = sync === 'top';
   if (sync !== 'bitmap' && sync !== 'incremental') return;
   copy.dirty.clear();
   const source = bitmap!.bitmap;

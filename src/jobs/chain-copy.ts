@@ -8,13 +8,14 @@
 
 import { setImmediate as nextTurn } from 'node:timers/promises';
 import type { BlockdevOnError } from '../../schema/generated/types.ts';
+import type { CopyFailure } from '../block/copy/mover.ts';
 import { CoQueue } from '../coroutine/co-queue.ts';
 import { BlockError, errnoOf, ioError } from '../errors/error.ts';
 import { type BlockJob, handleError, limitRate } from './block-job.ts';
 import { addProgress, isCancelled, mustPause, pausePoint } from './job-driver.ts';
 
 /** Data copied by one request. A guest's request to the same place waits for it. */
-const CHUNK_BYTES = 512 * 1024;
+export const CHUNK_BYTES = 512 * 1024;
 /** Requests at once at most. It begins with one, and again after an error: where one fails, others are likely to. */
 const MAX_REQUESTS = 8;
 /** Turns of the event loop in which a command that woke the job is answered. */
@@ -26,12 +27,6 @@ export interface Extent {
   readonly bytes: number;
   /** It has to be copied. */
   readonly copy: boolean;
-}
-
-/** An error of a request, and on which side it was. */
-export interface CopyFailure {
-  readonly operation: 'read' | 'write';
-  readonly error: unknown;
 }
 
 export interface ChainCopy {
@@ -123,7 +118,7 @@ async function nextRange(pass: Pass): Promise<Range | null> {
   } catch (error) {
     const bytes = Math.min(left, CHUNK_BYTES);
     pass.position += bytes;
-    failed(pass, { offset: position, bytes }, { operation: 'read', error });
+    failed(pass, { offset: position, bytes }, { isRead: true, offset: position, error });
     return null;
   }
   pass.position += extent.bytes;
@@ -163,7 +158,7 @@ async function startCopy(pass: Pass, range: Range): Promise<void> {
   if (!isCancelled(block.job)) await letCommandBeAnswered();
 }
 
-function failed(pass: Pass, range: Range, { operation, error }: CopyFailure): void {
+function failed(pass: Pass, range: Range, { isRead, error }: CopyFailure): void {
   const { copy, pending } = pass;
   const { block } = copy;
   pass.maxRequests = 1;
@@ -172,7 +167,7 @@ function failed(pass: Pass, range: Range, { operation, error }: CopyFailure): vo
   const action =
     pass.failure !== null || block.ioStatus !== 'ok'
       ? 'stop'
-      : handleError(block, copy.onError, operation, known);
+      : handleError(block, copy.onError, isRead ? 'read' : 'write', known);
   if (action === 'report') pass.failure = ioError(known.errno, known);
   else if (action === 'stop' || copy.ignored === 'retry') pending.unshift(range);
   else {

@@ -8,13 +8,12 @@
  */
 
 import type { BlockdevOnError } from '../../schema/generated/types.ts';
-import { allocateIoMemory, isZeroVector, vectorOf } from '../aio/memory.ts';
 import { backingNameOf, writeBackingName } from '../block/backing-image.ts';
-import { co, wrapped } from '../block/callbacks.ts';
+import { wrapped } from '../block/callbacks.ts';
 import { chainEdges } from '../block/chain.ts';
-import { Perm, Req, Role, Status } from '../block/driver.ts';
+import { createMover, moveExtent, usesKernel } from '../block/copy/mover.ts';
+import { Perm, Role, Status } from '../block/driver.ts';
 import { changeGraph, freezeEdges } from '../block/graph-change.ts';
-import type { GraphReadGuard } from '../block/graph-lock.ts';
 import type { BlockNode } from '../block/node.ts';
 import { blockStatusAbove } from '../block/status-chain.ts';
 import { commitTop } from '../drivers/filters/commit-top.ts';
@@ -26,7 +25,7 @@ import {
   removeJobNodes,
   startBlockJob,
 } from './block-job.ts';
-import { type CopyFailure, copyChain } from './chain-copy.ts';
+import { CHUNK_BYTES, copyChain } from './chain-copy.ts';
 import type { Job, JobDriver, JobOptions, JobTable } from './job-common.ts';
 import { letCommandReturn, setRemainingProgress } from './job-driver.ts';
 import { insertFilter, releaseFilter, removeFilter, takeOutFilter } from './job-filter.ts';
@@ -142,6 +141,13 @@ async function copyAll({ top, base, onError }: Commit, job: Job): Promise<void> 
   await letCommandReturn(job);
   if (base.totalBytes < top.totalBytes) await wrapped.truncate(base, top.totalBytes, false, 'off', false);
   const { graphLock } = top.layer;
+  const mover = createMover({
+    source: () => top,
+    target: () => base,
+    clusterBytes: base.limits.requestAlignment,
+    bufferBytes: CHUNK_BYTES,
+    findZeroes: true,
+  });
   await copyChain({
     block: job.block!,
     lengthBytes: top.totalBytes,
@@ -152,31 +158,12 @@ async function copyAll({ top, base, onError }: Commit, job: Job): Promise<void> 
         const found = await blockStatusAbove(top, guard, base, false, offset, bytes);
         return { bytes: found.bytes || bytes, copy: (found.flags & Status.allocated) !== 0 };
       }),
-    copy: (offset, bytes) => graphLock.withRead((guard) => copyDown(top, base, guard, offset, bytes)),
+    copy: (offset, bytes) =>
+      graphLock.withRead((guard) => {
+        usesKernel(mover, guard);
+        return moveExtent(mover, guard, offset, bytes, 'data');
+      }),
   });
-}
-
-/** Copies a range that `top` or what is between it and `base` holds. */
-async function copyDown(
-  top: BlockNode,
-  base: BlockNode,
-  guard: GraphReadGuard,
-  offset: number,
-  bytes: number,
-): Promise<CopyFailure | null> {
-  const vec = vectorOf(allocateIoMemory(bytes), 0, bytes);
-  try {
-    await co.preadv(top, guard, offset, bytes, vec, 0);
-  } catch (error) {
-    return { operation: 'read', error };
-  }
-  try {
-    if (isZeroVector(vec)) await co.pwriteZeroes(base, guard, offset, bytes, Req.mayUnmap);
-    else await co.pwritev(base, guard, offset, bytes, vec, 0);
-  } catch (error) {
-    return { operation: 'write', error };
-  }
-  return null;
 }
 
 /** The overlays of `top` get `base` as their backing image, in the images first. */

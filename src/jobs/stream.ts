@@ -10,6 +10,7 @@
 import type { BlockdevOnError } from '../../schema/generated/types.ts';
 import { backingNameOf, writeBackingName } from '../block/backing-image.ts';
 import { chainChild, chainEdges, cowChild, skipFilters } from '../block/chain.ts';
+import type { CopyFailure } from '../block/copy/mover.ts';
 import { Perm, Status } from '../block/driver.ts';
 import { changeGraph, freezeEdges } from '../block/graph-change.ts';
 import { coCopyOnRead } from '../block/io-copy-on-read.ts';
@@ -19,7 +20,7 @@ import { blockStatusAbove } from '../block/status-chain.ts';
 import { streamFilter } from '../drivers/filters/stream-filter.ts';
 import { BlockError } from '../errors/error.ts';
 import { type BlockJob, createBlockJob, type JobNode, removeJobNodes, startBlockJob } from './block-job.ts';
-import { type CopyFailure, copyChain, type Extent } from './chain-copy.ts';
+import { copyChain, type Extent } from './chain-copy.ts';
 import type { Job, JobDriver, JobOptions, JobTable } from './job-common.ts';
 import { letCommandReturn, setRemainingProgress } from './job-driver.ts';
 import { insertFilter, releaseFilter, removeFilter, takeOutFilter } from './job-filter.ts';
@@ -148,7 +149,7 @@ async function copyAll({ overlay, bottom, onError }: Stream, job: Job): Promise<
         await graphLock.withRead((guard) => coCopyOnRead(overlay, guard, offset, bytes));
         return null;
       } catch (error) {
-        return { operation: 'read', error };
+        return { isRead: true, offset, error };
       }
     },
   });

@@ -114,6 +114,14 @@ function memoryDriver(disk: MemoryDisk): BlockDriver {
     amend: () => plain('amend'),
     changeBackingFile: () => plain('changeBackingFile'),
     preadvSnapshot: () => plain('preadvSnapshot'),
+    async copyRangeFrom() {
+      await plain('copyRangeFrom');
+      return false;
+    },
+    async copyRangeTo() {
+      await plain('copyRangeTo');
+      return false;
+    },
     async blockStatusSnapshot(node, _guard, _wantZero, offset, bytes) {
       await plain('blockStatusSnapshot');
       return { bytes, flags: 1 | 4, map: offset, file: node };

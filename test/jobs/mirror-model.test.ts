@@ -7,6 +7,7 @@ import fc from 'fast-check';
 import { expect, test } from 'vitest';
 import { allocateIoMemory, vectorOf } from '../../src/aio/memory.ts';
 import { wrapped } from '../../src/block/callbacks.ts';
+import { createMover } from '../../src/block/copy/mover.ts';
 import { createBitmap } from '../../src/block/dirty-bitmap.ts';
 import { type BlockDriver, Req } from '../../src/block/driver.ts';
 import { changeGraph } from '../../src/block/graph-change.ts';
@@ -150,12 +151,14 @@ async function runMirror({
     filter,
     bitmap: createBitmap(source, { name: null, granularityBytes }),
     alignBytes,
-    copyBytes: Math.max(4096, alignBytes),
+    mover: createMover({
+      source: () => source,
+      target: () => target,
+      clusterBytes: alignBytes,
+      bufferBytes: Math.max(4096, alignBytes),
+    }),
     maxCopies: 4,
-    unmap: true,
-    keepsHoles: false,
     copyMode: 'background',
-    usesKernel: false,
     host: {
       onError: (isRead, error) => {
         errors.push(`${isRead ? 'read' : 'write'} ${error.errno}`);

@@ -1,33 +1,30 @@
 /**
  * Block copy: the parts of one node that are still to be copied to another one, and who is copying them.
  *
- * Backup, mirror and image fleecing share it. A bitmap says which clusters have not been copied yet. Whoever copies
+ * Backup and image fleecing share it. A bitmap says which clusters have not been copied yet. Whoever copies
  * claims clusters first: claimed clusters are clean and belong to a task, so a cluster is never copied twice at a time.
  * A task that fails makes its clusters dirty again. Two users work on one record: copyBeforeWrite, which must have
  * clusters copied before they change, and runCopy (run.ts), which copies everything there is. A cluster that is clean
  * and belongs to no task has been copied; one that is dirty has not changed since the copy was begun, so its block
  * status may be kept.
  *
- * Here: the record, claims, copying before a write. How one piece is copied is piece.ts. All that does I/O runs under
+ * Here: the record, claims, copying before a write. How data gets from here to there is mover.ts. All that does I/O runs under
  * the graph read lock, and within a node that counts it as in flight.
  */
 
-import type { IoMemory } from '../../aio/memory.ts';
 import { CoQueue } from '../../coroutine/co-queue.ts';
 import { assert } from '../../errors/error.ts';
 import type { GraphReadGuard } from '../graph-lock.ts';
 import type { HierarchicalBitmap } from '../hierarchical-bitmap.ts';
-import type { BlockNode } from '../node.ts';
-import { copyPiece, type Extent, statusAt } from './piece.ts';
-import { createRequestSize, type RequestSize } from './request-size.ts';
-
-/** Request sizes at the start and at most. A guest's write may have to wait for one request. */
-const FIRST_DATA_BYTES = 1024 * 1024;
-/** What a processor's cache holds twice; the event loop is not held up for longer than by a few guests' requests. */
-const BUFFER_BYTES = 256 * 1024;
-const MAX_KERNEL_BYTES = 16 * 1024 * 1024;
-const FIRST_ZERO_BYTES = 1024 * 1024;
-const MAX_ZERO_BYTES = 256 * 1024 * 1024;
+import {
+  type CopyFailure,
+  clustersAt,
+  createMover,
+  type Extent,
+  type Mover,
+  type MoverSettings,
+  moveExtent,
+} from './mover.ts';
 
 /** Clusters [first, end) that somebody is copying. */
 export interface CopyTask {
@@ -36,44 +33,17 @@ export interface CopyTask {
   readonly done: CoQueue;
 }
 
-/** Where a copy failed, and on which side. */
-export interface CopyFailure {
-  readonly error: unknown;
-  readonly isRead: boolean;
-  readonly offset: number;
-}
-
-export interface CopySettings {
-  /** Looked at under the graph read lock for every request. */
-  readonly source: () => BlockNode;
-  readonly target: () => BlockNode;
-  /** Unit of copying in bytes. */
-  readonly clusterBytes: number;
+export interface CopySettings
+  extends Pick<MoverSettings, 'source' | 'target' | 'clusterBytes' | 'writeFlags'> {
   /** Length of the source; the target is at least as long. */
   readonly totalBytes: number;
   /** Clusters still to be copied, one bit each. */
   readonly dirty: HierarchicalBitmap;
-  /** Flags of writes to the target. */
-  readonly writeFlags?: number;
 }
 
 export interface BlockCopy extends CopySettings {
-  readonly writeFlags: number;
+  readonly mover: Mover;
   readonly tasks: Set<CopyTask>;
-  /** What the top layer of the source does not hold is left out. */
-  skipUnallocated: boolean;
-  /** Data is written compressed. */
-  compress: boolean;
-  /** Let the kernel copy; cleared when it cannot. */
-  useCopyRange: boolean;
-  /** Idle buffers, each of `bufferBytes`. */
-  readonly buffers: IoMemory[];
-  readonly bufferBytes: number;
-  readonly sizes: {
-    readonly kernel: RequestSize;
-    readonly buffered: RequestSize;
-    readonly zero: RequestSize;
-  };
   /** Bytes copied so far, whole clusters. */
   copiedBytes: number;
   /** Called whenever bytes have been copied or there is less to copy. */
@@ -81,25 +51,7 @@ export interface BlockCopy extends CopySettings {
 }
 
 export function createBlockCopy(settings: CopySettings): BlockCopy {
-  const { clusterBytes, writeFlags = 0 } = settings;
-  const size = (first: number, max: number): RequestSize => createRequestSize(clusterBytes, first, max);
-  return {
-    ...settings,
-    writeFlags,
-    tasks: new Set(),
-    skipUnallocated: false,
-    compress: false,
-    useCopyRange: true,
-    buffers: [],
-    bufferBytes: Math.max(BUFFER_BYTES, clusterBytes),
-    sizes: {
-      kernel: size(FIRST_DATA_BYTES, MAX_KERNEL_BYTES),
-      buffered: size(BUFFER_BYTES, BUFFER_BYTES),
-      zero: size(FIRST_ZERO_BYTES, MAX_ZERO_BYTES),
-    },
-    copiedBytes: 0,
-    onProgress: null,
-  };
+  return { ...settings, mover: createMover(settings), tasks: new Set(), copiedBytes: 0, onProgress: null };
 }
 
 /** Bytes still to be copied, whole clusters, what is being copied included. */
@@ -171,11 +123,12 @@ export async function perform(
   let failure: CopyFailure | null = null;
   let copied = true;
   try {
-    const extent = known ?? (await statusAt(copy, guard, offset, bytesOf(copy, task.first, task.end)));
+    const extent =
+      known ?? (await clustersAt(copy.mover, guard, offset, bytesOf(copy, task.first, task.end)));
     shrink(copy, task, Math.min(task.end, Math.ceil((offset + extent.bytes) / copy.clusterBytes)));
     const bytes = bytesOf(copy, task.first, task.end);
     if (extent.kind === 'skip') copied = false;
-    else failure = await copyPiece(copy, guard, offset, bytes, extent.kind);
+    else failure = await moveExtent(copy.mover, guard, offset, bytes, extent.kind);
   } catch (error) {
     failure = { error, isRead: true, offset };
   }
@@ -205,7 +158,7 @@ export async function copyBeforeWrite(
   const first = Math.floor(offset / copy.clusterBytes);
   const end = Math.ceil((offset + bytes) / copy.clusterBytes);
   const { graphLock } = copy.source().layer;
-  const max = Math.max(1, Math.floor(copy.bufferBytes / copy.clusterBytes));
+  const max = Math.max(1, Math.floor(copy.mover.bufferBytes / copy.clusterBytes));
   while (goOn()) {
     const task = claim(copy, first, end, max);
     if (task !== null) {

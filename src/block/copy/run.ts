@@ -7,21 +7,18 @@
 
 import { CoQueue } from '../../coroutine/co-queue.ts';
 import type { GraphReadGuard } from '../graph-lock.ts';
+import { type BlockCopy, bytesOf, type CopyTask, claim, perform, skip } from './block-copy.ts';
 import {
-  type BlockCopy,
-  bytesOf,
   type CopyFailure,
-  type CopyTask,
-  claim,
-  perform,
-  skip,
-} from './block-copy.ts';
-import { type Extent, requestBytes, statusAt, usesKernel } from './piece.ts';
+  clustersAt,
+  type Extent,
+  MAX_KERNEL_REQUESTS,
+  requestBytes,
+  usesKernel,
+} from './mover.ts';
 
 /** Requests at once; more take memory and make others wait, without being faster. */
 const MAX_REQUESTS = 16;
-/** Copies by the kernel keep a processor busy each. */
-const MAX_KERNEL_REQUESTS = 2;
 /** Longest part whose block status is asked for at once. */
 const STATUS_BYTES = 1024 ** 3;
 
@@ -75,7 +72,7 @@ async function dispatch(run: Run): Promise<void> {
   const { copy, options } = run;
   const guard = await options.enter();
   // Told at the start: every request looks again.
-  usesKernel(copy, guard);
+  usesKernel(copy.mover, guard);
   options.leave(guard);
   let lastBytes = 0;
   for (;;) {
@@ -94,8 +91,8 @@ async function dispatch(run: Run): Promise<void> {
   }
 }
 
-function maxRequests({ copy, options }: Run): number {
-  const max = copy.useCopyRange && !copy.compress ? MAX_KERNEL_REQUESTS : MAX_REQUESTS;
+function maxRequests({ copy: { mover }, options }: Run): number {
+  const max = mover.useCopyRange && !mover.compress ? MAX_KERNEL_REQUESTS : MAX_REQUESTS;
   return Math.max(1, Math.min(max, options.maxRequests));
 }
 
@@ -135,7 +132,7 @@ async function pick(run: Run, guard: GraphReadGuard): Promise<CopyTask | null> {
       const limit = first + Math.max(1, Math.floor(STATUS_BYTES / clusterBytes));
       const clear = dirty.nextClear(first, limit);
       const end = clear < 0 ? Math.min(limit, dirty.length) : clear;
-      const extent = await statusAt(copy, guard, first * clusterBytes, bytesOf(copy, first, end));
+      const extent = await clustersAt(copy.mover, guard, first * clusterBytes, bytesOf(copy, first, end));
       const clusters = Math.ceil(extent.bytes / clusterBytes);
       run.known = { first, end: first + clusters, kind: extent.kind };
       // Others have been at work meanwhile.
@@ -145,7 +142,7 @@ async function pick(run: Run, guard: GraphReadGuard): Promise<CopyTask | null> {
       skip(copy, first, known.end);
       continue;
     }
-    let bytes = requestBytes(copy, known.kind);
+    let bytes = requestBytes(copy.mover, known.kind);
     if (options.maxChunkBytes > 0) bytes = Math.min(bytes, options.maxChunkBytes);
     const task = claim(copy, first, known.end, Math.max(1, Math.floor(bytes / clusterBytes)));
     run.position = task!.end;

@@ -123,11 +123,17 @@ export const raw: BlockDriver<RawState> = {
     if (state.size !== null && offset + bytes > state.size) return false;
     return sync.tryPwritev(children[0]!.node, guard, offset + state.offset, bytes, vec);
   },
-  localPlace(node, offset, bytes) {
-    const { size, probed } = node.state;
-    if (probed && offset < PROBED_BYTES) return null;
-    if (size !== null && offset + bytes > size) return null;
-    return { node: fileOf(node), offset: offset + node.state.offset };
+  copyRangeVia: (node) => fileOf(node),
+  async copyRangeFrom(node, guard, offset, bytes, sink) {
+    const { state } = node;
+    if (state.size !== null && offset + bytes > state.size) return false;
+    return co.copyRangeFrom(fileOf(node), guard, offset + state.offset, bytes, sink);
+  },
+  async copyRangeTo(node, guard, offset, bytes, from) {
+    const { state } = node;
+    if (state.probed && offset < PROBED_BYTES) return false;
+    if (state.size !== null && offset + bytes > state.size) return false;
+    return co.copyRangeTo(fileOf(node), guard, offset + state.offset, bytes, from);
   },
   preadv(node, guard, offset, bytes, vec, flags) {
     checkWindow(node.state, offset, bytes, E.EINVAL);

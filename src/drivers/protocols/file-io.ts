@@ -64,6 +64,17 @@ export interface FileState {
   /** Alignment of O_DIRECT requests and memory in bytes; 1 for buffered I/O. */
   alignment: number;
   readonly stats: FileStats;
+  /** Owned by file-copy-range.ts. */
+  readonly writeback: Writeback;
+}
+
+/** What copies have written and the kernel has not been told to write to the disk: within [from, to). */
+export interface Writeback {
+  from: number;
+  to: number;
+  bytes: number;
+  /** The kernel is being told; it uses the descriptor. */
+  running: Promise<unknown> | null;
 }
 
 export type FileNode = BlockNode<FileState>;

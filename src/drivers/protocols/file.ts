@@ -31,6 +31,7 @@ import {
   setPermissions,
   wantedAccess,
 } from './file-access.ts';
+import { copyRangeFrom, copyRangeTo } from './file-copy-range.ts';
 import { fileCreation } from './file-create.ts';
 import { type FileNode, type FileState, flush, preadv, pwritev, tryPreadv, tryPwritev } from './file-io.ts';
 import { FileLocks, probeOfdLocks } from './file-locks.ts';
@@ -87,6 +88,7 @@ function makeOpen(driverName: string, accepts: (stat: Stats) => boolean, require
         canZeroRange: true,
         avoidInlineUntilMs: 0,
         alignment: alignmentOf(fd, direct, isDevice),
+        writeback: { from: 0, to: 0, bytes: 0, running: null },
         stats: { discardOk: 0, discardFailed: 0, discardBytesOk: 0 },
       };
     } catch (error) {
@@ -105,6 +107,7 @@ function openLocks(fd: number, filename: string, locking: 'auto' | 'on' | 'off')
 }
 
 async function close(node: FileNode): Promise<void> {
+  await node.state.writeback.running;
   // Closing the description drops its locks.
   ffi.closeFd(node.state.fd);
 }
@@ -232,7 +235,9 @@ function fileDriver(
       'discard-bytes-ok': stats.discardBytesOk,
     }),
     // O_DIRECT keeps the page cache out, which a copy by the kernel goes through.
-    localPlace: ({ state: { fd, direct, isDevice } }, offset) => (direct || isDevice ? null : { fd, offset }),
+    copyRangeVia: ({ state: { direct } }) => (direct || name !== 'file' ? null : 'here'),
+    copyRangeFrom,
+    copyRangeTo,
     tryPreadv,
     tryPwritev,
     preadv,

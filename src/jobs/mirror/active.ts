@@ -7,11 +7,12 @@
 
 import type { IoVector } from '../../aio/memory.ts';
 import { co } from '../../block/callbacks.ts';
+import type { CopyFailure } from '../../block/copy/mover.ts';
 import { resetDirty, setDirty } from '../../block/dirty-bitmap.ts';
 import { Req } from '../../block/driver.ts';
 import type { GraphReadGuard } from '../../block/graph-lock.ts';
 import type { MirrorWrites } from '../../drivers/filters/mirror-top.ts';
-import { asError, copyRange, isSourceError } from './copy.ts';
+import { asError, copyRange } from './copy.ts';
 import { beginOp, endOp, type Mirror, opFailed, opIn } from './state.ts';
 
 /** What the target has to do itself; it is flushed when the job completes. */
@@ -75,17 +76,26 @@ async function writeBoth(
       setDirty(mirror.bitmap, offset, bytes);
       return;
     }
-    try {
-      if (whole) await copyRange(mirror, guard, from, to - from);
-      else await write(guard, true);
-    } catch (error) {
-      opFailed(mirror, from, to - from, isSourceError(error), asError(error));
+    const failure = whole
+      ? await copyRange(mirror, guard, from, to - from)
+      : await writeTarget(guard, write, from);
+    if (failure !== null) {
+      opFailed(mirror, from, to - from, failure.isRead, asError(failure.error));
       return;
     }
     inSync(mirror, from, to);
     mirror.host.copied(bytes);
   } finally {
     endOp(mirror, op);
+  }
+}
+
+async function writeTarget(guard: GraphReadGuard, write: Write, offset: number): Promise<CopyFailure | null> {
+  try {
+    await write(guard, true);
+    return null;
+  } catch (error) {
+    return { error, isRead: false, offset };
   }
 }
 

@@ -1,26 +1,24 @@
 /**
  * Copies of a mirror: which range is next, and how it gets from the source to the target. See state.ts for the rules.
  *
- * Block status decides: data is copied by the kernel where both ends are plain files, else read and written; what reads as zeroes is written as zeroes, which costs nothing where
- * the target has a hole already.
+ * Moving the data is the mover's (block/copy/mover.ts).
  */
 
-import { allocateIoMemory, type IoMemory, vectorOf } from '../../aio/memory.ts';
-import { co } from '../../block/callbacks.ts';
+import {
+  type CopyFailure,
+  extentAt,
+  MAX_KERNEL_REQUESTS,
+  moveExtent,
+  requestBytes,
+  usesKernel,
+} from '../../block/copy/mover.ts';
 import { nextDirty, resetDirty } from '../../block/dirty-bitmap.ts';
-import { Req, Status } from '../../block/driver.ts';
 import type { GraphReadGuard } from '../../block/graph-lock.ts';
-import { coCopyRange } from '../../block/io-copy-range.ts';
-import { blockStatusAbove } from '../../block/status-chain.ts';
-import { BlockError, errnoOf, ioError } from '../../errors/error.ts';
+import { type BlockError, errnoOf, ioError } from '../../errors/error.ts';
 import { beginOp, endOp, type Mirror, type MirrorOp, opFailed, opIn, shrinkOp } from './state.ts';
 
 /** Zeroes that one copy writes at most. */
 const ZEROES_MAX_BYTES = 64 * 1024 * 1024;
-
-/** Data that the kernel copies at once, at most; and what is not worth the way through a thread. */
-const KERNEL_BYTES = 1024 * 1024;
-const KERNEL_MIN_BYTES = 64 * 1024;
 
 export interface CopyRange {
   readonly offset: number;
@@ -78,13 +76,16 @@ async function runCopy(mirror: Mirror, op: MirrorOp, sized: (bytes: number) => v
   const { graphLock } = mirror.source.layer;
   const guard = graphLock.tryRead() ?? (await graphLock.read());
   try {
-    await copyOp(mirror, guard, op, sized);
+    const failure = await copyOp(mirror, guard, op, sized);
     const bytes = op.end - op.offset;
-    mirror.copiedBytes += bytes;
-    mirror.host.copied(bytes);
+    if (failure !== null) {
+      opFailed(mirror, op.offset, bytes, failure.isRead, asError(failure.error));
+    } else {
+      mirror.copiedBytes += bytes;
+      mirror.host.copied(bytes);
+    }
   } catch (error) {
-    const { offset, end } = op;
-    opFailed(mirror, offset, end - offset, isSourceError(error), asError(error));
+    opFailed(mirror, op.offset, op.end - op.offset, true, asError(error));
   } finally {
     graphLock.readDone(guard);
     if (--mirror.copies === 0) mirror.busyMs += performance.now() - mirror.busySinceMs;
@@ -98,12 +99,12 @@ async function copyOp(
   guard: GraphReadGuard,
   op: MirrorOp,
   sized: (bytes: number) => void,
-): Promise<void> {
-  const { alignBytes } = mirror;
-  const mostBytes = mirror.usesKernel ? Math.max(KERNEL_BYTES, mirror.copyBytes) : mirror.copyBytes;
+): Promise<CopyFailure | null> {
+  const { alignBytes, mover } = mirror;
+  usesKernel(mover, guard);
   // What the range begins with tells how much of it this copy takes.
-  const extent = await extentAt(mirror, guard, op.offset, op.end - op.offset);
-  const take = extent.isZero ? extent.bytes : Math.min(extent.bytes, mostBytes);
+  const { kind, bytes: length } = await extentAt(mover, guard, op.offset, op.end - op.offset);
+  const take = kind === 'zero' ? length : Math.min(length, requestBytes(mover, 'data'));
   const end = op.offset + Math.ceil(take / alignBytes) * alignBytes;
   if (end < op.end) {
     shrinkOp(mirror, op, end);
@@ -111,116 +112,36 @@ async function copyOp(
   }
   const bytes = op.end - op.offset;
   sized(bytes);
-  await copyExtent(mirror, guard, op.offset, take, extent.isZero);
-  if (take < bytes) await copyRange(mirror, guard, op.offset + take, bytes - take);
+  const failure = await moveExtent(mover, guard, op.offset, take, kind === 'zero' ? 'zero' : 'data');
+  if (failure !== null || take >= bytes) return failure;
+  return copyRange(mirror, guard, op.offset + take, bytes - take);
 }
 
-/** Copies a range of which nothing is known yet. Throws what went wrong; SourceError: on the source. */
+/** Copies a range of which nothing is known yet; null: done. */
 export async function copyRange(
-  mirror: Mirror,
+  { mover }: Mirror,
   guard: GraphReadGuard,
   offset: number,
   bytes: number,
-): Promise<void> {
+): Promise<CopyFailure | null> {
   for (let at = offset; at < offset + bytes; ) {
-    const extent = await extentAt(mirror, guard, at, offset + bytes - at);
-    const length = extent.isZero ? extent.bytes : Math.min(extent.bytes, mirror.copyBytes);
-    await copyExtent(mirror, guard, at, length, extent.isZero);
-    at += length;
+    const extent = await extentAt(mover, guard, at, offset + bytes - at);
+    const failure = await moveExtent(
+      mover,
+      guard,
+      at,
+      extent.bytes,
+      extent.kind === 'zero' ? 'zero' : 'data',
+    );
+    if (failure !== null) return failure;
+    at += extent.bytes;
   }
+  return null;
 }
 
-interface Extent {
-  readonly bytes: number;
-  readonly isZero: boolean;
-}
-
-async function extentAt(
-  { source }: Mirror,
-  guard: GraphReadGuard,
-  offset: number,
-  bytes: number,
-): Promise<Extent> {
-  try {
-    const status = await blockStatusAbove(source, guard, null, true, offset, bytes);
-    return { bytes: status.bytes || bytes, isZero: (status.flags & Status.zero) !== 0 };
-  } catch {
-    // A source that cannot tell may still be read.
-    return { bytes, isZero: false };
-  }
-}
-
-async function copyExtent(
-  mirror: Mirror,
-  guard: GraphReadGuard,
-  offset: number,
-  bytes: number,
-  isZero: boolean,
-): Promise<void> {
-  const { source, target, unmap } = mirror;
-  if (isZero) {
-    if (mirror.keepsHoles && (await isHole(mirror, guard, offset, bytes))) return;
-    await co.pwriteZeroes(target, guard, offset, bytes, unmap ? Req.mayUnmap : 0);
-    return;
-  }
-  if (mirror.usesKernel && bytes >= KERNEL_MIN_BYTES) {
-    if (await coCopyRange(source, guard, offset, target, offset, bytes)) return;
-    // The way through memory tells what is wrong, if anything is.
-    mirror.usesKernel = false;
-  }
-  for (let at = offset; at < offset + bytes; at += mirror.copyBytes)
-    await copyThroughMemory(mirror, guard, at, Math.min(mirror.copyBytes, offset + bytes - at));
-}
-
-async function copyThroughMemory(
-  mirror: Mirror,
-  guard: GraphReadGuard,
-  offset: number,
-  bytes: number,
-): Promise<void> {
-  const { source, target } = mirror;
-  const memory = takeBuffer(mirror);
-  try {
-    const vec = vectorOf(memory, 0, bytes);
-    try {
-      await co.preadv(source, guard, offset, bytes, vec, 0);
-    } catch (error) {
-      throw new SourceError(asError(error));
-    }
-    await co.pwritev(target, guard, offset, bytes, vec, 0);
-  } finally {
-    if (mirror.buffers.length < mirror.maxCopies) mirror.buffers.push(memory);
-  }
-}
-
-/** Whether the target reads as zeroes in the range without having space for it. */
-async function isHole(
-  { target }: Mirror,
-  guard: GraphReadGuard,
-  offset: number,
-  bytes: number,
-): Promise<boolean> {
-  try {
-    const { flags, bytes: length } = await blockStatusAbove(target, guard, null, true, offset, bytes);
-    return length === bytes && (flags & Status.zero) !== 0;
-  } catch {
-    return false;
-  }
-}
-
-function takeBuffer({ buffers, copyBytes }: Mirror): IoMemory {
-  return buffers.pop() ?? allocateIoMemory(copyBytes);
-}
-
-/** What failed is the reading of the source. */
-class SourceError extends BlockError {
-  constructor(cause: BlockError) {
-    super(cause.message, { errno: cause.errno, cause });
-  }
-}
-
-export function isSourceError(error: unknown): boolean {
-  return error instanceof SourceError;
+/** Whether one more copy may be begun. */
+export function mayCopy({ mover, copies, maxCopies }: Mirror): boolean {
+  return copies < (mover.useCopyRange ? Math.min(MAX_KERNEL_REQUESTS, maxCopies) : maxCopies);
 }
 
 /** What a request failed with, as the error that the user gets to see: the text of its errno. */

@@ -56,7 +56,7 @@ async function step(
       const status = await blockStatusAbove(source, guard, base, false, from, limit - from);
       const bytes = status.bytes || limit - from;
       if ((status.flags & Status.allocated) !== 0) setDirty(bitmap, from, bytes);
-      else if (zeroTarget) await co.pwriteZeroes(target, guard, from, bytes, mirror.unmap ? Req.mayUnmap : 0);
+      else if (zeroTarget) await co.pwriteZeroes(target, guard, from, bytes, mirror.mover.zeroFlags);
       return from + bytes;
     });
   } catch {

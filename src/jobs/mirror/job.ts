@@ -12,6 +12,7 @@ import type { BlockdevOnError } from '../../../schema/generated/types.ts';
 import type { BlockBackend } from '../../block/backend.ts';
 import { infoOrNull } from '../../block/callbacks.ts';
 import { cowChild, skipFilters } from '../../block/chain.ts';
+import { createMover } from '../../block/copy/mover.ts';
 import {
   createBitmap,
   type DirtyBitmap,
@@ -19,7 +20,7 @@ import {
   releaseBitmap,
 } from '../../block/dirty-bitmap.ts';
 import type { DrainedSection } from '../../block/drain.ts';
-import type { PermissionPair } from '../../block/driver.ts';
+import { type PermissionPair, Req } from '../../block/driver.ts';
 import { asMonitor } from '../../block/graph-debug.ts';
 import type { BlockNode } from '../../block/node.ts';
 import { changeOptions } from '../../block/reopen.ts';
@@ -196,12 +197,17 @@ function buildMirror(
     filter,
     bitmap,
     alignBytes,
-    copyBytes,
+    mover: createMover({
+      source: () => source,
+      target: () => target,
+      clusterBytes: alignBytes,
+      bufferBytes: copyBytes,
+      zeroFlags: options.unmap ? Req.mayUnmap : 0,
+      // There is no backing image that could show through a hole.
+      keepsHoles: image.driver.supportsBacking !== true,
+    }),
     maxCopies: Math.min(Math.max(Math.floor(bufferBytes / copyBytes), 1), COPIES_MAX),
-    unmap: options.unmap,
-    keepsHoles: image.driver.supportsBacking !== true,
     copyMode: 'background',
-    usesKernel: true,
     host: {
       onError: (isRead, error) =>
         // What fails because the job is cancelled is no news.

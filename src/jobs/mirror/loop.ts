@@ -11,7 +11,7 @@ import { setImmediate as nextTurn } from 'node:timers/promises';
 import { wrapped } from '../../block/callbacks.ts';
 import { dirtyBytes } from '../../block/dirty-bitmap.ts';
 import { type DrainedSection, drainedBeginAll } from '../../block/drain.ts';
-import { asError, nextRange, startCopy } from './copy.ts';
+import { asError, mayCopy, nextRange, startCopy } from './copy.ts';
 import { setCopyMode } from './graph.ts';
 import { failed, type Mirror, remainingBytes } from './state.ts';
 
@@ -96,9 +96,9 @@ export async function mirrorLoop(mirror: Mirror, control: LoopControl): Promise<
       }
     }
 
-    const range = waitMs <= 0 && mirror.copies < mirror.maxCopies ? nextRange(mirror) : null;
+    const range = waitMs <= 0 && mayCopy(mirror) ? nextRange(mirror) : null;
     if (range !== null) {
-      const most = control.isLimited() ? mirror.copyBytes : range.bytes;
+      const most = control.isLimited() ? mirror.mover.bufferBytes : range.bytes;
       control.count(await startCopy(mirror, { ...range, bytes: Math.min(range.bytes, most) }));
       // A copy within the page cache is done by now, and nobody else has had a turn.
       await nextTurn();
@@ -180,7 +180,7 @@ export async function settle(
   mirror.drain = 'copies';
   const errorsBefore = mirror.errors;
   while (mirror.errors === errorsBefore && !control.isCancelled()) {
-    const range = mirror.copies < mirror.maxCopies ? nextRange(mirror) : null;
+    const range = mayCopy(mirror) ? nextRange(mirror) : null;
     if (range !== null) {
       await startCopy(mirror, range);
       await nextTurn();

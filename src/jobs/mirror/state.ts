@@ -15,7 +15,7 @@
  * operations', except what job control reads.
  */
 
-import type { IoMemory } from '../../aio/memory.ts';
+import type { Mover } from '../../block/copy/mover.ts';
 import { type DirtyBitmap, dirtyBytes, setDirty } from '../../block/dirty-bitmap.ts';
 import type { BlockNode } from '../../block/node.ts';
 import { CoQueue } from '../../coroutine/co-queue.ts';
@@ -59,21 +59,15 @@ export interface Mirror {
   readonly lengthBytes: number;
   /** Copies begin and end at multiples of this (or at the end): at least the bitmap's granularity. */
   readonly alignBytes: number;
-  /** Data a copy moves at most, and so the size of its buffer. */
-  readonly copyBytes: number;
-  /** Copies of data at a time: the buffer size in copyBytes. */
+  /** How data gets to the target. */
+  readonly mover: Mover;
+  /** Copies through memory at a time. */
   readonly maxCopies: number;
-  /** Zeroes may become holes of the target. */
-  readonly unmap: boolean;
-  /** Zeroes need not be written where the target has a hole: there is no backing image that could show through it. */
-  readonly keepsHoles: boolean;
   readonly host: MirrorHost;
 
   copyMode: CopyMode;
   /** A change of the copy mode that was asked for; the loop makes it when it comes to rest. */
   change: CopyModeChange | null;
-  /** Data goes from file to file within the kernel; cleared when that does not work. */
-  usesKernel: boolean;
   /** In order of their beginning. */
   readonly ops: Set<MirrorOp>;
   lastId: number;
@@ -82,7 +76,6 @@ export interface Mirror {
   bytesInFlight: number;
   /** Woken when an operation ends. */
   readonly changed: CoQueue;
-  readonly buffers: IoMemory[];
   /** Where to look for the next range. */
   cursor: number;
   /** The first error that ends the job. */
@@ -105,18 +98,7 @@ export interface Mirror {
 export function createMirror(
   given: Pick<
     Mirror,
-    | 'source'
-    | 'target'
-    | 'filter'
-    | 'bitmap'
-    | 'alignBytes'
-    | 'copyBytes'
-    | 'maxCopies'
-    | 'unmap'
-    | 'keepsHoles'
-    | 'host'
-    | 'copyMode'
-    | 'usesKernel'
+    'source' | 'target' | 'filter' | 'bitmap' | 'alignBytes' | 'mover' | 'maxCopies' | 'host' | 'copyMode'
   >,
 ): Mirror {
   return {
@@ -128,7 +110,6 @@ export function createMirror(
     copies: 0,
     bytesInFlight: 0,
     changed: new CoQueue(),
-    buffers: [],
     cursor: 0,
     failure: null,
     errors: 0,

@@ -19,6 +19,7 @@ import { amend } from './amend.ts';
 import { bitmaps, storeBitmaps } from './bitmaps.ts';
 import { check } from './check.ts';
 import { pwritevCompressed } from './compressed.ts';
+import { copyRangeFrom, copyRangeTo, copyRangeVia } from './copy-range.ts';
 import { checkAlive, toRequestError } from './corruption.ts';
 import { creation } from './create-options.ts';
 import { pdiscard, pwriteZeroes } from './discard.ts';
@@ -161,6 +162,9 @@ export const qcow2: BlockDriver<Qcow2State> = {
   preadv,
   pwritev,
   pwritevCompressed,
+  copyRangeVia,
+  copyRangeFrom,
+  copyRangeTo,
   pwriteZeroes,
   pdiscard,
   flush,
