@@ -473,7 +473,17 @@ export const IMAGE_CASES: Readonly<Record<string, ToolCase>> = {
     ],
     images: ['q:raw', 'r:raw', 's:raw', 't', 'u', 'v:raw'],
   },
-  'convert -C': { run: ['convert -C sparse q', 'convert -C -O qcow2 top r'], images: ['q:raw', 'r'] },
+  'convert -C': {
+    run: [
+      'convert -C sparse q',
+      'convert -C -O qcow2 top r',
+      'convert -C -O qcow2 sparse s',
+      'convert -C -O qcow2 packed t',
+      'convert -C -W -O qcow2 -o cluster_size=4k base u',
+      'convert -C -O qcow2 snap base raw v',
+    ],
+    images: ['q:raw', 'r', 's', 't', 'u', 'v'],
+  },
   'convert -B': {
     run: [
       'convert -B mid -F qcow2 -O qcow2 top q',

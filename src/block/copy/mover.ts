@@ -6,7 +6,14 @@
  * sides, else read and written. Functions run under the graph read lock.
  */
 
-import { allocateIoMemory, type IoMemory, isZeroVector, vectorOf } from '../../aio/memory.ts';
+import {
+  allocateIoMemory,
+  type IoMemory,
+  type IoVector,
+  isZero,
+  isZeroVector,
+  vectorOf,
+} from '../../aio/memory.ts';
 import { E } from '../../errors/errno.ts';
 import { ioError } from '../../errors/error.ts';
 import { co, sync } from '../callbacks.ts';
@@ -55,16 +62,37 @@ export interface MoverSettings {
   readonly target: () => BlockNode;
   /** Unit of copying in bytes: request sizes are multiples of it. */
   readonly clusterBytes: number;
+  /** Where the source's first byte goes in the target. Default: 0. */
+  readonly targetStart?: number;
   /** Flags of writes to the target. Default: none. */
   readonly writeFlags?: number;
   /** Flags of zero writes besides. Default: Req.mayUnmap. */
   readonly zeroFlags?: number;
-  /** Data that turns out to be nothing but zeroes is written as zeroes. */
-  readonly findZeroes?: boolean;
-  /** Zeroes are not written where the target has a hole. */
-  readonly keepsHoles?: boolean;
+  /** Zeroes in data are looked for and written as zeroes; null: they are not. Default: null. */
+  readonly findZeroes?: ZeroFinder | null;
+  /** Data that begins with zeroes is looked at, instead of the kernel being told to copy it. */
+  readonly peeks?: boolean;
+  /** Where zeroes are not written: nowhere; where the target shows that it has a hole; everywhere. Default: nowhere. */
+  readonly leavesZeroes?: 'never' | 'holes' | 'always';
   /** Size of a buffer. Default: what fits the processor's cache, at least a cluster. */
   readonly bufferBytes?: number;
+}
+
+/** The run at the start of `data`, which goes to `offset` of the target: nothing but zeroes, or data. */
+export type ZeroFinder = (
+  data: Buffer,
+  offset: number,
+) => { readonly bytes: number; readonly isData: boolean };
+
+/** All of it, or nothing. */
+export const allZeroes: ZeroFinder = (data) => ({ bytes: data.length, isData: !isZero(data) });
+
+/** Whose turn it is to write, among several moves at once. */
+export interface WriteOrder {
+  /** Resolves when writing may begin. */
+  readonly turn: Promise<unknown>;
+  /** The last write has been begun. */
+  begun(): void;
 }
 
 export interface Mover extends Required<MoverSettings> {
@@ -92,8 +120,10 @@ export function createMover(settings: MoverSettings): Mover {
   return {
     writeFlags: 0,
     zeroFlags: Req.mayUnmap,
-    findZeroes: false,
-    keepsHoles: false,
+    targetStart: 0,
+    findZeroes: null,
+    peeks: false,
+    leavesZeroes: 'never',
     ...settings,
     bufferBytes,
     skipUnallocated: false,
@@ -167,39 +197,49 @@ export function usesKernel(mover: Mover, guard: GraphReadGuard): boolean {
   return mover.useCopyRange;
 }
 
-/** Moves [offset, offset+bytes), which is of that kind; null: done. */
+/** Moves [offset, offset+bytes) of the source, which is of that kind; null: done. */
 export async function moveExtent(
   mover: Mover,
   guard: GraphReadGuard,
   offset: number,
   bytes: number,
   kind: 'data' | 'zero',
+  order: WriteOrder = ANY_ORDER,
 ): Promise<CopyFailure | null> {
   // Nobody has asked for the target to grow.
-  if (offset + bytes > mover.target().totalBytes) return { error: ioError(E.ENOSPC), isRead: false, offset };
-  if (kind === 'zero') return moveZeroes(mover, guard, offset, bytes);
+  if (mover.targetStart + offset + bytes > mover.target().totalBytes)
+    return { error: ioError(E.ENOSPC), isRead: false, offset };
+  if (kind === 'zero') return moveZeroes(mover, guard, offset, bytes, order);
   if (bytes >= MIN_KERNEL_BYTES && mover.useCopyRange && !mover.compress) {
-    if (await throughKernel(mover, guard, offset, bytes)) return null;
+    if (await throughKernel(mover, guard, offset, bytes, order)) return null;
   }
+  const early = order === ANY_ORDER ? order : { turn: order.turn, begun: () => undefined };
   for (let at = 0; at < bytes; ) {
     const length = Math.min(bytes - at, mover.bufferBytes);
-    const failure = await throughBuffer(mover, guard, offset + at, length);
+    const isLast = at + length === bytes;
+    const failure = await throughBuffer(mover, guard, offset + at, length, isLast ? order : early);
     if (failure !== null) return failure;
     at += length;
   }
   return null;
 }
 
+const ANY_ORDER: WriteOrder = { turn: Promise.resolve(), begun: () => undefined };
+
 async function throughKernel(
   mover: Mover,
   guard: GraphReadGuard,
   offset: number,
   bytes: number,
+  order: WriteOrder,
 ): Promise<boolean> {
   const source = mover.source();
-  if (mover.findZeroes && beginsWithZeroes(mover, guard, offset)) return false;
+  if (mover.peeks && beginsWithZeroes(mover, guard, offset)) return false;
+  if (order !== ANY_ORDER) await order.turn;
   const startMs = performance.now();
-  if (await coCopyRange(source, guard, offset, mover.target(), offset, bytes)) {
+  const copied = coCopyRange(source, guard, offset, mover.target(), mover.targetStart + offset, bytes);
+  order.begun();
+  if (await copied) {
     learn(mover.sizes.kernel, bytes, performance.now() - startMs);
     mover.refusals = 0;
     return true;
@@ -212,11 +252,15 @@ async function throughKernel(
 
 /** True also where nobody knows. */
 function beginsWithZeroes(mover: Mover, guard: GraphReadGuard, offset: number): boolean {
-  const memory = mover.buffers.pop() ?? allocateIoMemory(mover.bufferBytes);
+  const memory = takeBuffer(mover);
   const vector = vectorOf(memory, 0, PEEK_BYTES);
   const isData = sync.tryPreadv(mover.source(), guard, offset, PEEK_BYTES, vector) && !isZeroVector(vector);
   mover.buffers.push(memory);
   return !isData;
+}
+
+function takeBuffer({ buffers, bufferBytes }: Mover): IoMemory {
+  return buffers.pop() ?? allocateIoMemory(bufferBytes);
 }
 
 async function moveZeroes(
@@ -224,19 +268,28 @@ async function moveZeroes(
   guard: GraphReadGuard,
   offset: number,
   bytes: number,
+  order: WriteOrder,
 ): Promise<CopyFailure | null> {
-  const { writeFlags, zeroFlags, keepsHoles } = mover;
+  const { leavesZeroes, targetStart } = mover;
   const target = mover.target();
-  if (keepsHoles && (await isHole(target, guard, offset, bytes))) return null;
+  if (order !== ANY_ORDER) await order.turn;
+  if (leavesZeroes === 'holes' && (await isHole(target, guard, targetStart + offset, bytes))) return null;
   const startMs = performance.now();
   try {
-    await co.pwriteZeroes(target, guard, offset, bytes, writeFlags | zeroFlags);
+    await writeZeroes(mover, guard, targetStart + offset, bytes);
   } catch (error) {
     return { error, isRead: false, offset };
   }
   learn(mover.sizes.zero, bytes, performance.now() - startMs);
   return null;
 }
+
+function writeZeroes(mover: Mover, guard: GraphReadGuard, offset: number, bytes: number): Promise<void> {
+  if (mover.leavesZeroes === 'always') return DONE;
+  return co.pwriteZeroes(mover.target(), guard, offset, bytes, mover.writeFlags | mover.zeroFlags);
+}
+
+const DONE = Promise.resolve();
 
 /** Whether the node reads as zeroes in the range as far as it can tell. */
 async function isHole(
@@ -258,10 +311,10 @@ async function throughBuffer(
   guard: GraphReadGuard,
   offset: number,
   bytes: number,
+  order: WriteOrder,
 ): Promise<CopyFailure | null> {
-  const { writeFlags, zeroFlags } = mover;
   const startMs = performance.now();
-  const memory = mover.buffers.pop() ?? allocateIoMemory(mover.bufferBytes);
+  const memory = takeBuffer(mover);
   const vector = vectorOf(memory, 0, bytes);
   let isRead = true;
   try {
@@ -269,12 +322,7 @@ async function throughBuffer(
     if (!sync.tryPreadv(source, guard, offset, bytes, vector))
       await co.preadv(source, guard, offset, bytes, vector, 0);
     isRead = false;
-    const target = mover.target();
-    if (mover.compress) await co.pwritevCompressed(target, guard, offset, bytes, vector);
-    else if (mover.findZeroes && isZeroVector(vector))
-      await co.pwriteZeroes(target, guard, offset, bytes, writeFlags | zeroFlags);
-    else if (writeFlags !== 0 || !sync.tryPwritev(target, guard, offset, bytes, vector))
-      await co.pwritev(target, guard, offset, bytes, vector, writeFlags);
+    await writeBuffer(mover, guard, offset, vector, order);
   } catch (error) {
     return { error, isRead, offset };
   } finally {
@@ -282,4 +330,37 @@ async function throughBuffer(
   }
   learn(mover.sizes.buffered, bytes, performance.now() - startMs);
   return null;
+}
+
+/** Writes what has been read from `offset` of the source. `vector` has one segment. Throws what went wrong. */
+export async function writeBuffer(
+  mover: Mover,
+  guard: GraphReadGuard,
+  offset: number,
+  vector: IoVector,
+  order: WriteOrder = ANY_ORDER,
+): Promise<void> {
+  if (order !== ANY_ORDER) await order.turn;
+  const { mem, start } = vector.segments[0]!;
+  const { findZeroes, targetStart } = mover;
+  for (let at = 0; at < vector.bytes; ) {
+    const to = targetStart + offset + at;
+    const data = mem.buf.subarray(start + at, start + vector.bytes);
+    const { bytes, isData } = findZeroes?.(data, to) ?? { bytes: data.length, isData: true };
+    const written = isData
+      ? writeData(mover, guard, to, vectorOf(mem, start + at, bytes))
+      : writeZeroes(mover, guard, to, bytes);
+    at += bytes;
+    // What comes first gets its place first; it need not be there yet when the next move starts.
+    if (at === vector.bytes) order.begun();
+    await written;
+  }
+}
+
+function writeData(mover: Mover, guard: GraphReadGuard, offset: number, vector: IoVector): Promise<void> {
+  const { writeFlags, compress } = mover;
+  const target = mover.target();
+  if (compress) return co.pwritevCompressed(target, guard, offset, vector.bytes, vector);
+  if (writeFlags === 0 && sync.tryPwritev(target, guard, offset, vector.bytes, vector)) return DONE;
+  return co.pwritev(target, guard, offset, vector.bytes, vector, writeFlags);
 }

@@ -204,7 +204,7 @@ function buildMirror(
       bufferBytes: copyBytes,
       zeroFlags: options.unmap ? Req.mayUnmap : 0,
       // There is no backing image that could show through a hole.
-      keepsHoles: image.driver.supportsBacking !== true,
+      leavesZeroes: image.driver.supportsBacking === true ? 'never' : 'holes',
     }),
     maxCopies: Math.min(Math.max(Math.floor(bufferBytes / copyBytes), 1), COPIES_MAX),
     copyMode: 'background',

@@ -3,13 +3,24 @@
  *
  * The sources' block status decides what is done with each extent: data is read and written, zeroes are written as
  * zeroes unless the target is known to have them already, and what the target's backing image shows anyway is left
- * out. In data, blocks of zeroes are looked for as well. Several extents are read at once; their writes start in
- * order, unless the user allows any order, so that the target's data lies in the order of the guest's.
+ * out. In data, blocks of zeroes are looked for as well. Several extents are moved at once; their writes start in
+ * order, unless the user allows any order, so that the target's data lies in the order of the guest's. Moving the data
+ * is the mover's (block/copy/mover.ts).
  */
 
 import { allocateIoMemory, type IoMemory, isZero, vectorOf } from '../../aio/memory.ts';
-import { Req, Status } from '../../block/driver.ts';
-import type { BlockNode } from '../../block/node.ts';
+import { skipFilters } from '../../block/chain.ts';
+import {
+  type CopyFailure,
+  createMover,
+  type Mover,
+  moveExtent,
+  requestBytes,
+  type WriteOrder,
+  writeBuffer,
+  type ZeroFinder,
+} from '../../block/copy/mover.ts';
+import { Status } from '../../block/driver.ts';
 import { backingOf } from '../../block/status-chain.ts';
 import { CoMutex } from '../../coroutine/co-mutex.ts';
 import { strerror } from '../../errors/errno.ts';
@@ -42,8 +53,8 @@ export interface CopySettings {
   readonly targetBackingBytes: number | null;
   /** Null: nothing is looked for, zeroes are written as data. */
   readonly zeroes: ZeroRules | null;
-  /** Blocks of zeroes in data stay data. */
-  readonly keepZeroData: boolean;
+  /** The kernel copies where it can; blocks of zeroes in data then stay data. */
+  readonly offload: boolean;
   /** Bytes of a compressed unit; null: nothing is compressed. */
   readonly compressBytes: number | null;
   readonly coroutines: number;
@@ -65,14 +76,16 @@ interface Extent {
 }
 
 interface Piece extends Extent {
-  /** Resolves when the writes of everything before this piece have started, and but one are done. */
-  readonly turn: Promise<unknown>;
-  readonly started: () => void;
+  /** The turn comes when the writes of everything before this piece have started, and but one are done. */
+  readonly order: WriteOrder;
   readonly done: () => void;
 }
 
+const AT_ONCE: WriteOrder = { turn: Promise.resolve(), begun: () => undefined };
+
 export class Copy {
   readonly #settings: CopySettings;
+  readonly #movers: ReadonlyMap<Source, Mover>;
   /** The status that holds up to `#statusEnd`. */
   #kind: Kind = 'data';
   #statusEnd = 0;
@@ -90,6 +103,7 @@ export class Copy {
 
   constructor(settings: CopySettings) {
     this.#settings = settings;
+    this.#movers = new Map(settings.sources.map((source) => [source, moverFor(source, settings)]));
   }
 
   async run(): Promise<void> {
@@ -123,7 +137,7 @@ export class Copy {
     if (offset >= this.#statusEnd) await this.#readStatus(offset);
     let kind = this.#kind;
     let bytes = this.#statusEnd - offset;
-    if (kind === 'data') bytes = Math.min(bytes, PIECE_BYTES);
+    if (kind === 'data') bytes = Math.min(bytes, this.#pieceBytes(offset));
     if (compressBytes === null) return { offset, bytes, kind };
     // Compressed units are written as a whole, so one with any data in it is all data.
     if (bytes < compressBytes) {
@@ -133,6 +147,11 @@ export class Copy {
       bytes -= bytes % compressBytes;
     }
     return { offset, bytes, kind };
+  }
+
+  #pieceBytes(offset: number): number {
+    const mover = this.#movers.get(this.#sourceAt(offset))!;
+    return mover.useCopyRange ? requestBytes(mover, 'data') : PIECE_BYTES;
   }
 
   async #readStatus(offset: number): Promise<void> {
@@ -178,25 +197,16 @@ export class Copy {
   // ---- workers -----------------------------------------------------------------------------------------------
 
   async #worker(): Promise<void> {
-    const { inOrder, compressBytes } = this.#settings;
-    // Compressed clusters are read one by one: their order in the file does not matter.
-    const ordered = inOrder && compressBytes === null;
-    let memory: IoMemory | null = null;
     for (;;) {
       let piece: Piece | null = null;
       try {
         piece = await this.#nextPiece();
         if (piece === null) return;
-        if (piece.kind === 'data') {
-          memory ??= allocateIoMemory(PIECE_BYTES);
-          await this.#read(piece, memory);
-        }
-        if (ordered) await piece.turn;
-        if (this.#failure === null) await this.#write(piece, memory);
+        if (piece.kind !== 'backing') await this.#move(piece);
       } catch (error) {
         this.#failure ??= { error };
       } finally {
-        piece?.started();
+        piece?.order.begun();
         piece?.done();
       }
     }
@@ -205,7 +215,7 @@ export class Copy {
   /** The next piece nobody works on; null when there is none, or something has failed. */
   #nextPiece(): Promise<Piece | null> {
     return this.#next.with('the next piece', async () => {
-      const { totalBytes, zeroes } = this.#settings;
+      const { totalBytes, zeroes, inOrder, compressBytes } = this.#settings;
       if (this.#failure !== null || this.#position >= totalBytes) return null;
       let extent = await this.#extentAt(this.#position);
       if (zeroes === null && extent.kind === 'zero')
@@ -213,13 +223,21 @@ export class Copy {
       this.#position += extent.bytes;
       if (this.#isWork(extent.kind)) await this.#account(extent.bytes);
       // One write is done by the kernel while the next is prepared; more would only wait for the file's lock.
-      const turn = Promise.all([this.#lastStarted, this.#doneBeforeLast]);
+      const turn = Promise.all([this.#lastStarted, this.#doneBeforeLast]).then(() => {
+        // What has been read is not written any more.
+        if (this.#failure !== null) throw this.#failure.error;
+      });
+      // Whoever fails before his turn does not look at it.
+      turn.catch(() => undefined);
       const started = createSignal();
       const done = createSignal();
       this.#lastStarted = started.promise;
       this.#doneBeforeLast = this.#lastDone;
       this.#lastDone = done.promise;
-      return { ...extent, turn, started: started.fire, done: done.fire };
+      // Compressed clusters are written one by one: their order in the file does not matter.
+      const order = inOrder && compressBytes === null ? { turn, begun: started.fire } : AT_ONCE;
+      if (order === AT_ONCE) started.fire();
+      return { ...extent, order, done: done.fire };
     });
   }
 
@@ -244,7 +262,43 @@ export class Copy {
 
   // ---- data --------------------------------------------------------------------------------------------------
 
-  async #read(piece: Piece, memory: IoMemory): Promise<void> {
+  async #move(piece: Piece): Promise<void> {
+    const { salvage, target, zeroes } = this.#settings;
+    const source = this.#sourceAt(piece.offset);
+    const mover = this.#movers.get(source)!;
+    const isWithin = piece.offset + piece.bytes <= source.start + source.bytes;
+    const { graphLock } = target.node.layer;
+    const kind = piece.kind === 'zero' && zeroes !== null ? 'zero' : 'data';
+    if (kind === 'zero' || isWithin) {
+      const failure = await graphLock.withRead((guard) =>
+        moveExtent(mover, guard, piece.offset - source.start, piece.bytes, kind, piece.order),
+      );
+      if (failure === null) return;
+      if (!failure.isRead || !salvage) throw this.#explained(failure, piece);
+    }
+    const memory = await this.#gather(piece);
+    const vector = vectorOf(memory, 0, piece.bytes);
+    try {
+      await graphLock.withRead((guard) =>
+        writeBuffer(mover, guard, piece.offset - source.start, vector, piece.order),
+      );
+    } catch (error) {
+      throw this.#explained({ error, isRead: false, offset: 0 }, piece);
+    }
+  }
+
+  #explained({ error, isRead }: CopyFailure, { offset }: Piece): unknown {
+    // Somebody else has failed, and what he failed with is told.
+    if (this.#failure !== null) return error;
+    const doing = isRead ? 'reading' : 'writing';
+    return new BlockError(`error while ${doing} at byte ${offset}: ${strerror(errnoOf(error))}`, {
+      errno: errnoOf(error),
+    });
+  }
+
+  /** Reads a piece that lies in several sources, or could not be read as a whole. */
+  async #gather(piece: Piece): Promise<IoMemory> {
+    const memory = allocateIoMemory(piece.bytes);
     const end = piece.offset + piece.bytes;
     for (let at = piece.offset; at < end; ) {
       const source = this.#sourceAt(at);
@@ -252,6 +306,7 @@ export class Copy {
       await this.#readFrom(source, at, length, memory, at - piece.offset);
       at += length;
     }
+    return memory;
   }
 
   async #readFrom(
@@ -277,57 +332,29 @@ export class Copy {
       memory.buf.fill(0, position, position + bytes);
     }
   }
+}
 
-  async #write(piece: Piece, memory: IoMemory | null): Promise<void> {
-    try {
-      if (piece.kind === 'data') await this.#writeData(piece, memory!);
-      else if (piece.kind === 'zero') await this.#writeZeroes(piece.offset, piece.bytes);
-    } catch (error) {
-      const reason = strerror(errnoOf(error));
-      throw new BlockError(`error while writing at byte ${piece.offset}: ${reason}`, {
-        errno: errnoOf(error),
-      });
-    }
-  }
+function moverFor({ image, start }: Source, settings: CopySettings): Mover {
+  const { target, targetIsZero, compressBytes, offload } = settings;
+  const mover = createMover({
+    source: () => image.node,
+    target: () => target.node,
+    clusterBytes: compressBytes ?? SECTOR_BYTES,
+    targetStart: start,
+    writeFlags: target.writeFlags,
+    bufferBytes: PIECE_BYTES,
+    findZeroes: zeroFinder(settings),
+    leavesZeroes: targetIsZero ? 'always' : 'never',
+  });
+  mover.compress = compressBytes !== null;
+  mover.useCopyRange = offload;
+  return mover;
+}
 
-  async #writeData(piece: Piece, memory: IoMemory): Promise<void> {
-    const { zeroes, keepZeroData, compressBytes } = this.#settings;
-    for (let at = 0; at < piece.bytes; ) {
-      const data = memory.buf.subarray(at, piece.bytes);
-      const offset = piece.offset + at;
-      const run =
-        zeroes === null || keepZeroData
-          ? { bytes: data.length, isData: true }
-          : compressBytes === null
-            ? firstRun(data, offset, zeroes)
-            : firstUnits(data, compressBytes);
-      at += run.bytes;
-      const written = run.isData
-        ? this.#writeRun(offset, run.bytes, memory, at - run.bytes)
-        : this.#writeZeroes(offset, run.bytes);
-      // What comes first gets its place first; it need not be there yet when the next piece starts.
-      if (at === piece.bytes) piece.started();
-      await written;
-    }
-  }
-
-  #writeRun(offset: number, bytes: number, memory: IoMemory, position: number): Promise<void> {
-    const { backend, writeFlags } = this.#settings.target;
-    const vector = vectorOf(memory, position, bytes);
-    if (this.#settings.compressBytes !== null) return backend.pwritevCompressed(offset, bytes, vector);
-    return backend.pwritev(offset, bytes, vector, writeFlags);
-  }
-
-  async #writeZeroes(offset: number, bytes: number): Promise<void> {
-    const { target, targetIsZero, zeroes } = this.#settings;
-    if (zeroes === null) {
-      const memory = allocateIoMemory(bytes);
-      memory.buf.fill(0);
-      await this.#writeRun(offset, bytes, memory, 0);
-    } else if (!targetIsZero) {
-      await target.backend.pwriteZeroes(offset, bytes, target.writeFlags | Req.mayUnmap);
-    }
-  }
+function zeroFinder({ zeroes, compressBytes }: CopySettings): ZeroFinder | null {
+  if (zeroes === null) return null;
+  if (compressBytes !== null) return (data) => firstUnits(data, compressBytes);
+  return (data, offset) => firstRun(data, offset, zeroes);
 }
 
 function createSignal(): { readonly promise: Promise<void>; readonly fire: () => void } {
@@ -346,11 +373,4 @@ function firstUnits(data: Buffer, unitBytes: number): { readonly bytes: number; 
   let end = unitBytes;
   while (end < data.length && isZeroUnit(end) === zero) end += unitBytes;
   return { bytes: Math.min(end, data.length), isData: !zero };
-}
-
-/** The node below filters that has a backing image, if any has. */
-function skipFilters(node: BlockNode): BlockNode {
-  let at = node;
-  while (at.driver.kind === 'filter' && at.primaryChild !== null) at = at.primaryChild.node;
-  return at;
 }

@@ -2,7 +2,7 @@
 
 import { infoOrNull } from '../../block/callbacks.ts';
 import { BlockError } from '../../errors/error.ts';
-import { openNamedImage, type ToolEnvironment, type ToolImage } from '../common/environment.ts';
+import { openNamedImage, type ToolEnvironment } from '../common/environment.ts';
 import { createProgress, type Progress } from '../common/progress.ts';
 import {
   type CommandContext,
@@ -202,8 +202,7 @@ async function run(
     targetIsZero: target.isZero,
     targetBackingBytes: target.backingBytes,
     zeroes: sparse === 0 ? null : { alignmentBytes, leastBytes: sparse },
-    keepZeroData:
-      switches.offload === true && target.compressBytes === null && isPlain(sources, target.image),
+    offload: switches.offload === true,
     compressBytes: target.compressBytes,
     coroutines: request.coroutines,
     inOrder: switches.anyOrder !== true,
@@ -215,11 +214,6 @@ async function run(
   await copy.run();
   if (switches.bitmaps === true) copyBitmaps(sources[0]!.image.node, targetNode, context.output);
   await target.image.close();
-}
-
-/** Whether the host could copy: all are plain files. */
-function isPlain(sources: readonly Source[], target: ToolImage): boolean {
-  return [...sources.map(({ image }) => image), target].every(({ node }) => node.driver.name === 'raw');
 }
 
 async function openSources(
