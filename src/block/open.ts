@@ -15,6 +15,7 @@ import {
   type OpenPurpose,
   Role,
 } from './driver.ts';
+import { findNode } from './find-node.ts';
 import { changeGraph } from './graph-change.ts';
 import { absoluteBackingName, probeFormat, protocolOptions } from './image-name.ts';
 import { coRefreshLength } from './io-size.ts';
@@ -138,10 +139,7 @@ async function openChild(
   }
   let node: BlockNode;
   if (typeof reference === 'string') {
-    const found = layer.findNode(reference);
-    if (found === null)
-      throw new BlockError(`Cannot find device='${reference}' nor node-name='${reference}'`);
-    node = found;
+    node = findNode(layer, reference);
   } else {
     node = await openNode(layer, reference as DriverOptions, inherited, depth + 1);
     node.inheritsFrom = parent;

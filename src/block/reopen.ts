@@ -13,6 +13,7 @@ import { BlockError } from '../errors/error.ts';
 import { writeOrder } from '../errors/member-order.ts';
 import { drainedBeginAll } from './drain.ts';
 import { type DriverOptions, Role } from './driver.ts';
+import { findNode } from './find-node.ts';
 import { changeGraph, type GraphChange } from './graph-change.ts';
 import type { BlockLayer } from './layer.ts';
 import { type BlockChild, type BlockNode, type NodeSettings, refreshLimits } from './node.ts';
@@ -230,8 +231,7 @@ function checkChildren(
   for (const name of ['backing', 'file']) {
     const reference = given[name];
     if (typeof reference !== 'string') continue;
-    if (node.layer.findNode(reference) === null)
-      throw new BlockError(`Cannot find device='' nor node-name='${reference}'`);
+    findNode(node.layer, reference, '');
     const child = children.get(name);
     if (child === undefined || child === null) continue;
     if (willBeBelow(child, node, before)) {

@@ -4,6 +4,7 @@ import type { BackupCommon, DriveBackup } from '../../schema/generated/types.ts'
 import { cowChild, skipFilters } from '../block/chain.ts';
 import { checkUsable, findBitmap } from '../block/dirty-bitmap.ts';
 import { nodeFilename } from '../block/filename.ts';
+import { findNode } from '../block/find-node.ts';
 import type { BlockLayer } from '../block/layer.ts';
 import type { BlockNode } from '../block/node.ts';
 import { checkOperation } from '../block/op-blockers.ts';
@@ -16,12 +17,6 @@ import type { ActionContext, ActionHandlers, PreparedAction } from './transactio
 
 const DEFAULT_WORKERS = 64;
 const MAX_INT = 2 ** 31 - 1;
-
-function findNode(layer: BlockLayer, name: string): BlockNode {
-  const node = layer.findNode(name);
-  if (node === null) throw new BlockError(`Cannot find device='${name}' nor node-name='${name}'`);
-  return node;
-}
 
 /** The bitmap of a backup, with what becomes of it; null: none. Throws when it does not go with the rest. */
 function bitmapOf(source: BlockNode, args: BackupCommon): BackupOptions['bitmap'] {

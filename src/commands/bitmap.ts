@@ -14,6 +14,7 @@ import {
   mergeBitmap,
   releaseBitmap,
 } from '../block/dirty-bitmap.ts';
+import { findNode } from '../block/find-node.ts';
 import type { BlockLayer } from '../block/layer.ts';
 import type { BlockNode } from '../block/node.ts';
 import { E, strerror } from '../errors/errno.ts';
@@ -41,8 +42,7 @@ export async function addBitmap(
   name: string,
   options: { readonly granularity?: number; readonly persistent?: boolean; readonly disabled?: boolean },
 ): Promise<DirtyBitmap> {
-  const node = layer.findNode(nodeName);
-  if (node === null) throw new BlockError(`Cannot find device='${nodeName}' nor node-name='${nodeName}'`);
+  const node = findNode(layer, nodeName);
   if (name === '') throw new BlockError('Bitmap name cannot be empty');
   let granularityBytes = options.granularity;
   if (granularityBytes === undefined)

@@ -2,6 +2,7 @@
 
 import type { BackendOwner } from '../block/backend-io.ts';
 import { type DriverOptions, Perm } from '../block/driver.ts';
+import { findNode } from '../block/find-node.ts';
 import type { BlockLayer } from '../block/layer.ts';
 import type { BlockNode } from '../block/node.ts';
 import { operationBlocker } from '../block/op-blockers.ts';
@@ -17,14 +18,6 @@ const COMMAND_OWNER: BackendOwner = {
   drainedBegin: () => undefined,
   drainedEnd: () => undefined,
 };
-
-/** The node that `device` or `node-name` means; there are no devices in this daemon. */
-function findNode(layer: BlockLayer, device: string | undefined, nodeName: string | undefined): BlockNode {
-  const node = nodeName === undefined ? null : layer.findNode(nodeName);
-  if (node === null)
-    throw new BlockError(`Cannot find device='${device ?? ''}' nor node-name='${nodeName ?? ''}'`);
-  return node;
-}
 
 async function resize(layer: BlockLayer, node: BlockNode, size: number): Promise<void> {
   if (size < 0) throw new BlockError("Parameter 'size' expects a >0 size");
@@ -49,7 +42,7 @@ export const blockCoreCommands = {
     return {};
   },
   block_resize: async ({ layer }, { device, 'node-name': nodeName, size }) => {
-    await resize(layer, findNode(layer, device, nodeName), size);
+    await resize(layer, findNode(layer, nodeName ?? '', device ?? ''), size);
     return {};
   },
   'query-named-block-nodes': ({ layer }, { flat }) => namedBlockNodes(layer, flat ?? false),

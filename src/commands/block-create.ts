@@ -1,6 +1,7 @@
 /** Commands that make images and change their options: each starts a job. */
 
 import type { DriverOptions } from '../block/driver.ts';
+import { findNode } from '../block/find-node.ts';
 import { BlockError } from '../errors/error.ts';
 import { amendImageJob } from '../jobs/amend.ts';
 import { createImageJob } from '../jobs/create.ts';
@@ -28,8 +29,7 @@ export const blockCreateCommands = {
   },
 
   'x-blockdev-amend': async ({ layer, jobs }, { 'job-id': id, 'node-name': name, options, force }) => {
-    const node = layer.findNode(name);
-    if (node === null) throw new BlockError(`Cannot find device='' nor node-name='${name}'`);
+    const node = findNode(layer, name, '');
     if (node.driver.name !== options.driver)
       throw new BlockError("x-blockdev-amend doesn't support changing the block driver");
     if (node.driver.amend === undefined) throw new BlockError('Driver does not support x-blockdev-amend');

@@ -2,20 +2,13 @@
 
 import { setBackingName } from '../block/backing-name.ts';
 import type { DriverOptions } from '../block/driver.ts';
-import type { BlockLayer } from '../block/layer.ts';
-import type { BlockNode } from '../block/node.ts';
+import { checkRootNode, findNode } from '../block/find-node.ts';
 import { blockGraph } from '../block/query-graph.ts';
 import { reopenNodes } from '../block/reopen.ts';
 import { setWriteThreshold } from '../block/write-threshold.ts';
 import { BlockError } from '../errors/error.ts';
 import type { Handlers } from '../qmp/dispatch.ts';
 import type { CommandContext } from './context.ts';
-
-function findNode(layer: BlockLayer, device: string, name: string): BlockNode {
-  const node = layer.findNode(name);
-  if (node === null) throw new BlockError(`Cannot find device='${device}' nor node-name='${name}'`);
-  return node;
-}
 
 /** Records the iothread of a node. */
 function setIoThread(
@@ -51,10 +44,9 @@ export const blockGraphCommands = {
     return {};
   },
   'change-backing-file': async ({ layer }, { device, 'image-node-name': image, 'backing-file': name }) => {
-    const top = findNode(layer, device, device);
-    if (top.parents.some(({ parent }) => parent.kind === 'node' || parent.root.jobId !== null))
-      throw new BlockError('Need a root block node');
-    await setBackingName(top, findNode(layer, '', image), name);
+    const top = findNode(layer, device);
+    checkRootNode(top);
+    await setBackingName(top, findNode(layer, image, ''), name);
     return {};
   },
   'x-blockdev-set-iothread': (context, { 'node-name': name, iothread, force }) => {

@@ -9,8 +9,8 @@ import { wrapped } from '../block/callbacks.ts';
 import { chainChild } from '../block/chain.ts';
 import { Perm, Role } from '../block/driver.ts';
 import { nodeFilename } from '../block/filename.ts';
+import { findNode } from '../block/find-node.ts';
 import { changeGraph, redirectParents } from '../block/graph-change.ts';
-import type { BlockLayer } from '../block/layer.ts';
 import type { BlockChild, BlockNode } from '../block/node.ts';
 import { checkOperation } from '../block/op-blockers.ts';
 import { openImage } from '../block/open.ts';
@@ -19,12 +19,6 @@ import { changeOptions } from '../block/reopen.ts';
 import { BlockError } from '../errors/error.ts';
 import { makeImage } from './new-image.ts';
 import type { ActionHandlers, PreparedAction } from './transaction.ts';
-
-function findNode(layer: BlockLayer, device: string, nodeName: string): BlockNode {
-  const node = layer.findNode(nodeName);
-  if (node === null) throw new BlockError(`Cannot find device='${device}' nor node-name='${nodeName}'`);
-  return node;
-}
 
 /** Puts `overlay` on top of `node`; the result can be taken back. Throws, with nothing changed. */
 async function snapshot(node: BlockNode, overlay: BlockNode): Promise<PreparedAction> {
@@ -87,15 +81,15 @@ async function openOverlay(node: BlockNode, wanted: BlockdevSnapshotSync): Promi
 export const externalSnapshotActions: ActionHandlers<'blockdev-snapshot' | 'blockdev-snapshot-sync'> = {
   'blockdev-snapshot': {
     prepare({ layer }, { node: name, overlay: overlayName }) {
-      const node = findNode(layer, name, name);
+      const node = findNode(layer, name);
       checkOperation(node, 'external-snapshot');
-      return snapshot(node, findNode(layer, overlayName, overlayName));
+      return snapshot(node, findNode(layer, overlayName));
     },
   },
   'blockdev-snapshot-sync': {
     async prepare({ layer }, data) {
       const { device, 'node-name': nodeName, 'snapshot-node-name': overlayName } = data;
-      const node = findNode(layer, device ?? '', nodeName ?? '');
+      const node = findNode(layer, nodeName ?? '', device ?? '');
       checkOperation(node, 'external-snapshot');
       if (nodeName !== undefined && overlayName === undefined)
         throw new BlockError('New overlay node-name missing');

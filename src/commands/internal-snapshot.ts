@@ -6,9 +6,9 @@
 
 import type { SnapshotInfo } from '../../schema/generated/types.ts';
 import { wrapped } from '../block/callbacks.ts';
-import { isRootNode } from '../block/chain.ts';
 import { drained } from '../block/drain.ts';
 import type { InternalSnapshot, InternalSnapshots } from '../block/driver.ts';
+import { checkRootNode, findNode } from '../block/find-node.ts';
 import type { BlockLayer } from '../block/layer.ts';
 import type { BlockNode } from '../block/node.ts';
 import { checkOperation, type Operation } from '../block/op-blockers.ts';
@@ -19,10 +19,9 @@ import type { Handlers } from '../qmp/dispatch.ts';
 import type { CommandContext } from './context.ts';
 import type { ActionHandlers } from './transaction.ts';
 
-function findNode(layer: BlockLayer, name: string, operation: Operation): BlockNode {
-  const node = layer.findNode(name);
-  if (node === null) throw new BlockError(`Cannot find device='${name}' nor node-name='${name}'`);
-  if (!isRootNode(node)) throw new BlockError('Need a root block node');
+function findFor(operation: Operation, layer: BlockLayer, name: string): BlockNode {
+  const node = findNode(layer, name);
+  checkRootNode(node);
   checkOperation(node, operation);
   return node;
 }
@@ -40,7 +39,7 @@ function snapshotsOf(node: BlockNode): InternalSnapshots {
 export const internalSnapshotActions: ActionHandlers<'blockdev-snapshot-internal-sync'> = {
   'blockdev-snapshot-internal-sync': {
     async prepare({ layer }, { device, name }) {
-      const node = findNode(layer, device, 'internal-snapshot');
+      const node = findFor('internal-snapshot', layer, device);
       if (node.readOnly) throw new BlockError(`Device '${device}' is read only`);
       const snapshots = snapshotsOf(node);
       if (name === '') throw new BlockError('Name is empty');
@@ -76,7 +75,7 @@ async function deleteSnapshot(
   id: string | null,
   name: string | null,
 ): Promise<SnapshotInfo> {
-  const node = findNode(layer, device, 'internal-snapshot-delete');
+  const node = findFor('internal-snapshot-delete', layer, device);
   if (id === null && name === null) throw new BlockError('Name or id must be provided');
   const { snapshots } = node.driver;
   if (snapshots === undefined) throw errnoError('Failed to get a snapshot list', E.ENOTSUP);

@@ -3,6 +3,7 @@
 import type { Commands } from '../../schema/generated/types.ts';
 import { cowChild, filteredChild, skipFilters } from '../block/chain.ts';
 import { nodeFilename } from '../block/filename.ts';
+import { checkRootNode, findNode } from '../block/find-node.ts';
 import { absoluteBackingName } from '../block/image-name.ts';
 import type { BlockLayer } from '../block/layer.ts';
 import type { BlockNode } from '../block/node.ts';
@@ -22,17 +23,10 @@ type DriveMirror = Commands['drive-mirror']['args'];
 const GRANULARITY_MIN_BYTES = 512;
 const GRANULARITY_MAX_BYTES = 64 * 1024 * 1024;
 
-function findNode(layer: BlockLayer, name: string): BlockNode {
-  const node = layer.findNode(name);
-  if (node === null) throw new BlockError(`Cannot find device='${name}' nor node-name='${name}'`);
-  return node;
-}
-
 /** The source: other nodes must not use it, nor a job. */
 function findSource(layer: BlockLayer, name: string): BlockNode {
   const node = findNode(layer, name);
-  const inUse = node.parents.some(({ parent, name: edge }) => parent.kind === 'node' || edge !== 'root');
-  if (inUse) throw new BlockError('Need a root block node');
+  checkRootNode(node);
   checkOperation(node, 'mirror-source');
   return node;
 }

@@ -4,6 +4,7 @@ import type { BlockdevOnError } from '../../schema/generated/types.ts';
 import { findBackingImage, isInChain } from '../block/backing-image.ts';
 import { chainChild, chainEdges, skipFilters } from '../block/chain.ts';
 import { nodeFilename } from '../block/filename.ts';
+import { checkRootNode, findNode } from '../block/find-node.ts';
 import type { BlockLayer } from '../block/layer.ts';
 import type { BlockNode } from '../block/node.ts';
 import { checkOperation } from '../block/op-blockers.ts';
@@ -38,12 +39,6 @@ function jobOptions(args: JobArguments) {
   } as const;
 }
 
-function findNode(layer: BlockLayer, device: string, nodeName: string): BlockNode {
-  const node = layer.findNode(nodeName);
-  if (node === null) throw new BlockError(`Cannot find device='${device}' nor node-name='${nodeName}'`);
-  return node;
-}
-
 /** The image below `top` with that file name. */
 function findBase(top: BlockNode, filename: string): BlockNode {
   const found = findBackingImage(top, filename);
@@ -68,7 +63,7 @@ interface StreamEnds {
 function streamBottom(layer: BlockLayer, device: BlockNode, ends: StreamEnds): BlockNode {
   const { base, 'base-node': baseNode, bottom } = ends;
   if (bottom !== undefined) {
-    const node = findNode(layer, '', bottom);
+    const node = findNode(layer, bottom, '');
     if (node.driver.kind === 'filter')
       throw new BlockError(`Node '${bottom}' is a filter, use a non-filter node as 'bottom'`);
     if (!isInChain(device, node))
@@ -78,7 +73,7 @@ function streamBottom(layer: BlockLayer, device: BlockNode, ends: StreamEnds): B
   const top = skipFilters(device);
   if (base !== undefined) return above(top, findBase(device, base));
   if (baseNode === undefined) return above(top, null);
-  const node = findNode(layer, '', baseNode);
+  const node = findNode(layer, baseNode, '');
   if (node === top || !isInChain(top, node))
     throw new BlockError(`Node '${baseNode}' is not a backing image of '${device.name}'`);
   return above(top, node);
@@ -93,8 +88,7 @@ function checkExclusive(args: object, one: string, other: string): void {
 function findRoot(layer: BlockLayer, device: string): BlockNode {
   const node = layer.findNode(device);
   if (node === null) throw new BlockError(`Device '${device}' not found`, { errorClass: 'DeviceNotFound' });
-  if (node.parents.some(({ parent, name }) => parent.kind === 'node' || name !== 'root'))
-    throw new BlockError('Need a root block node');
+  checkRootNode(node);
   return node;
 }
 
@@ -112,7 +106,7 @@ function commitTop(
   { top, 'top-node': topNode }: CommitEnds,
 ): BlockNode {
   if (topNode !== undefined) {
-    const node = findNode(layer, '', topNode);
+    const node = findNode(layer, topNode, '');
     if (!isInChain(device, node)) throw notInChain(node);
     return node;
   }
@@ -127,7 +121,7 @@ function commitBase(layer: BlockLayer, top: BlockNode, ends: CommitEnds): BlockN
   const { base, 'base-node': baseNode } = ends;
   const node =
     baseNode !== undefined
-      ? findNode(layer, '', baseNode)
+      ? findNode(layer, baseNode, '')
       : base !== undefined
         ? findBase(top, base)
         : above(top, null);
@@ -144,7 +138,7 @@ export const streamCommitCommands = {
     checkExclusive(args, 'base', 'base-node');
     checkExclusive(args, 'base', 'bottom');
     checkExclusive(args, 'bottom', 'base-node');
-    const device = findNode(layer, args.device, args.device);
+    const device = findNode(layer, args.device);
     const bottom = streamBottom(layer, device, args);
     // As the original, which does not look at what is below `bottom`.
     const hasBase = args.base !== undefined || args['base-node'] !== undefined;

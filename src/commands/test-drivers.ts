@@ -1,15 +1,14 @@
 /** Commands of schema/test-drivers.json: children that come and go. */
 
 import { addChild, removeChild } from '../block/child-list.ts';
+import { findNode } from '../block/find-node.ts';
 import { BlockError } from '../errors/error.ts';
 import type { Handlers } from '../qmp/dispatch.ts';
 import type { CommandContext } from './context.ts';
 
 export const testDriverCommands = {
   'x-blockdev-change': async ({ layer }, { parent: parentName, child, node: nodeName }) => {
-    const parent = layer.findNode(parentName);
-    if (parent === null)
-      throw new BlockError(`Cannot find device='${parentName}' nor node-name='${parentName}'`);
+    const parent = findNode(layer, parentName);
     if (child !== undefined && nodeName !== undefined)
       throw new BlockError('The parameters child and node are in conflict');
     if (child !== undefined) {

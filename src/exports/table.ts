@@ -14,6 +14,7 @@ import type {
 } from '../../schema/generated/types.ts';
 import type { BlockBackend } from '../block/backend.ts';
 import { Perm } from '../block/driver.ts';
+import { findNode } from '../block/find-node.ts';
 import type { BlockLayer } from '../block/layer.ts';
 import type { BlockNode } from '../block/node.ts';
 import { BlockError } from '../errors/error.ts';
@@ -129,7 +130,7 @@ export class ExportTable {
     const { id } = options;
     if (!isIdentifier(id)) throw new BlockError('Invalid block export id');
     if (this.#exports.has(id)) throw new BlockError(`Block export id '${id}' is already in use`);
-    const node = this.#findNode('', options['node-name']);
+    const node = findNode(this.#layer, options['node-name'], '');
     const writable = options.writable ?? false;
     if (writable && node.readOnly) throw new BlockError('Cannot export read-only node as writable');
     this.#checkIothread(options, node);
@@ -147,7 +148,7 @@ export class ExportTable {
   /** nbd-server-add: an export with its name as id; writable only if the node is. */
   async addNbd(options: NbdServerAddOptions): Promise<void> {
     const { device, name = device, description, bitmap } = options;
-    const node = this.#findNode(device, device);
+    const node = findNode(this.#layer, device);
     await this.add({
       type: 'nbd',
       id: name,
@@ -190,14 +191,6 @@ export class ExportTable {
   /** Ends everything, at shutdown. */
   async closeAll(): Promise<void> {
     if (this.#server !== null) await this.stopNbdServer();
-  }
-
-  #findNode(device: string, nodeName: string): BlockNode {
-    const node = this.#layer.findNode(nodeName);
-    if (node === null) {
-      throw new BlockError(`Cannot find device='${device}' nor node-name='${nodeName}'`);
-    }
-    return node;
   }
 
   /**

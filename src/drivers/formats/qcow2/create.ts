@@ -16,6 +16,7 @@ import type { BlockBackend } from '../../../block/backend.ts';
 import { co, wrapped } from '../../../block/callbacks.ts';
 import { type CreateProgress, type DriverOptions, Perm, type PreallocMode } from '../../../block/driver.ts';
 import { nodeFilename } from '../../../block/filename.ts';
+import { findNode } from '../../../block/find-node.ts';
 import type { BlockLayer } from '../../../block/layer.ts';
 import type { BlockNode } from '../../../block/node.ts';
 import { openFromOptions } from '../../../block/open.ts';
@@ -197,10 +198,7 @@ async function writeEmptyImage(node: BlockNode, header: Header): Promise<void> {
 async function takeNode(layer: BlockLayer, reference: unknown): Promise<BlockBackend> {
   let node: BlockNode;
   if (typeof reference === 'string') {
-    const found = layer.findNode(reference);
-    if (found === null)
-      throw new BlockError(`Cannot find device='${reference}' nor node-name='${reference}'`);
-    node = found;
+    node = findNode(layer, reference);
   } else {
     node = await openFromOptions(layer, reference as DriverOptions);
   }
