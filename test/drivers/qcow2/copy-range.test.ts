@@ -69,7 +69,7 @@ function pattern(random: Random, bytes: number): Buffer {
 /** Makes an image of that kind, and returns the content it has. */
 function make(kind: Kind, name: string, random: Random): { readonly file: string; readonly content: Buffer } {
   const file = path.join(dir, name);
-  let content = Buffer.alloc(BYTES);
+  let content: Buffer = Buffer.alloc(BYTES);
   const options = kind.create.replace('DATA', `${file}.data`);
   const backing: string[] = [];
   if (kind.backing) {
