@@ -9,6 +9,7 @@ import type { BlockdevOnError } from '../../schema/generated/types.ts';
 import { wrapped } from '../block/callbacks.ts';
 import { chainEdges } from '../block/chain.ts';
 import { Perm } from '../block/driver.ts';
+import { freezeEdges } from '../block/graph-change.ts';
 import type { BlockNode } from '../block/node.ts';
 import { checkNodeName } from '../block/open.ts';
 import type { Job, JobTable } from './job-common.ts';
@@ -35,6 +36,8 @@ export async function startActiveCommit(table: JobTable, options: ActiveCommitOp
   const { top, base, onError, filterName } = options;
   if (filterName !== null) checkNodeName(top.layer, filterName);
   const readOnlyAgain = await makeWritable(base);
+  // What is found on the way down is copied once: the chain must stay as it is.
+  const unfreeze = freezeEdges(chainEdges(top, base));
   let job: Job;
   try {
     const isShorter = base.totalBytes < top.totalBytes;
@@ -65,10 +68,12 @@ export async function startActiveCommit(table: JobTable, options: ActiveCommitOp
       },
       // A base that has taken its place is what users write to.
       end: async (isPivoted) => {
+        unfreeze();
         if (!isPivoted) await readOnlyAgain?.();
       },
     });
   } catch (error) {
+    unfreeze();
     await readOnlyAgain?.();
     throw error;
   }

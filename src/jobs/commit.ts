@@ -103,7 +103,7 @@ async function readOnlyAgain(commit: Commit): Promise<void> {
 /** Takes what the job needs of its nodes. */
 async function takeNodes(block: BlockJob, { device, top, base }: Commit): Promise<void> {
   const nothing = { perm: 0, shared: Perm.all };
-  const users = Perm.consistentRead | Perm.writeUnchanged | Perm.write;
+  const users = Perm.consistentRead | Perm.writeUnchanged;
   await addJobNode(block, { name: 'main node', node: device, permissions: nothing });
   // What is in between reads right from above only: `base` changes below it.
   for (const { node } of [{ node: top }, ...chainEdges(top, base)].filter((edge) => edge.node !== base))
