@@ -7,7 +7,7 @@
  * Each measurement has a daemon and images of its own, made anew; the order of the servers rotates. The target is synced
  * before the next one begins, so that nobody pays for the pages of the one before.
  *
- * Options: --size MIB of data (1024), --rounds N (3), --only PART of a server's name, --load PART of a job's name,
+ * Options: --size MIB of data (1024), --rounds N (3), --only PART of a server's name, --load PART of a job's name (or p99),
  * --dir FOLDER for the images, --json FILE for every result.
  */
 
@@ -154,8 +154,11 @@ async function runJob({ qmp }: RunningServer, load: JobLoad): Promise<number> {
   return seconds;
 }
 
-/** 99th percentile, in microseconds, of 4 KiB reads of the source while `during` runs, again and again, for a while. */
-async function latency(folder: string, seconds: number): Promise<number> {
+/** Seconds of reads that count, after as many for everything to get warm. */
+const LATENCY_SECONDS = 4;
+
+/** 99th percentile, in microseconds, of 4 KiB reads of the source, now and then for a while. */
+async function latency(folder: string): Promise<number> {
   const [program, ...args] = pinned(CLIENT_CPU, [
     ...([
       'fio',
@@ -164,7 +167,7 @@ async function latency(folder: string, seconds: number): Promise<number> {
       `--uri=nbd+unix:///source?socket=${path.join(folder, 'nbd')}`,
     ] as const),
     ...['--rw=randread', '--bs=4k', '--iodepth=1', '--thinktime=200us', '--time_based'],
-    ...[`--runtime=${seconds}`, '--output-format=json'],
+    ...[`--ramp_time=${LATENCY_SECONDS}`, `--runtime=${LATENCY_SECONDS}`, '--output-format=json'],
   ]);
   const child = spawn(program, args, { stdio: ['ignore', 'pipe', 'inherit'] });
   let text = '';
@@ -178,28 +181,55 @@ async function latency(folder: string, seconds: number): Promise<number> {
   return (report.jobs[0]?.read.clat_ns.percentile['99.000000'] ?? Number.NaN) / 1000;
 }
 
-/** How a mirror disturbs reads: [without, with], microseconds. The job is limited, so that it lasts as long as fio. */
+interface Disturbance {
+  readonly alone: number;
+  /** During a mirror that is limited to a speed at which it lasts as long as the reads. */
+  readonly limited: number;
+  /** During mirrors at full speed, one after another. */
+  readonly full: number;
+}
+
+/** How a mirror disturbs reads of its source: 99th percentiles, microseconds. */
 async function disturbance(
   server: Server,
   folder: string,
   master: string,
   sizeMib: number,
-): Promise<[number, number]> {
+): Promise<Disturbance> {
   const load = copyLoad('mirror', 'raw', 'qcow2');
   makeImages(load, folder, master, sizeMib);
   const running = await startServer(server, load, folder, true);
+  const { qmp } = running;
+  const endMirror = async (): Promise<void> => {
+    const ended = qmp.waitFor(
+      ({ event }) => event === 'BLOCK_JOB_COMPLETED' || event === 'BLOCK_JOB_CANCELLED',
+    );
+    await qmp.execute('block-job-cancel', { device: 'job', force: true });
+    await ended;
+  };
   try {
-    await running.qmp.execute('block-export-add', {
-      type: 'nbd',
-      id: 'e',
-      'node-name': 'source',
-      name: 'source',
-    });
-    const seconds = 4;
-    const alone = await latency(folder, seconds);
-    const speed = Math.floor((sizeMib << 20) / (seconds + 1));
-    await running.qmp.execute(load.command, { ...load.arguments, speed });
-    return [alone, await latency(folder, seconds)];
+    await qmp.execute('block-export-add', { type: 'nbd', id: 'e', 'node-name': 'source', name: 'source' });
+    const alone = await latency(folder);
+    const speed = Math.floor((sizeMib << 20) / (2 * LATENCY_SECONDS + 1));
+    await qmp.execute(load.command, { ...load.arguments, speed });
+    const limited = await latency(folder);
+    await endMirror();
+    let isOver = false;
+    const mirrors = async (): Promise<void> => {
+      while (!isOver) {
+        const ready = qmp.waitFor(
+          ({ event }) => event === 'BLOCK_JOB_READY' || event === 'BLOCK_JOB_COMPLETED',
+        );
+        await qmp.execute(load.command, load.arguments);
+        await ready;
+        await endMirror();
+      }
+    };
+    const ended = mirrors();
+    const full = await latency(folder);
+    isOver = true;
+    await ended;
+    return { alone, limited, full };
   } finally {
     await running.stop();
     emptyFolder(folder);
@@ -250,11 +280,12 @@ async function main(): Promise<void> {
           emptyFolder(work);
         }
       }
-      if (options.load !== '') continue;
+      if (options.load !== '' && options.load !== 'p99') continue;
       for (const server of order) {
-        const [alone, disturbed] = await disturbance(server, work, master, sizeMib);
+        const { alone, limited, full } = await disturbance(server, work, master, sizeMib);
         note(`p99 alone, ${server.name}`, alone, 'us');
-        note(`p99 during a mirror, ${server.name}`, disturbed, 'us');
+        note(`p99 during a mirror with a speed, ${server.name}`, limited, 'us');
+        note(`p99 during mirrors at full speed, ${server.name}`, full, 'us');
       }
     }
     const of = (name: string, server: Server): number => median(results.get(`${name}, ${server.name}`) ?? []);
@@ -276,8 +307,9 @@ async function main(): Promise<void> {
         loads.map(({ name }) => row(name, true)),
       )}\n\n`,
     );
-    if (options.load === '') {
-      const rows = ['p99 alone', 'p99 during a mirror'].map((name) => row(name, false));
+    if (options.load === '' || options.load === 'p99') {
+      const kinds = ['p99 alone', 'p99 during a mirror with a speed', 'p99 during mirrors at full speed'];
+      const rows = kinds.map((name) => row(name, false));
       process.stdout.write(
         `${markdownTable(header('4k reads at depth 1, microseconds (median)'), rows)}\n\n`,
       );

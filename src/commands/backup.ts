@@ -74,6 +74,7 @@ function optionsOf(
     speed: args.speed ?? 0,
     bitmap,
     compress: args.compress ?? false,
+    discardSource: args['discard-source'] ?? false,
     onSourceError: args['on-source-error'] ?? 'report',
     onTargetError: args['on-target-error'] ?? 'report',
     autoFinalize: args['auto-finalize'] ?? true,

@@ -48,6 +48,8 @@ export interface BackupOptions {
   /** With what becomes of it at the end. */
   readonly bitmap: { readonly bitmap: DirtyBitmap; readonly mode: BitmapSyncMode } | null;
   readonly compress: boolean;
+  /** What has been copied is discarded on the source. */
+  readonly discardSource: boolean;
   readonly onSourceError: BlockdevOnError;
   readonly onTargetError: BlockdevOnError;
   readonly autoFinalize: boolean;
@@ -159,7 +161,12 @@ function nextTurn(): Promise<void> {
 // ---- the filter ----------------------------------------------------------------------------------------------
 
 /** Opens the filter and puts it on the source. The caller has a hold on it. */
-async function insertFilter({ source, target, filterName }: BackupOptions): Promise<BlockNode> {
+async function insertFilter({
+  source,
+  target,
+  filterName,
+  discardSource,
+}: BackupOptions): Promise<BlockNode> {
   const { layer } = source;
   let filter: BlockNode;
   try {
@@ -176,6 +183,8 @@ async function insertFilter({ source, target, filterName }: BackupOptions): Prom
     throw prefixed('Could not create node: ', error);
   }
   layer.hold(filter);
+  // Looked at when permissions are worked out: it is a kind of writing.
+  copyOfFilter(filter).discardSource = discardSource;
   try {
     await replaceNode(source, filter);
   } catch (error) {

@@ -1,6 +1,6 @@
 /** A speed limit for the work of a job: how long to wait after so many bytes. Nothing here knows of jobs or timers. */
 
-/** Work is counted in slices of this length: the longest a change of speed or a small limit is noticed late. */
+/** Work may be so far ahead of the limit. Then it goes on piece by piece: a burst would make others wait. */
 const SLICE_MS = 100;
 
 export interface RateLimit {
@@ -31,5 +31,5 @@ export function countWork(limit: RateLimit, bytes: number, nowMs: number): void 
 export function delayMs(limit: RateLimit, nowMs: number): number {
   if (limit.bytesPerSecond === 0) return 0;
   const ahead = limit.paidUntilMs - nowMs;
-  return ahead > SLICE_MS ? ahead : 0;
+  return Math.max(0, ahead - SLICE_MS);
 }

@@ -14,7 +14,14 @@ import { missingPeer, requirePeer } from '../peers/requires.ts';
 const NEWER_COMMANDS = new Set(['block-job-change']);
 
 /** What the original's 7.2 does not have: [owner, member]. Newer releases of it do. */
-const NEWER = new Set(['nbd-server-start handshake-max-seconds', 'blockdev-add/qcow2 discard-no-unref']);
+const NEWER = new Set([
+  'nbd-server-start handshake-max-seconds',
+  'blockdev-add/qcow2 discard-no-unref',
+  'blockdev-backup discard-source',
+  'drive-backup discard-source',
+  'transaction.actions[]/blockdev-backup.data discard-source',
+  'transaction.actions[]/drive-backup.data discard-source',
+]);
 
 /** Optional results of the original that nothing here can produce yet, so that they are not listed. */
 const NOT_PRODUCED = new Set(['format-specific']);

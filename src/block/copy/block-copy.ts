@@ -14,6 +14,7 @@
 
 import { CoQueue } from '../../coroutine/co-queue.ts';
 import { assert } from '../../errors/error.ts';
+import { co } from '../callbacks.ts';
 import type { GraphReadGuard } from '../graph-lock.ts';
 import type { HierarchicalBitmap } from '../hierarchical-bitmap.ts';
 import {
@@ -44,6 +45,8 @@ export interface CopySettings
 export interface BlockCopy extends CopySettings {
   readonly mover: Mover;
   readonly tasks: Set<CopyTask>;
+  /** What has been copied is discarded on the source. */
+  discardSource: boolean;
   /** Bytes copied so far, whole clusters. */
   copiedBytes: number;
   /** Called whenever bytes have been copied or there is less to copy. */
@@ -51,7 +54,14 @@ export interface BlockCopy extends CopySettings {
 }
 
 export function createBlockCopy(settings: CopySettings): BlockCopy {
-  return { ...settings, mover: createMover(settings), tasks: new Set(), copiedBytes: 0, onProgress: null };
+  return {
+    ...settings,
+    mover: createMover(settings),
+    tasks: new Set(),
+    discardSource: false,
+    copiedBytes: 0,
+    onProgress: null,
+  };
 }
 
 /** Bytes still to be copied, whole clusters, what is being copied included. */
@@ -132,8 +142,18 @@ export async function perform(
   } catch (error) {
     failure = { error, isRead: true, offset };
   }
+  if (copy.discardSource && failure === null && copied) await discard(copy, guard, task);
   finish(copy, task, failure !== null ? 'failed' : copied ? 'copied' : 'skipped');
   return failure;
+}
+
+/** Tells the source that what the task has copied is not needed any more. It may keep it all the same. */
+async function discard(copy: BlockCopy, guard: GraphReadGuard, { first, end }: CopyTask): Promise<void> {
+  try {
+    await co.pdiscard(copy.source(), guard, first * copy.clusterBytes, bytesOf(copy, first, end));
+  } catch {
+    // The copy is whole.
+  }
 }
 
 /** Whether [offset, offset+bytes) has clusters that are not copied yet. */

@@ -305,7 +305,9 @@ export const copyBeforeWrite: BlockDriver<CbwState> = {
     if (node.parents.length === 0) return wanted;
     // A user that writes makes the filter read what is there before.
     const read = (wanted.perm & Perm.write) !== 0 ? Perm.consistentRead : 0;
-    return { perm: wanted.perm | read, shared: wanted.shared & ~(Perm.write | Perm.resize) };
+    // Before `state` is there the node is being opened and has no users.
+    const discard = (node.state as CbwState | undefined)?.copy.discardSource === true ? Perm.write : 0;
+    return { perm: wanted.perm | read | discard, shared: wanted.shared & ~(Perm.write | Perm.resize) };
   },
   tryPreadv: (node, guard, offset, bytes, vec) =>
     sync.tryPreadv(node.children[0]!.node, guard, offset, bytes, vec),
