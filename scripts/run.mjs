@@ -166,6 +166,7 @@ const benches = {
   bench: 'nbd',
   'bench-qcow2': 'qcow2',
   'bench-jobs': 'jobs',
+  'bench-control': 'control',
   'bench-nbd-client': 'nbd-client',
   'bench-start': 'start',
 };
@@ -195,6 +196,7 @@ switch (command) {
   case 'bench':
   case 'bench-qcow2':
   case 'bench-jobs':
+  case 'bench-control':
   case 'bench-nbd-client':
   case 'bench-start':
     prepare();
@@ -202,6 +204,6 @@ switch (command) {
     break;
   default:
     fail(
-      'Usage: node scripts/run.mjs start|test|soak|graph|bench|bench-qcow2|bench-jobs|bench-nbd-client|bench-start [ARGS]',
+      'Usage: node scripts/run.mjs start|test|soak|graph|bench|bench-qcow2|bench-jobs|bench-control|bench-nbd-client|bench-start [ARGS]',
     );
 }

@@ -1,0 +1,144 @@
+/**
+ * Block jobs for measurements: the images a job of each kind works on, and a daemon that has them open. Who measures
+ * what is elsewhere.
+ */
+
+import { execFileSync } from 'node:child_process';
+import path from 'node:path';
+import { qblockd, SERVER_CPU, syncFile } from './fio.ts';
+import { pinned, sleep, startUntil } from './measure.ts';
+import { BenchQmp } from './qmp.ts';
+
+export type Format = 'raw' | 'qcow2';
+
+export interface JobServer {
+  readonly name: string;
+  readonly program: string;
+  readonly aio: string;
+}
+
+export const JOB_SERVERS: readonly JobServer[] = [
+  { name: 'qblockd', program: qblockd, aio: '' },
+  { name: 'qemu-storage-daemon io_uring', program: 'qemu-storage-daemon', aio: 'io_uring' },
+];
+
+export interface JobLoad {
+  readonly name: string;
+  /** Images that hold data, and empty ones, in the order they are opened: base before overlay. */
+  readonly images: readonly {
+    readonly name: string;
+    readonly format: Format;
+    readonly data: boolean;
+    readonly backing?: string;
+  }[];
+  readonly command: string;
+  readonly arguments: object;
+  /** The node a guest has. */
+  readonly guestNode: string;
+  /** The image that only the job writes to; null when the guest's writes go there too. */
+  readonly ownImage: string | null;
+}
+
+function copyLoad(kind: 'mirror' | 'backup', from: Format, to: Format): JobLoad {
+  return {
+    name: kind,
+    images: [
+      { name: 'source', format: from, data: true },
+      { name: 'target', format: to, data: false },
+    ],
+    command: `blockdev-${kind}`,
+    arguments: { 'job-id': 'job', device: 'source', target: 'target', sync: 'full' },
+    guestNode: 'source',
+    ownImage: kind === 'mirror' ? 'target' : null,
+  };
+}
+
+const chain = (dataIn: 'base' | 'mid'): JobLoad['images'] => [
+  { name: 'base', format: 'raw', data: dataIn === 'base' },
+  { name: 'mid', format: 'qcow2', data: dataIn === 'mid', backing: 'base' },
+  { name: 'top', format: 'qcow2', data: false, backing: 'mid' },
+];
+
+/** One of each kind. */
+export const JOB_LOADS: readonly JobLoad[] = [
+  copyLoad('mirror', 'raw', 'qcow2'),
+  copyLoad('backup', 'raw', 'qcow2'),
+  {
+    name: 'stream',
+    images: chain('base').slice(0, 2),
+    command: 'block-stream',
+    arguments: { 'job-id': 'job', device: 'mid' },
+    guestNode: 'mid',
+    ownImage: null,
+  },
+  {
+    name: 'commit',
+    images: chain('mid'),
+    command: 'block-commit',
+    arguments: { 'job-id': 'job', device: 'top', 'top-node': 'mid', 'base-node': 'base' },
+    guestNode: 'top',
+    ownImage: 'base',
+  },
+];
+
+/** Makes the images of a load in `folder`; the data come from `master`, a raw file. */
+export function makeImages(load: JobLoad, folder: string, master: string, sizeMib: number): void {
+  for (const { name, format, data, backing } of load.images) {
+    const file = path.join(folder, name);
+    if (data && backing === undefined) {
+      execFileSync('qemu-img', ['convert', '-f', 'raw', '-O', format, master, file]);
+    } else {
+      const below = load.images.find((image) => image.name === backing);
+      const args = below === undefined ? [] : ['-b', path.join(folder, below.name), '-F', below.format];
+      execFileSync('qemu-img', ['create', '-q', '-f', format, ...args, file, `${sizeMib}M`]);
+      if (data) execFileSync('qemu-img', ['convert', '-n', '-f', 'raw', '-O', format, master, file]);
+    }
+    syncFile(file);
+  }
+}
+
+export interface RunningJobServer {
+  readonly qmp: BenchQmp;
+  /** UNIX socket of the NBD server. */
+  readonly nbdSocket: string;
+  stop(): Promise<void>;
+}
+
+/** Starts a daemon with the images of a load as nodes of their names. */
+export async function startJobServer(
+  server: JobServer,
+  load: JobLoad,
+  folder: string,
+  isPinned: boolean,
+): Promise<RunningJobServer> {
+  const socket = path.join(folder, 'qmp');
+  const nbdSocket = path.join(folder, 'nbd');
+  const argv = [
+    server.program,
+    ...['--chardev', `socket,id=qmp,path=${socket},server=on,wait=off`, '--monitor', 'chardev=qmp'],
+    ...['--nbd-server', `addr.type=unix,addr.path=${nbdSocket}`],
+  ] as const;
+  const { stop } = await startUntil(isPinned ? pinned(SERVER_CPU, argv) : argv, socket);
+  await sleep(300);
+  const qmp = await BenchQmp.connect(socket);
+  for (const { name, format, backing } of load.images) {
+    await qmp.execute('blockdev-add', {
+      driver: format,
+      'node-name': name,
+      file: {
+        driver: 'file',
+        filename: path.join(folder, name),
+        ...(server.aio !== '' && { aio: server.aio }),
+      },
+      ...(format === 'qcow2' && { backing: backing ?? null }),
+    });
+  }
+  return {
+    qmp,
+    nbdSocket,
+    stop: async () => {
+      qmp.close();
+      await stop();
+    },
+  };
+}
