@@ -49,6 +49,8 @@ const FAST_WATCH_MS = 1000;
 const SAMPLE_MS = 5;
 const PAUSES_A_JOB = 4;
 const PAUSED_MS = 70;
+/** Until the part the guest writes to has been copied. */
+const GUEST_PART_MS = 150;
 
 const VERBS = ['pause', 'last write after pause', 'resume', 'slow down', 'speed up', 'cancel'] as const;
 type Verb = (typeof VERBS)[number];
@@ -56,6 +58,13 @@ type Note = (verb: Verb, ms: number) => void;
 
 /** The job has come to its end before it could be told anything. */
 class JobEnded extends Error {}
+
+/** Runs a command of the job; throws JobEnded when there is no such job any more. */
+function tell(qmp: BenchQmp, command: string, args: object): Promise<unknown> {
+  return qmp.execute(command, args).catch((error: Error) => {
+    throw /not found|cannot accept|not active/i.test(error.message) ? new JobEnded() : error;
+  });
+}
 
 /** Gives the command and resolves with the milliseconds until the event; throws JobEnded when there is none to come. */
 async function timed(
@@ -66,9 +75,7 @@ async function timed(
 ): Promise<number> {
   const seen = qmp.waitFor((event) => isWanted(event) || event.data.status === 'null');
   const start = performance.now();
-  await qmp.execute(command, args).catch((error: Error) => {
-    throw /not found|cannot accept|not active/i.test(error.message) ? new JobEnded() : error;
-  });
+  await tell(qmp, command, args);
   const event = await seen;
   if (!isWanted(event)) throw new JobEnded();
   return performance.now() - start;
@@ -91,7 +98,7 @@ async function progressOf(qmp: BenchQmp): Promise<number> {
 }
 
 function setSpeed(qmp: BenchQmp, speed: number): Promise<unknown> {
-  return qmp.execute('block-job-set-speed', { device: 'job', speed });
+  return tell(qmp, 'block-job-set-speed', { device: 'job', speed });
 }
 
 /** Milliseconds from the command to the moment from which on the job keeps to the new rate. */
@@ -155,6 +162,7 @@ async function controlJob(
       await pauseAndResume(qmp, ownFile, note);
     }
   } else {
+    await sleep(GUEST_PART_MS);
     await randomWhile();
     note('slow down', await slowDown(qmp));
     // A mirror that has caught up has nothing to be fast with.
