@@ -46,6 +46,8 @@ export interface StartOptions {
   readonly args?: readonly string[];
   /** An existing scratch folder to use; it is not removed. */
   readonly dir?: string;
+  /** Environment variables besides those of the test. */
+  readonly env?: Readonly<Record<string, string>>;
   /** Called with the scratch folder before the daemon starts. */
   readonly prepare?: (dir: string) => void;
 }
@@ -109,6 +111,7 @@ export async function startDaemon(kind: DaemonKind, options: StartOptions = {}):
   const args = (options.args ?? []).map((arg) => arg.replaceAll('$DIR', dir));
   const child = spawn(daemonProgram(kind), [...monitor, ...args], {
     cwd: dir,
+    env: { ...process.env, ...options.env },
     stdio: ['ignore', 'pipe', 'pipe'],
   });
   const exited = reportOf(child);
