@@ -13,14 +13,15 @@ export interface SeenEvent {
   readonly data: unknown;
 }
 
-/** A layer over the default engine; `events` collects what it emits. */
-export function testLayer(): { layer: BlockLayer; events: SeenEvent[]; close(): Promise<void> } {
+/** A layer over the default engine; `events` collects what it emits. `secret`: what all secrets hold. */
+export function testLayer(secret = ''): { layer: BlockLayer; events: SeenEvent[]; close(): Promise<void> } {
   const { engine } = createEngine('auto');
   const events: SeenEvent[] = [];
   const layer = new BlockLayer({
     engine,
     events: { emit: (name, data) => void events.push({ name, data }) },
     drivers,
+    secret: () => Buffer.from(secret),
   });
   return {
     layer,

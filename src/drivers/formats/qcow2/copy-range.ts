@@ -33,6 +33,8 @@ export async function copyRangeFrom(
   sink: RangeSink,
 ): Promise<boolean> {
   const s = node.state;
+  // Whoever asked has looked at the top of the chain only.
+  if (copyRangeVia(node) === null) return false;
   for (let at = 0; at < bytes; ) {
     checkAlive(node);
     const missing = lookup(s, offset + at, bytes - at);
@@ -65,6 +67,7 @@ export async function copyRangeTo(
   from: FilePlace,
 ): Promise<boolean> {
   const s = node.state;
+  if (copyRangeVia(node) === null) return false;
   // What surrounds the data in its clusters would have to be copied as well.
   if (offset % s.clusterBytes !== 0 || bytes % s.clusterBytes !== 0) return false;
   for (let at = 0; at < bytes; ) {
@@ -84,7 +87,7 @@ export async function copyRangeTo(
     const copied =
       plan.kind === 'in-place'
         ? await copyInPlace(node, guard, plan.host, plan.bytes, place)
-        : await copyAllocating(node, guard, plan.allocation, place);
+        : await copyAllocating(node, guard, plan.allocation, start, plan.bytes, place);
     if (!copied) return false;
     at += plan.bytes;
   }
@@ -104,27 +107,28 @@ function copyInPlace(
   return co.copyRangeTo(s.dataFile.node, guard, host, bytes, from);
 }
 
-/** Fills all clusters of the allocation, and links them. */
+/** Fills guest [offset, offset+bytes) of the allocation, and links it. */
 async function copyAllocating(
   node: Qcow2Node,
   guard: GraphReadGuard,
   allocation: Allocation,
+  offset: number,
+  bytes: number,
   from: FilePlace,
 ): Promise<boolean> {
-  const { start, end, host } = allocation;
+  const { start, host } = allocation;
   let copied = false;
   try {
-    copied = await copyInPlace(node, guard, host, end - start, from);
+    // Behind subclusters that were there already only the rest of a cluster is new.
+    const range = copyOnWriteRange(node.state, allocation, offset, bytes);
+    const isWhole = range.from === offset && range.to === offset + bytes;
+    copied = isWhole && (await copyInPlace(node, guard, host + (offset - start), bytes, from));
     checkAlive(node);
   } catch (error) {
     abandonAllocation(node, allocation);
     throw error;
   }
-  if (copied) {
-    const range = copyOnWriteRange(node.state, allocation, start, end - start);
-    linkAllocation(node, allocation, range.from, range.to);
-  } else {
-    abandonAllocation(node, allocation);
-  }
+  if (copied) linkAllocation(node, allocation, offset, offset + bytes);
+  else abandonAllocation(node, allocation);
   return copied;
 }
