@@ -65,8 +65,21 @@ async function drainAndChange<T>(
   } finally {
     section.end();
   }
-  for (const node of left) await layer.closeIfUnused(node);
+  await closeAll(layer, left);
   return result.value;
+}
+
+/** Closes those of the nodes that nobody uses. All of them, then throws the first error there was. */
+async function closeAll(layer: BlockLayer, nodes: Iterable<BlockNode>): Promise<void> {
+  let failure: { readonly error: unknown } | undefined;
+  for (const node of nodes) {
+    try {
+      await layer.closeIfUnused(node);
+    } catch (error) {
+      failure ??= { error };
+    }
+  }
+  if (failure !== undefined) throw failure.error;
 }
 
 function apply<T>(change: (graph: GraphChange) => T, touched: Set<BlockNode>, left: Set<BlockNode>): T {

@@ -6,7 +6,7 @@
  * its parent where it does not set them itself; discards always reach it, because the parent decides about them.
  */
 
-import { BlockError, errnoError, errnoOf } from '../errors/error.ts';
+import { BlockError, errnoError, errnoOf, InvariantError } from '../errors/error.ts';
 import {
   type BackingName,
   type BlockDriver,
@@ -110,12 +110,22 @@ async function openNode(
   return node;
 }
 
+/** Never throws: the user is told why the node could not be opened, and what is left of it goes all the same. */
 async function undoOpen(layer: BlockLayer, node: BlockNode, opened: boolean): Promise<void> {
-  if (opened) await node.driver.close?.(node);
+  const regardless = async (step: () => Promise<void> | undefined): Promise<void> => {
+    try {
+      await step();
+    } catch (error) {
+      if (error instanceof InvariantError) throw error;
+    }
+  };
+  if (opened) await regardless(() => node.driver.close?.(node));
   // All at once: what is left of the node must not ask for anything on what is left of its children.
-  await changeGraph(layer, [], (graph) => {
-    for (const edge of [...node.children].reverse()) graph.detach(edge);
-  });
+  await regardless(() =>
+    changeGraph(layer, [], (graph) => {
+      for (const edge of [...node.children].reverse()) graph.detach(edge);
+    }),
+  );
 }
 
 interface ChildRequest {

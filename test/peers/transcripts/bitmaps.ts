@@ -297,4 +297,81 @@ const inconsistent: Transcript = {
   ],
 };
 
-export const bitmapTranscripts: readonly Transcript[] = [commands, contexts, persistent, inconsistent];
+/** An image on a disk where the write number `write`, counted from 1, fails; with `forGood` everything from then on. */
+function failing(name: string, file: string, write: number, forGood = false, rest: object = {}): Step {
+  const counting = Array.from({ length: write - 1 }, (_, at) => ({
+    event: 'pwritev',
+    state: at + 1,
+    new_state: at + 2,
+  }));
+  const fault = { event: 'pwritev', state: write, errno: 28, once: !forGood };
+  return cmd('blockdev-add', {
+    driver: 'qcow2',
+    'node-name': name,
+    file: {
+      driver: 'blkdebug',
+      'node-name': `${name}-file`,
+      image: { driver: 'file', filename: `$DIR/${file}` },
+      'inject-error': [forGood ? fault : { ...fault, iotype: 'write' }],
+      ...(counting.length > 0 && { 'set-state': counting }),
+    },
+    ...rest,
+  });
+}
+
+const toReadOnly = cmd('blockdev-reopen', {
+  options: [{ driver: 'qcow2', 'node-name': 'q', file: 'q-file', 'read-only': true }],
+});
+
+/** Images that cannot be written to when a bitmap is to be stored, marked or removed. */
+const unwritable: Transcript = {
+  name: 'bitmaps.unwritable',
+  needs: ['qemu-img'],
+  steps: [
+    img('create', '-q', '-f', 'qcow2', '$DIR/a.qcow2', '8M'),
+    ...[1, 2].flatMap((write) => [
+      failing('q', 'a.qcow2', write),
+      add('q', 'p', { persistent: true }),
+      toReadOnly,
+      nodes,
+      on('clear', 'q', 'p'),
+      on('remove', 'q', 'p'),
+      cmd('blockdev-del', { 'node-name': 'q' }),
+    ]),
+    img('bitmap', '--add', '$DIR/a.qcow2', 'p'),
+    img('bitmap', '--add', '$DIR/a.qcow2', 'q'),
+    { note: 'not marked in use: not opened for writing, and nothing is left of it' },
+    failing('q', 'a.qcow2', 1),
+    nodes,
+    failing('q', 'a.qcow2', 1, true),
+    nodes,
+    img('create', '-q', '-f', 'qcow2', '-o', 'data_file=$DIR/data.raw', '$DIR/split.qcow2', '8M'),
+    img('bitmap', '--add', '$DIR/split.qcow2', 'p'),
+    failing('q', 'split.qcow2', 1, true, {
+      'data-file': {
+        driver: 'blkdebug',
+        'node-name': 'q-data',
+        image: { driver: 'file', filename: '$DIR/data.raw' },
+        'inject-error': [{ event: 'none', iotype: 'flush', once: false }],
+      },
+    }),
+    nodes,
+    qcow2('q', 'a.qcow2', { 'read-only': true }),
+    cmd('blockdev-del', { 'node-name': 'q' }),
+    { note: 'not removed' },
+    failing('q', 'a.qcow2', 5),
+    on('remove', 'q', 'p'),
+    on('clear', 'q', 'p'),
+    on('remove', 'q', 'p'),
+    on('clear', 'q', 'p'),
+    cmd('blockdev-del', { 'node-name': 'q' }),
+  ],
+};
+
+export const bitmapTranscripts: readonly Transcript[] = [
+  commands,
+  contexts,
+  persistent,
+  inconsistent,
+  unwritable,
+];

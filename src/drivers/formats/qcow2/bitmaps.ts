@@ -38,6 +38,7 @@ import {
   readDirectory,
 } from './bitmap-directory.ts';
 import { allocateContiguous } from './contiguous.ts';
+import { ImageCorruption } from './corruption.ts';
 import { alone, exclusive } from './exclusive.ts';
 import { Autoclear, MAX_BITMAP_BYTES, MAX_BITMAP_DIRECTORY_BYTES, MAX_BITMAPS } from './layout.ts';
 import { barrier, writeHeader, writeMetadata } from './metadata-io.ts';
@@ -94,11 +95,20 @@ export async function markBitmapsInUse(node: Qcow2Node, guard: GraphReadGuard): 
   if (bitmaps !== null && s.extras.bitmaps.some(({ flags }) => (flags & BitmapFlag.inUse) === 0)) {
     const marked = s.extras.bitmaps.map((entry) => ({ ...entry, flags: entry.flags | BitmapFlag.inUse }));
     // In place: only these bits change, so a write that is torn marks some and leaves the others, which are right yet.
-    await writeMetadata(node, guard, bitmaps.directoryOffset, encodeDirectory(marked), 'bitmap-directory');
-    await barrier(node, guard);
+    try {
+      await writeMetadata(node, guard, bitmaps.directoryOffset, encodeDirectory(marked), 'bitmap-directory');
+      await barrier(node, guard);
+    } catch (error) {
+      throw failedTo("Can't update bitmap directory", error);
+    }
     s.extras.bitmaps = marked;
   }
   s.extras.bitmapsOwned = true;
+}
+
+/** The original's words for what could not be done. Damage of the image is told as such. */
+function failedTo(what: string, error: unknown): unknown {
+  return error instanceof ImageCorruption ? error : errnoError(what, errnoOf(error));
 }
 
 // ---- changing the directory ------------------------------------------------------------------------------------
@@ -157,6 +167,19 @@ async function replaceDirectory(
   rebuildMetadata(s);
 }
 
+async function updateDirectory(
+  node: Qcow2Node,
+  guard: GraphReadGuard,
+  entries: readonly BitmapEntry[],
+  taken: TakenClusters,
+): Promise<void> {
+  try {
+    await replaceDirectory(node, guard, entries, taken);
+  } catch (error) {
+    throw failedTo('Failed to update bitmap extension', error);
+  }
+}
+
 /** Runs `change`; what it has taken is given back when it fails. */
 async function orGiveBack(node: Qcow2Node, change: (taken: TakenClusters) => Promise<void>): Promise<void> {
   const taken: TakenClusters = [];
@@ -177,7 +200,7 @@ async function remove(node: Qcow2Node, guard: GraphReadGuard, name: string): Pro
     const entry = s.extras.bitmaps.find(isIt);
     if (entry === undefined) return;
     const kept = s.extras.bitmaps.filter((other) => other !== entry);
-    await orGiveBack(node, (taken) => replaceDirectory(node, guard, kept, taken));
+    await orGiveBack(node, (taken) => updateDirectory(node, guard, kept, taken));
     await freeBits(node, guard, entry);
     await settleLocked(node, guard);
   });
@@ -230,7 +253,7 @@ async function store(node: Qcow2Node, guard: GraphReadGuard, bitmaps: readonly D
       entries.push(await storeOne(node, guard, bitmap, Buffer.from(bitmap.name ?? ''), taken));
     if (entries.length > MAX_BITMAPS || directoryBytes(entries) > MAX_BITMAP_DIRECTORY_BYTES)
       throw new BlockError('Too many bitmaps', { errno: E.EFBIG });
-    await replaceDirectory(node, guard, entries, taken);
+    await updateDirectory(node, guard, entries, taken);
   });
   for (const entry of old) await freeBits(node, guard, entry);
 }
@@ -251,7 +274,7 @@ async function storeOne(
     const granularityBits = Math.log2(bitmap.granularityBytes);
     return { ...table, flags: bitmap.enabled ? BitmapFlag.auto : 0, granularityBits, name };
   } catch (error) {
-    throw errnoError(`Failed to store bitmap '${bitmap.name}'`, errnoOf(error));
+    throw failedTo(`Failed to write bitmap '${bitmap.name}' to file`, error);
   }
 }
 
