@@ -12,6 +12,7 @@ import type { GraphReadGuard } from './graph-lock.ts';
 import { begin, checkRange, end, wrote, wroteInPart } from './io-common.ts';
 import type { BlockNode } from './node.ts';
 import { waitSerialising } from './tracked.ts';
+import { checkWriteThreshold } from './write-threshold.ts';
 
 /** Whether the kernel may be able to copy between the nodes: data lies in local files as the nodes show it. */
 export function canCopyRange(source: BlockNode, target: BlockNode, _guard: GraphReadGuard): boolean {
@@ -89,6 +90,7 @@ export async function coCopyRangeTo(
   let copied = false;
   try {
     if (node.tracked.serialising > 0) await waitSerialising(node.tracked, request);
+    if (node.writeThreshold !== 0) checkWriteThreshold(node, offset, bytes);
     copied = await driver.copyRangeTo(node, guard, offset, bytes, from);
   } catch {
     copied = false;

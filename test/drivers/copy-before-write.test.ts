@@ -3,6 +3,7 @@
  * and discards of it at once. And copies by the kernel, which the filter's job uses.
  */
 
+import { execFileSync } from 'node:child_process';
 import { mkdtempSync, readFileSync, rmSync, writeFileSync } from 'node:fs';
 import { tmpdir } from 'node:os';
 import path from 'node:path';
@@ -11,12 +12,15 @@ import { createEngine } from '../../src/aio/create-engine.ts';
 import { allocateIoMemory, vectorOf } from '../../src/aio/memory.ts';
 import { wrapped } from '../../src/block/callbacks.ts';
 import { createBitmap, dirtyBytes, nextDirty } from '../../src/block/dirty-bitmap.ts';
+import { type BlockDriver, Role } from '../../src/block/driver.ts';
 import { canCopyRange, coCopyRange } from '../../src/block/io-copy-range.ts';
 import { BlockLayer } from '../../src/block/layer.ts';
 import type { BlockNode } from '../../src/block/node.ts';
 import { addNode } from '../../src/block/open.ts';
+import { passOn } from '../../src/drivers/filters/pass-on.ts';
 import { drivers } from '../../src/drivers/table.ts';
 import { memoryDisk, memoryLayer } from '../block/memory-driver.ts';
+import { requirePeer } from '../peers/requires.ts';
 
 const KIB = 1024;
 const CLUSTER = 64 * KIB;
@@ -176,6 +180,29 @@ test('the kernel copies between windows into files, as if it had been read and w
   expect([from.inFlight, to.inFlight, target.inFlight]).toEqual([0, 0, 0]);
 });
 
+test('a copy by the kernel is a write as far as the threshold of the target goes', async () => {
+  const seen: string[] = [];
+  const watched = new BlockLayer({
+    engine: layer.engine,
+    events: { emit: (name) => void seen.push(name) },
+    drivers,
+  });
+  const [from, to] = await Promise.all(
+    ['s', 't'].map((name) => {
+      writeFileSync(path.join(dir, name), pattern(BYTES));
+      return addNode(watched, { driver: 'file', 'node-name': name, filename: path.join(dir, name) });
+    }),
+  );
+  to!.writeThreshold = CLUSTER;
+  const copy = (bytes: number): Promise<boolean> =>
+    watched.graphLock.withRead((guard) => coCopyRange(from!, guard, 0, to!, 0, bytes));
+  expect(await copy(CLUSTER)).toBe(true);
+  expect(seen).toEqual([]);
+  expect(await copy(CLUSTER + 512)).toBe(true);
+  expect(seen).toEqual(['BLOCK_WRITE_THRESHOLD']);
+  await watched.closeAll();
+});
+
 test('the kernel is not asked where more than bytes are at stake', async () => {
   await addFile('s', pattern(BYTES));
   await addFile('t', Buffer.alloc(BYTES));
@@ -237,5 +264,61 @@ test('every write waits for a read of what it overwrites, also the second one', 
   await Promise.all([first, second]);
   expect(from.data[0]).toBe(2);
   expect((await read(snapshot, 0, CLUSTER)).every((byte) => byte === 1)).toBe(true);
+  await both.closeAll();
+});
+
+test('a write waits for who reads the old content through the target', async (context) => {
+  requirePeer(context, 'qemu-img');
+  const bytes = 4 * CLUSTER;
+  let letGo = (): void => undefined;
+  const held = new Promise<void>((resolve) => {
+    letGo = resolve;
+  });
+  const slow: BlockDriver = {
+    ...passOn,
+    name: 'slow',
+    kind: 'filter',
+    supportedWriteFlags: 0,
+    supportedZeroFlags: 0,
+    async open(_node, { openChild }) {
+      await openChild('file', Role.filtered | Role.primary, true);
+      return null;
+    },
+    preadv: (...args) => held.then(() => passOn.preadv(...args)),
+  };
+  const both = new BlockLayer({
+    engine: layer.engine,
+    events: layer.events,
+    report: () => undefined,
+    drivers: { ...drivers, slow },
+  });
+  const before = pattern(bytes);
+  writeFileSync(path.join(dir, 's'), before);
+  const overlay = path.join(dir, 't.qcow2');
+  execFileSync('qemu-img', ['create', '-q', '-f', 'qcow2', overlay, `${bytes}`]);
+  const source = await addNode(both, { driver: 'file', 'node-name': 's', filename: path.join(dir, 's') });
+  await addNode(both, { driver: 'slow', 'node-name': 'slow', file: 's' });
+  const target = await addNode(both, {
+    driver: 'qcow2',
+    'node-name': 't',
+    file: { driver: 'file', filename: overlay },
+    backing: 'slow',
+  });
+  const filter = await addNode(both, {
+    driver: 'copy-before-write',
+    'node-name': 'c',
+    file: 's',
+    target: 't',
+  });
+  const reading = read(target, 0, bytes);
+  const memory = allocateIoMemory(bytes);
+  memory.buf.fill(255);
+  const writing = wrapped.pwritev(filter, 0, bytes, vectorOf(memory), 0);
+  await new Promise((resolve) => setTimeout(resolve, 200));
+  expect((await read(source, 0, 512))[0]).toBe(before[0]);
+  letGo();
+  expect((await reading).equals(before)).toBe(true);
+  await writing;
+  expect((await read(target, 0, bytes)).equals(before)).toBe(true);
   await both.closeAll();
 });

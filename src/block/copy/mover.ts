@@ -193,7 +193,7 @@ export function requestBytes(mover: Mover, kind: ExtentKind): number {
 /** Whether data is copied by the kernel as far as can be told. */
 export function usesKernel(mover: Mover, guard: GraphReadGuard): boolean {
   if (mover.compress || !mover.useCopyRange) return false;
-  mover.useCopyRange = canCopyRange(mover.source(), mover.target(), guard);
+  mover.useCopyRange = mover.writeFlags === 0 && canCopyRange(mover.source(), mover.target(), guard);
   return mover.useCopyRange;
 }
 
@@ -210,7 +210,8 @@ export async function moveExtent(
   if (mover.targetStart + offset + bytes > mover.target().totalBytes)
     return { error: ioError(E.ENOSPC), isRead: false, offset };
   if (kind === 'zero') return moveZeroes(mover, guard, offset, bytes, order);
-  if (bytes >= MIN_KERNEL_BYTES && mover.useCopyRange && !mover.compress) {
+  // A copy by the kernel takes no flags.
+  if (bytes >= MIN_KERNEL_BYTES && mover.useCopyRange && !mover.compress && mover.writeFlags === 0) {
     if (await throughKernel(mover, guard, offset, bytes, order)) return null;
   }
   const early = order === ANY_ORDER ? order : { turn: order.turn, begun: () => undefined };
