@@ -49,3 +49,11 @@ export function chainEdges(top: BlockNode, base: BlockNode | null): BlockChild[]
 export function isRootNode(node: BlockNode): boolean {
   return node.parents.every(({ parent, name }) => parent.kind === 'root' && name === 'root');
 }
+
+/** Whether `node` shows nothing but what `below` holds, whatever happens: filters do, and a quorum of its children. */
+export function showsContentOf(node: BlockNode, below: BlockNode): boolean {
+  if (node === below) return true;
+  if (node.driver.name === 'quorum') return node.children.some((edge) => showsContentOf(edge.node, below));
+  const filtered = filteredChild(node);
+  return filtered !== null && showsContentOf(filtered.node, below);
+}

@@ -1,7 +1,7 @@
 /** Commands of schema/mirror.json: mirror jobs to a node, or to a file that is made or opened. */
 
 import type { Commands } from '../../schema/generated/types.ts';
-import { cowChild, filteredChild, skipFilters } from '../block/chain.ts';
+import { cowChild, showsContentOf, skipFilters } from '../block/chain.ts';
 import { nodeFilename } from '../block/filename.ts';
 import { checkRootNode, findNode } from '../block/find-node.ts';
 import { absoluteBackingName } from '../block/image-name.ts';
@@ -29,14 +29,6 @@ function findSource(layer: BlockLayer, name: string): BlockNode {
   checkRootNode(node);
   checkOperation(node, 'mirror-source');
   return node;
-}
-
-/** Whether `node` shows nothing but what `below` holds, whatever happens: filters do, and a quorum of its children. */
-function showsContentOf(node: BlockNode, below: BlockNode): boolean {
-  if (node === below) return true;
-  if (node.driver.name === 'quorum') return node.children.some((edge) => showsContentOf(edge.node, below));
-  const filtered = filteredChild(node);
-  return filtered !== null && showsContentOf(filtered.node, below);
 }
 
 /** The node that is replaced in the end; null: the source itself. */

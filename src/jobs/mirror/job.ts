@@ -11,7 +11,7 @@ import { setImmediate as nextTurn } from 'node:timers/promises';
 import type { BlockdevOnError } from '../../../schema/generated/types.ts';
 import type { BlockBackend } from '../../block/backend.ts';
 import { infoOrNull } from '../../block/callbacks.ts';
-import { cowChild, skipFilters } from '../../block/chain.ts';
+import { cowChild, showsContentOf, skipFilters } from '../../block/chain.ts';
 import { createMover } from '../../block/copy/mover.ts';
 import {
   createBitmap,
@@ -334,6 +334,7 @@ async function prepare(work: Work): Promise<void> {
   work.section ??= await settle(mirror, control);
   if (work.section === null) throw mirror.failure ?? ioError(E.EIO);
   if (work.shouldComplete) {
+    checkReplaced(options);
     const backing = await options.backing?.();
     await removeJobNodes(block);
     await targetUse.close();
@@ -343,6 +344,12 @@ async function prepare(work: Work): Promise<void> {
     work.isPivoted = true;
   }
   await tearDown(work);
+}
+
+/** What was a child of the source when the job began may belong to others by now, who would see its content change. */
+function checkReplaced({ source, replaces }: MirrorOptions): void {
+  if (replaces === null) return;
+  if (!asMonitor(() => showsContentOf(source, replaces))) throw ioError(E.EPERM);
 }
 
 /** The target is to be read-only as the source is. One that cannot become so does no harm. */
