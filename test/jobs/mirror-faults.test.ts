@@ -6,6 +6,7 @@
 import { expect, test } from 'vitest';
 import { allocateIoMemory, vectorOf } from '../../src/aio/memory.ts';
 import type { BlockBackend } from '../../src/block/backend.ts';
+import { drainedBegin } from '../../src/block/drain.ts';
 import type { BlockDriver } from '../../src/block/driver.ts';
 import { BlockLayer } from '../../src/block/layer.ts';
 import type { BlockNode } from '../../src/block/node.ts';
@@ -182,3 +183,34 @@ for (const copyMode of ['background', 'write-blocking'] as const) {
     }
   });
 }
+
+test('write-blocking: nothing is written to a target that is drained, and it gets all of it afterwards', async () => {
+  const world = await makeWorld();
+  const job = await start(world, { copyMode: 'write-blocking' });
+  while (job.status !== 'ready') await turn();
+  const section = await drainedBegin(world.target);
+  const before = world.counts.target;
+  await Promise.all([1, 2, 3].map((value) => write(world.users, value * 1024, value)));
+  expect(world.counts.target).toBe(before);
+  section.end();
+  await toTheEnd(world, job);
+  expect(world.bugs).toEqual([]);
+  expect(job.error).toBeNull();
+  expect(world.b.data.equals(world.a.data)).toBe(true);
+  await close(world);
+});
+
+test('a change of the copy mode does not wait for a job that fails before it copies', async () => {
+  const world = await makeWorld();
+  const job = await start(world, {
+    begin: async () => {
+      for (let i = 0; i < 5; i++) await turn();
+      throw ioError(E.EIO);
+    },
+  });
+  const change = { id: 'j', type: 'mirror', 'copy-mode': 'write-blocking' } as const;
+  await expect(job.driver.change!(job, change)).rejects.toThrow("Job 'j' has ended");
+  await toTheEnd(world, job);
+  expect(job.error?.errno).toBe(E.EIO);
+  await close(world);
+});

@@ -99,9 +99,12 @@ async function writeTarget(guard: GraphReadGuard, write: Write, offset: number):
   }
 }
 
-/** Whether the target has just failed: until it is tried again, writes are left to the copies. */
-function isTargetOut({ failure, retryAtMs }: Mirror): boolean {
-  return failure !== null || performance.now() < retryAtMs;
+/**
+ * Whether writes are left to the copies: the target has just failed, until it is tried again; or it is in a drained
+ * section, which holds up the job and not the users of the source.
+ */
+function isTargetOut({ failure, retryAtMs, target }: Mirror): boolean {
+  return failure !== null || target.quiesced > 0 || performance.now() < retryAtMs;
 }
 
 /** [from, to) is the same on both sides: blocks that lie within it are clean, others stay as they are. */

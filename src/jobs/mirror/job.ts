@@ -297,22 +297,10 @@ async function change(mirror: Mirror, job: Job, to: CopyMode): Promise<void> {
 }
 
 async function run(work: Work, job: Job): Promise<void> {
-  const { mirror, control, options } = work;
-  const { source, target, round, bufferBytes } = options;
-  if (round !== null && source.totalBytes > 0) await letCommandReturn(job);
-  await options.begin?.();
-  if (options.type !== 'commit' && source.totalBytes !== target.totalBytes)
-    throw new BlockError('Source and target image have different sizes');
-  if (bufferBytes > totalmem()) throw ioError(E.ENOMEM);
-  if (round !== null) {
-    await firstRound(mirror, round, async () => {
-      await control.pausePoint();
-      await nextTurn();
-      return !control.isCancelled();
-    });
-  }
+  const { mirror } = work;
   try {
-    work.section = await mirrorLoop(mirror, control);
+    await begin(work, job);
+    work.section = await mirrorLoop(mirror, work.control);
   } finally {
     mirror.change?.done(new BlockError(`Job '${job.id}' has ended`));
     mirror.change = null;
@@ -320,6 +308,22 @@ async function run(work: Work, job: Job): Promise<void> {
   if (mirror.failure !== null) throw mirror.failure;
   // Nobody knows when such a job is finalized. Until then writes go on, and what they change is copied in the end.
   if (!job.autoFinalize) endSection(work);
+}
+
+/** Checks what takes I/O to check, and finds out what is to be copied. */
+async function begin({ mirror, control, options }: Work, job: Job): Promise<void> {
+  const { source, target, round, bufferBytes } = options;
+  if (round !== null && source.totalBytes > 0) await letCommandReturn(job);
+  await options.begin?.();
+  if (options.type !== 'commit' && source.totalBytes !== target.totalBytes)
+    throw new BlockError('Source and target image have different sizes');
+  if (bufferBytes > totalmem()) throw ioError(E.ENOMEM);
+  if (round === null) return;
+  await firstRound(mirror, round, async () => {
+    await control.pausePoint();
+    await nextTurn();
+    return !control.isCancelled();
+  });
 }
 
 function endSection(work: Work): void {
