@@ -1,4 +1,4 @@
-// Builds the tree into dist/: the schema generator, the files it generates, then everything else.
+// Builds the tree into dist/: the schema generator, the files it generates, everything else, then the bundles of the programs.
 // Usage: node scripts/build.mjs [--force]      Does nothing when no input is newer than the last build.
 import { execFileSync } from 'node:child_process';
 import { existsSync, mkdirSync, readdirSync, rmSync, statSync, utimesSync, writeFileSync } from 'node:fs';
@@ -7,7 +7,7 @@ import { fileURLToPath, pathToFileURL } from 'node:url';
 
 const root = path.resolve(path.dirname(fileURLToPath(import.meta.url)), '..');
 const stampFile = path.join(root, 'dist/.built');
-const inputs = ['schema', 'src', 'daemon', 'bench', 'package.json', 'tsconfig.json', 'scripts/build.mjs'];
+const inputs = ['schema', 'src', 'daemon', 'bench', 'package.json', 'tsconfig.json', 'scripts'];
 
 /** Newest modification time (ms) below the given paths; generated files do not count. */
 function newestMs(paths) {
@@ -39,6 +39,7 @@ export function build({ force = false } = {}) {
     run(process.execPath, ['dist/schema/generator/main.js']);
   }
   run(process.execPath, [tsc, '-p', '.']);
+  run(process.execPath, ['scripts/bundle.mjs']);
   mkdirSync(path.dirname(stampFile), { recursive: true });
   writeFileSync(stampFile, '');
   // The stamp carries the newest input's time, so that an edit made during the build is not missed.

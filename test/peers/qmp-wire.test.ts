@@ -100,7 +100,8 @@ test('every stream of the table gets the same answer', async (context) => {
 
 test('the daemon as a whole answers every stream the same', async (context) => {
   requirePeer(context, 'qemu-storage-daemon');
-  if (!existsSync(path.join(repositoryRoot, 'dist/daemon/main.js'))) context.skip('the daemon is not built');
+  if (!existsSync(path.join(repositoryRoot, 'dist/bundle/qblockd.js')))
+    context.skip('the daemon is not built');
   const daemon = await startDaemon('qblockd');
   try {
     const different: string[] = [];
