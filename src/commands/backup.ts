@@ -36,7 +36,8 @@ function bitmapOf(source: BlockNode, args: BackupCommon): BackupOptions['bitmap'
   const bitmap = findBitmap(source, name);
   if (bitmap === null) throw new BlockError(`Bitmap '${name}' could not be found`);
   if (mode === undefined) throw new BlockError('Bitmap sync mode must be given when providing a bitmap');
-  checkUsable(bitmap, { readOnly: mode === 'never' });
+  // Whether it can be changed is asked later, by the job: see optionsOf.
+  checkUsable(bitmap, { readOnly: true });
   if (sync === 'none') throw new BlockError("sync mode 'none' does not produce meaningful bitmap outputs");
   if (mode === 'never' && sync !== 'bitmap') {
     throw new BlockError(
@@ -64,6 +65,7 @@ function optionsOf(
   if (workers < 1 || workers > MAX_INT) throw new BlockError(`max-workers must be between 1 and ${MAX_INT}`);
   const maxChunkBytes = perf['max-chunk'] ?? 0;
   if (maxChunkBytes < 0) throw new BlockError('max-chunk must be zero (which means no limit) or positive');
+  if (bitmap !== null && bitmap.mode !== 'never') checkUsable(bitmap.bitmap);
   if (source.totalBytes !== target.totalBytes)
     throw new BlockError('Source and target image have different sizes');
   return {

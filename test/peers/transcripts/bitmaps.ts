@@ -189,6 +189,10 @@ const qcow2 = (name: string, file: string, rest: object = {}): Step =>
     ...rest,
   });
 
+/** Of node `q` by its bitmap `p`. */
+const backup = (target: string, rest: object): Step =>
+  cmd('blockdev-backup', { 'job-id': 'j', device: 'q', target, bitmap: 'p', ...rest });
+
 const img = (...args: readonly string[]): Step => ({ run: ['qemu-img', ...args] });
 
 const persistent: Transcript = {
@@ -248,6 +252,16 @@ const persistent: Transcript = {
     { note: 'read-only: nothing can be changed' },
     qcow2('q', 'a.qcow2', { 'read-only': true }),
     ...inEveryWay('q', 'p'),
+    { note: 'which of its errors a backup tells' },
+    disk('short', MiB),
+    ...['q', 'short'].flatMap((target) => [
+      backup(target, { sync: 'incremental' }),
+      backup(target, { sync: 'none', 'bitmap-mode': 'always' }),
+      backup(target, { sync: 'full', 'bitmap-mode': 'never' }),
+      backup(target, { sync: 'full', 'bitmap-mode': 'always', compress: true }),
+      backup(target, { sync: 'full', 'bitmap-mode': 'always', 'x-perf': { 'max-workers': 0 } }),
+      backup(target, { sync: 'bitmap', 'bitmap-mode': 'never' }),
+    ]),
     add('q', 'new'),
     add('q', 'lost', { persistent: true }),
     merge('q', 'new', ['p']),
