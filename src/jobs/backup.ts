@@ -26,6 +26,7 @@ import {
   removeJobNodes,
   startBlockJob,
 } from './block-job.ts';
+import { cancelRequests } from './cancel-requests.ts';
 import { takeAllSteps } from './clean-up.ts';
 import { type Job, type JobDriver, type JobTable, type JobTransaction, withJobLock } from './job-common.ts';
 import { addProgress, isCancelled, pausePoint, setRemainingProgress, sleepJob } from './job-driver.ts';
@@ -38,6 +39,8 @@ const TURNS_BEFORE_ANSWER = 3;
 const TURNS_AFTER_ANSWER = 3;
 /** Between two attempts when errors are to be ignored. */
 const RETRY_MS = 100;
+/** The server of the target of a cancelled job may take so long to answer. */
+const PATIENCE_MS = 1000;
 
 export interface BackupOptions {
   readonly id: string;
@@ -234,6 +237,10 @@ function driverOf(backup: Backup): JobDriver {
     run: (job) => run(backup, job),
     commit: async () => endBitmap(backup, true),
     abort: async () => endBitmap(backup, false),
+    cancel(job) {
+      giveUp(backup, job);
+      return true;
+    },
     async clean() {
       const { options, copy } = backup;
       copy.onProgress = null;
@@ -245,6 +252,15 @@ function driverOf(backup: Backup): JobDriver {
       );
     },
   };
+}
+
+/** A target that does not answer keeps neither the job from ending nor, from now on, the source's users from writing. */
+function giveUp({ options, copy }: Backup, job: Job): void {
+  copy.isGivenUp = true;
+  const timer = setTimeout(() => {
+    if (job.status !== 'concluded' && job.status !== 'null') cancelRequests(options.target);
+  }, PATIENCE_MS);
+  timer.unref();
 }
 
 /** What becomes of the bitmap: clean where copied, or as it was, with what was written since. */

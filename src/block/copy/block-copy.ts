@@ -47,6 +47,8 @@ export interface BlockCopy extends CopySettings {
   readonly tasks: Set<CopyTask>;
   /** What has been copied is discarded on the source. */
   discardSource: boolean;
+  /** Nobody needs the copy any more: nothing is copied for the sake of a write. */
+  isGivenUp: boolean;
   /** Bytes copied so far, whole clusters. */
   copiedBytes: number;
   /** Called whenever bytes have been copied or there is less to copy. */
@@ -59,6 +61,7 @@ export function createBlockCopy(settings: CopySettings): BlockCopy {
     mover: createMover(settings),
     tasks: new Set(),
     discardSource: false,
+    isGivenUp: false,
     copiedBytes: 0,
     onProgress: null,
   };
@@ -166,7 +169,7 @@ export function needsCopy(copy: BlockCopy, offset: number, bytes: number): boole
 
 /**
  * Has every cluster of [offset, offset+bytes) copied before it resolves. The failure of a copy is returned; what
- * others failed to copy is tried again. `goOn` false ends it between two requests.
+ * others failed to copy is tried again. `goOn` false ends it between two requests, as does giving the copy up.
  */
 export async function copyBeforeWrite(
   copy: BlockCopy,
@@ -179,7 +182,7 @@ export async function copyBeforeWrite(
   const end = Math.ceil((offset + bytes) / copy.clusterBytes);
   const { graphLock } = copy.source().layer;
   const max = Math.max(1, Math.floor(copy.mover.bufferBytes / copy.clusterBytes));
-  while (goOn()) {
+  while (goOn() && !copy.isGivenUp) {
     const task = claim(copy, first, end, max);
     if (task !== null) {
       const failure = await perform(copy, guard, task, null);

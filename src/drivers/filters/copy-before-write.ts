@@ -164,8 +164,9 @@ async function preserve(node: CbwNode, guard: GraphReadGuard, offset: number, by
   const end = endCluster(state, offset + bytes);
   if (!state.broken && needsCopy(state.copy, offset, bytes)) {
     const error = await copyInTime(node, guard, offset, bytes);
-    if (error !== 0 && !state.breakSnapshot) throw ioError(error);
-    if (error !== 0) state.broken = true;
+    const { isGivenUp } = state.copy;
+    if (error !== 0 && !state.breakSnapshot && !isGivenUp) throw ioError(error);
+    if (error !== 0 || isGivenUp) state.broken = true;
   }
   if (!state.broken) state.done.bits.set(first, end);
   const { graphLock } = node.layer;

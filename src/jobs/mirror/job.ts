@@ -35,6 +35,7 @@ import {
   removeJobNodes,
   startBlockJob,
 } from '../block-job.ts';
+import { cancelRequests } from '../cancel-requests.ts';
 import { takeAllSteps } from '../clean-up.ts';
 import { type Job, type JobDriver, type JobTable, withJobLock } from '../job-common.ts';
 import {
@@ -270,18 +271,11 @@ function mirrorDriver(
     },
     cancel(job, force) {
       const atOnce = force || !isReady(job);
+      // A job that is to stop does not wait for a server that may never answer.
       if (atOnce) cancelRequests(options.target);
       return atOnce;
     },
   };
-}
-
-/** A job that is to stop does not wait for a server that may never answer. */
-function cancelRequests(node: BlockNode): void {
-  asMonitor(() => {
-    node.driver.cancelInFlight?.(node);
-    for (const edge of node.children) cancelRequests(edge.node);
-  });
 }
 
 /** Changes the copy mode: at once when the job rests, else when it next comes to rest. */
