@@ -64,6 +64,8 @@ export async function coCopyRangeFrom(
   checkRange(offset, bytes);
   const { driver } = node;
   if (driver.copyRangeFrom === undefined || !fits(node, offset, bytes)) return false;
+  // Behind its end a node reads as zeroes, whatever its driver would find there.
+  if (offset + bytes > node.totalBytes) return false;
   const request = begin(node, offset, bytes);
   try {
     if (node.tracked.serialising > 0) await waitSerialising(node.tracked, request);

@@ -9,6 +9,7 @@ import { afterAll, beforeAll, expect, test } from 'vitest';
 import { allocateIoMemory, vectorOf } from '../../../src/aio/memory.ts';
 import { wrapped } from '../../../src/block/callbacks.ts';
 import { Perm } from '../../../src/block/driver.ts';
+import { coCopyOnRead } from '../../../src/block/io-copy-on-read.ts';
 import { canCopyRange, coCopyRange } from '../../../src/block/io-copy-range.ts';
 import type { BlockLayer } from '../../../src/block/layer.ts';
 import type { BlockNode } from '../../../src/block/node.ts';
@@ -254,4 +255,31 @@ test('what lies encrypted in a backing image is not copied as it is', async (con
     const now = await content(target);
     expect([0, 7]).toContain(now[0]);
   });
+});
+
+test('behind the end of a backing image nothing of what is below it is copied', async (context) => {
+  requirePeer(context, 'qemu-img');
+  const base = path.join(dir, 'long.raw');
+  writeFileSync(base, pattern(createRandom(2), BYTES));
+  const [mid, top] = ['mid.qcow2', 'top.qcow2'].map((name) => path.join(dir, name)) as [string, string];
+  peer('qemu-img', 'create', '-q', '-f', 'qcow2', '-b', base, '-F', 'raw', mid, `${BYTES / 2}`);
+  peer('qemu-img', 'create', '-q', '-f', 'qcow2', '-b', mid, '-F', 'qcow2', top, `${BYTES}`);
+  const overlay = await openFromOptions(layer, {
+    driver: 'qcow2',
+    file: { driver: 'file', filename: top },
+    backing: {
+      driver: 'qcow2',
+      file: { driver: 'file', filename: mid },
+      backing: { driver: 'file', filename: base },
+    },
+  });
+  const users = await layer.createBackend(overlay, { perm: Perm.all, shared: Perm.all }, OWNER);
+  const before = await content(overlay);
+  expect(before.subarray(BYTES / 2).every((byte) => byte === 0)).toBe(true);
+  await layer.graphLock.withRead(async (guard) => {
+    for (const offset of [BYTES / 2 - 256 * KiB, BYTES / 2 + 512 * KiB])
+      await coCopyOnRead(overlay, guard, offset, 512 * KiB);
+  });
+  expectSame(await content(overlay), before);
+  await users.close();
 });
