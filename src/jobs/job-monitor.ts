@@ -145,12 +145,15 @@ export function userCancel(job: Job, force: boolean, lock: JobLock): void {
 
 /**
  * Cancels a job in any state; one that has concluded is dismissed. A job at work ends when it comes to it; for one
- * whose work is over, `transaction.ending` resolves when it has ended.
+ * whose work is over, `transaction.ending` resolves when it has ended. While it makes its last changes, a cancellation
+ * counts only if these fail.
  */
 export function cancelJob(job: Job, force: boolean, lock: JobLock): void {
   job.table.assertHeld(lock);
   if (job.status === 'concluded') dismissJob(job, lock);
   if (job.status === 'null' || job.status === 'aborting') return;
+  // Too late: what it was to do is done.
+  if (job.transaction.phase === 'committing') return;
   if (job.userPaused) {
     unlocked(job.table, lock, () => job.driver.userResume?.(job));
     job.userPaused = false;

@@ -73,15 +73,23 @@ export function finalizeTransaction(transaction: JobTransaction): Promise<void> 
 async function finalize(transaction: JobTransaction): Promise<void> {
   const { jobs } = transaction;
   transaction.phase = 'finalizing';
+  let left = jobs.length;
   for (const job of newestFirst(jobs)) {
     try {
       await job.driver.prepare?.(job);
     } catch (thrown) {
       job.error = asBlockError(job, thrown);
     }
-    if (job.error !== null || jobs.some((each) => each.forceCancel)) return abort(transaction);
+    left--;
+    if (job.error !== null || (left > 0 && jobs.some((each) => each.forceCancel))) return abort(transaction);
   }
+  // What has been prepared is done, as the graph shows: nobody may be told that it was cancelled.
   transaction.phase = 'committing';
+  for (const job of jobs) {
+    withJobLock(job.table, () => {
+      job.forceCancel = false;
+    });
+  }
   for (const job of newestFirst(jobs)) {
     await callback(job, 'commit');
     await callback(job, 'clean');

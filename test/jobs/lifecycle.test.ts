@@ -128,23 +128,29 @@ describe('one job', () => {
     }
   });
 
-  test('a cancellation while it prepares takes effect afterwards', async () => {
-    const { table, events } = testTable();
-    let prepared: () => void = () => undefined;
-    const preparing = new Promise<void>((resolve) => {
-      prepared = resolve;
-    });
-    const work = steeredWork({ prepare: () => preparing });
-    const job = addJob(table, { driver: work.driver });
-    start(job);
-    work.finish();
-    await settle();
-    cancel(job);
-    await settle();
-    expect(events.at(-1)).toBe('j pending');
-    prepared();
-    await settle();
-    expect(events.slice(-2)).toEqual(['j aborting', 'j concluded']);
+  test('a cancellation while it prepares, or later, comes too late unless that fails', async () => {
+    for (const end of ['well', 'badly', 'late'] as const) {
+      const { table, events } = testTable();
+      let go: () => void = () => undefined;
+      let fail: (error: Error) => void = () => undefined;
+      const going = new Promise<void>((resolve, reject) => {
+        go = resolve;
+        fail = reject;
+      });
+      const work = steeredWork(end === 'late' ? { clean: () => going } : { prepare: () => going });
+      const job = addJob(table, { driver: work.driver });
+      start(job);
+      work.finish();
+      await settle();
+      cancel(job);
+      await settle();
+      expect(events.at(-1)).toBe('j pending');
+      if (end === 'badly') fail(new BlockError('no'));
+      else go();
+      await settle();
+      expect(events.slice(-2)).toEqual([end === 'badly' ? 'j aborting' : 'j pending', 'j concluded']);
+      expect([job.forceCancel, job.error === null]).toEqual([end === 'badly', end !== 'badly']);
+    }
   });
 
   test('progress', () => {

@@ -214,3 +214,34 @@ test('a change of the copy mode does not wait for a job that fails before it cop
   expect(job.error?.errno).toBe(E.EIO);
   await close(world);
 });
+
+test('cancelled in each turn of its completion: what is told is what has happened', async () => {
+  for (let turns = 0, isOver = false; !isOver; turns++) {
+    const world = await makeWorld();
+    const takeTime = async (): Promise<null> => {
+      for (let i = 0; i < 4; i++) await turn();
+      return null;
+    };
+    const job = await start(world, {
+      autoDismiss: false,
+      backing: takeTime,
+      end: async () => void (await takeTime()),
+    });
+    while (job.status !== 'ready') await turn();
+    withJobLock(world.table, (lock) => completeJob(job, lock));
+    for (let i = 0; i < turns; i++) await turn();
+    isOver = job.status === 'concluded';
+    withJobLock(world.table, (lock) => {
+      if (!isOver) cancelJob(job, true, lock);
+    });
+    while (job.status !== 'concluded') await turn();
+    const isPivoted = world.users.nodeName === 't';
+    const ends = world.events.filter((event) => /BLOCK_JOB_(COMPLETED|CANCELLED)/.test(event));
+    expect(ends).toHaveLength(1);
+    expect(`${turns} ${ends[0]}`).toContain(isPivoted ? 'COMPLETED' : 'CANCELLED');
+    expect(job.error === null).toBe(isPivoted);
+    expect(world.bugs).toEqual([]);
+    await close(world);
+    expect(turns).toBeLessThan(200);
+  }
+});
