@@ -1,5 +1,5 @@
 /**
- * Command lines for qblock-img and qemu-img. They run in a copy of the folder that img.test.ts prepares:
+ * Command lines for qblock-img and qemu-img. They run in a copy of the folder that img-comparison.ts prepares:
  * raw (1 MiB with 64 KiB of data), sparse (raw, zeroes of every kind), base, mid and top (a chain of qcow2 images),
  * snap (with snapshots s1 and s2), luks (passphrase "abc"), leaky and corrupt (damaged), lost (its backing is missing),
  * sub/in (its backing is sub/below), v2 (compat=0.10), packed (compressed), marked (with bitmaps).

@@ -1,17 +1,15 @@
-/** qblock-img beside qemu-img: equal output, status and images for the same command lines on the same files. */
+/**
+ * qblock-img beside qemu-img: equal output, status and images for the same command lines on the same files. The cases are in
+ * img-cases.ts, and run from img-*.test.ts: two files, that they may run side by side.
+ */
 
 import { execFileSync } from 'node:child_process';
 import { mkdirSync, mkdtempSync, rmSync, writeFileSync } from 'node:fs';
 import { tmpdir } from 'node:os';
 import path from 'node:path';
-import { afterAll, beforeAll, describe, expect, test } from 'vitest';
-import { IMAGE_CASES, QUIET_CASES } from './img-cases.ts';
+import { afterAll, beforeAll, expect, test } from 'vitest';
 import { missingPeer, requirePeer } from './requires.ts';
 import { runBoth, type ToolCase, type ToolResult } from './tool-diff.ts';
-
-let root = '';
-
-const fixtureDir = (): string => path.join(root, 'fixture');
 
 /** The files that the cases know; see img-cases.ts. */
 function makeFixture(dir: string): void {
@@ -82,19 +80,9 @@ function makeFixture(dir: string): void {
   img('bitmap', '--disable', 'marked', 'b1');
 }
 
-beforeAll(() => {
-  root = mkdtempSync(path.join(tmpdir(), 'qb-img-'));
-  // Without the peers every test is skipped.
-  if (missingPeer(['qemu-img', 'qemu-io']) === null) makeFixture(fixtureDir());
-});
-afterAll(() => rmSync(root, { recursive: true, force: true }));
-
-let runs = 0;
-
-async function expectEqual(toolCase: ToolCase): Promise<void> {
-  const scratch = path.join(root, `run${runs++}`);
+async function expectEqual(toolCase: ToolCase, fixtureDir: string, scratch: string): Promise<void> {
   try {
-    const { theirs, ours, contents } = await runBoth('img', toolCase, fixtureDir(), scratch);
+    const { theirs, ours, contents } = await runBoth('img', toolCase, fixtureDir, scratch);
     const withoutSpace = (result: ToolResult): unknown => ({
       ...result,
       images: result.images.map(({ diskBytes: _diskBytes, ...state }) => state),
@@ -109,20 +97,21 @@ async function expectEqual(toolCase: ToolCase): Promise<void> {
   }
 }
 
-describe('output and status', () => {
-  for (const [name, lines] of Object.entries(QUIET_CASES)) {
-    test.concurrent(name, { timeout: 180_000 }, async (context) => {
-      requirePeer(context, 'qemu-img', 'qemu-io');
-      await expectEqual({ run: lines });
-    });
-  }
-});
+/** Makes a test of each case; they run a few at a time, on one set of files made before. */
+export function compareTools(cases: Readonly<Record<string, ToolCase>>): void {
+  let root = '';
+  const fixtureDir = (): string => path.join(root, 'fixture');
+  beforeAll(() => {
+    root = mkdtempSync(path.join(tmpdir(), 'qb-img-'));
+    // Without the peers every test is skipped.
+    if (missingPeer(['qemu-img', 'qemu-io']) === null) makeFixture(fixtureDir());
+  });
+  afterAll(() => rmSync(root, { recursive: true, force: true }));
 
-describe('images', () => {
-  for (const [name, toolCase] of Object.entries(IMAGE_CASES)) {
+  for (const [index, [name, toolCase]] of Object.entries(cases).entries()) {
     test.concurrent(name, { timeout: 180_000 }, async (context) => {
       requirePeer(context, 'qemu-img', 'qemu-io');
-      await expectEqual(toolCase);
+      await expectEqual(toolCase, fixtureDir(), path.join(root, `run${index}`));
     });
   }
-});
+}
