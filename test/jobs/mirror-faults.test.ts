@@ -227,14 +227,15 @@ test('cancelled in each turn of its completion: what is told is what has happene
       backing: takeTime,
       end: async () => void (await takeTime()),
     });
-    while (job.status !== 'ready') await turn();
+    const status = (): string => job.status;
+    while (status() !== 'ready') await turn();
     withJobLock(world.table, (lock) => completeJob(job, lock));
     for (let i = 0; i < turns; i++) await turn();
-    isOver = job.status === 'concluded';
+    isOver = status() === 'concluded';
     withJobLock(world.table, (lock) => {
       if (!isOver) cancelJob(job, true, lock);
     });
-    while (job.status !== 'concluded') await turn();
+    while (status() !== 'concluded') await turn();
     const isPivoted = world.users.nodeName === 't';
     const ends = world.events.filter((event) => /BLOCK_JOB_(COMPLETED|CANCELLED)/.test(event));
     expect(ends).toHaveLength(1);
