@@ -160,16 +160,22 @@ async function finish(stream: Stream): Promise<void> {
   const { overlay, bottom, device, backingFile } = stream;
   const filter = stream.filter!;
   unfreeze(stream);
-  const base = chainChild(bottom)?.node ?? null;
-  if (cowChild(overlay) !== null)
-    await writeBackingName(overlay, base === null ? null : backingNameOf(base, backingFile));
+  const below = (): BlockNode | null => chainChild(bottom)?.node ?? null;
+  const writeName = (base: BlockNode | null): Promise<void> =>
+    writeBackingName(overlay, base === null ? null : backingNameOf(base, backingFile));
+  const before = below();
+  let base = before;
+  if (cowChild(overlay) !== null) await writeName(base);
   await changeGraph(overlay.layer, [filter, overlay], (graph) => {
     takeOutFilter(graph, filter, device);
     const link = cowChild(overlay);
+    // Another job may have ended meanwhile and changed what is below.
+    base = below();
     if (link === null) return;
     if (base === null) graph.detach(link);
     else graph.redirect(link, base);
   });
+  if (base !== before) await writeName(base);
   stream.filter = null;
   await releaseFilter(filter);
 }
