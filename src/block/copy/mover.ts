@@ -41,10 +41,10 @@ export interface CopyFailure {
 }
 
 /** Request sizes at the start and at most. A guest's write may have to wait for one request. */
-const FIRST_DATA_BYTES = 4 * 1024 * 1024;
+const FIRST_DATA_BYTES = 1024 * 1024;
 /** What a processor's cache holds twice; the event loop is not held up for longer than by a few guests' requests. */
 const BUFFER_BYTES = 256 * 1024;
-const MAX_KERNEL_BYTES = 4 * 1024 * 1024;
+const MAX_KERNEL_BYTES = 1024 * 1024;
 const FIRST_ZERO_BYTES = 1024 * 1024;
 const MAX_ZERO_BYTES = 256 * 1024 * 1024;
 /** Less is not worth the way through a thread. */

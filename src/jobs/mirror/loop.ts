@@ -40,6 +40,7 @@ export interface LoopControl {
   letCommandReturn(): Promise<void>;
 }
 
+const EVEN_BYTES = 64 * 1024;
 /** How often an idle job looks for new writes. */
 const IDLE_MS = 100;
 /** Users are held up for about so long by the last copies. */
@@ -98,7 +99,7 @@ export async function mirrorLoop(mirror: Mirror, control: LoopControl): Promise<
 
     const range = waitMs <= 0 && mayCopy(mirror) ? nextRange(mirror) : null;
     if (range !== null) {
-      const most = control.isLimited() ? mirror.mover.bufferBytes : range.bytes;
+      const most = control.isLimited() ? evenBytes(mirror) : range.bytes;
       control.count(await startCopy(mirror, { ...range, bytes: Math.min(range.bytes, most) }));
       // A copy within the page cache is done by now, and nobody else has had a turn.
       await nextTurn();
@@ -111,6 +112,14 @@ export async function mirrorLoop(mirror: Mirror, control: LoopControl): Promise<
       await mirror.changed.wait();
     }
   }
+}
+
+/**
+ * What is copied at once with a limit of speed. Between local files in pieces so small that a guest hardly notices them;
+ * a server takes as much at once as can be given.
+ */
+function evenBytes({ mover, alignBytes }: Mirror): number {
+  return mover.useCopyRange ? Math.max(EVEN_BYTES, alignBytes) : mover.bufferBytes;
 }
 
 /** Little has been left since then. */
