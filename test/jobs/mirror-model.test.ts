@@ -178,7 +178,7 @@ async function runMirror({
     },
     sleep: turn,
     count: () => undefined,
-    isLimited: () => false,
+    bytesPerSecond: () => 0,
     delayMs: () => 0,
     setRemaining: () => undefined,
     isReady: () => ready,

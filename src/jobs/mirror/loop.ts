@@ -27,8 +27,8 @@ export interface LoopControl {
   sleep(milliseconds: number): Promise<void>;
   /** So much is being copied. */
   count(bytes: number): void;
-  /** There is a limit of speed. */
-  isLimited(): boolean;
+  /** The limit of speed; 0: none. */
+  bytesPerSecond(): number;
   /** Milliseconds until more may be copied. */
   delayMs(): number;
   setRemaining(bytes: number): void;
@@ -99,7 +99,7 @@ export async function mirrorLoop(mirror: Mirror, control: LoopControl): Promise<
 
     const range = waitMs <= 0 && mayCopy(mirror) ? nextRange(mirror) : null;
     if (range !== null) {
-      const most = control.isLimited() ? evenBytes(mirror) : range.bytes;
+      const most = mostBytes(mirror, control.bytesPerSecond()) ?? range.bytes;
       control.count(await startCopy(mirror, { ...range, bytes: Math.min(range.bytes, most) }));
       // A copy within the page cache is done by now, and nobody else has had a turn.
       await nextTurn();
@@ -115,11 +115,14 @@ export async function mirrorLoop(mirror: Mirror, control: LoopControl): Promise<
 }
 
 /**
- * What is copied at once with a limit of speed. Between local files in pieces so small that a guest hardly notices them;
- * a server takes as much at once as can be given.
+ * What is copied at once with a limit of speed; null: as much as can be. Between local files in pieces so small that a
+ * guest hardly notices them, unless the limit is so low that there are few of them anyway; a server takes as much at once
+ * as can be given.
  */
-function evenBytes({ mover, alignBytes }: Mirror): number {
-  return mover.useCopyRange ? Math.max(EVEN_BYTES, alignBytes) : mover.bufferBytes;
+function mostBytes({ mover, alignBytes }: Mirror, bytesPerSecond: number): number | null {
+  if (bytesPerSecond === 0) return null;
+  const isFast = bytesPerSecond > mover.bufferBytes * 10;
+  return isFast && mover.useCopyRange ? Math.max(EVEN_BYTES, alignBytes) : mover.bufferBytes;
 }
 
 /** Little has been left since then. */
