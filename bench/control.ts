@@ -21,17 +21,20 @@
  */
 
 import { execFileSync, spawn } from 'node:child_process';
-import { mkdtempSync, readdirSync, rmSync, statSync, writeFileSync } from 'node:fs';
-import { cpus, tmpdir } from 'node:os';
+import { mkdtempSync, rmSync, statSync, writeFileSync } from 'node:fs';
+import { tmpdir } from 'node:os';
 import path from 'node:path';
-import { fileSystemOf, syncFile } from './fio.ts';
 import {
-  JOB_LOADS,
+  COMMIT_LOAD,
+  cleanFolder,
+  copyLoad,
   JOB_SERVERS,
   type JobLoad,
   type JobServer,
+  jobsFooter,
   makeImages,
   type RunningJobServer,
+  STREAM_LOAD,
   startJobServer,
 } from './job-loads.ts';
 import { hasProgram, markdownTable, median, parseOptions, sleep } from './measure.ts';
@@ -51,6 +54,14 @@ const PAUSES_A_JOB = 4;
 const PAUSED_MS = 70;
 /** Until the part the guest writes to has been copied. */
 const GUEST_PART_MS = 150;
+
+/** One of each kind. */
+const LOADS: readonly JobLoad[] = [
+  copyLoad('mirror', 'raw', 'qcow2'),
+  copyLoad('backup', 'raw', 'qcow2'),
+  STREAM_LOAD,
+  COMMIT_LOAD,
+];
 
 const VERBS = ['pause', 'last write after pause', 'resume', 'slow down', 'speed up', 'cancel'] as const;
 type Verb = (typeof VERBS)[number];
@@ -216,15 +227,6 @@ async function controlJobs(
   return done;
 }
 
-function cleanFolder(folder: string): void {
-  for (const name of readdirSync(folder)) {
-    const file = path.join(folder, name);
-    // Nobody pays for the pages of the one before.
-    if (statSync(file).isFile()) syncFile(file);
-    rmSync(file, { force: true });
-  }
-}
-
 function percentile(values: readonly number[], part: number): number {
   const sorted = [...values].sort((a, b) => a - b);
   return sorted[Math.min(sorted.length - 1, Math.ceil(sorted.length * part) - 1)] ?? Number.NaN;
@@ -245,7 +247,7 @@ async function main(): Promise<void> {
   const servers = JOB_SERVERS.filter(
     ({ name, program }) => name.includes(options.only) && hasProgram(program),
   );
-  const loads = JOB_LOADS.filter(({ name }) => name.includes(options.load));
+  const loads = LOADS.filter(({ name }) => name.includes(options.load));
   const folder = mkdtempSync(path.join(options.dir, 'qb-bench-'));
   const work = mkdtempSync(path.join(folder, 'w'));
   const master = path.join(folder, 'master');
@@ -277,10 +279,7 @@ async function main(): Promise<void> {
       ]),
     );
     process.stdout.write(`${markdownTable(['milliseconds', ...header], rows)}\n\n`);
-    process.stdout.write(
-      `${new Date().toISOString().slice(0, 10)}, ${cpus()[0]?.model.trim() ?? 'unknown CPU'}, ${cpus().length} CPUs; ` +
-        `${sizeMib} MiB of data on ${fileSystemOf(folder)} in the page cache; ${options.rounds} rounds, interleaved.\n`,
-    );
+    process.stdout.write(jobsFooter(sizeMib, folder, options.rounds));
     if (options.json !== '') writeFileSync(options.json, JSON.stringify([...results], null, 1));
   } finally {
     rmSync(folder, { recursive: true, force: true });

@@ -4,8 +4,10 @@
  */
 
 import { execFileSync } from 'node:child_process';
+import { readdirSync, rmSync, statSync } from 'node:fs';
+import { cpus } from 'node:os';
 import path from 'node:path';
-import { qblockd, SERVER_CPU, syncFile } from './fio.ts';
+import { fileSystemOf, qblockd, SERVER_CPU, syncFile } from './fio.ts';
 import { pinned, sleep, startUntil } from './measure.ts';
 import { BenchQmp } from './qmp.ts';
 
@@ -39,7 +41,7 @@ export interface JobLoad {
   readonly ownImage: string | null;
 }
 
-function copyLoad(kind: 'mirror' | 'backup', from: Format, to: Format): JobLoad {
+export function copyLoad(kind: 'mirror' | 'backup', from: Format, to: Format): JobLoad {
   return {
     name: kind,
     images: [
@@ -59,27 +61,23 @@ const chain = (dataIn: 'base' | 'mid'): JobLoad['images'] => [
   { name: 'top', format: 'qcow2', data: false, backing: 'mid' },
 ];
 
-/** One of each kind. */
-export const JOB_LOADS: readonly JobLoad[] = [
-  copyLoad('mirror', 'raw', 'qcow2'),
-  copyLoad('backup', 'raw', 'qcow2'),
-  {
-    name: 'stream',
-    images: chain('base').slice(0, 2),
-    command: 'block-stream',
-    arguments: { 'job-id': 'job', device: 'mid' },
-    guestNode: 'mid',
-    ownImage: null,
-  },
-  {
-    name: 'commit',
-    images: chain('mid'),
-    command: 'block-commit',
-    arguments: { 'job-id': 'job', device: 'top', 'top-node': 'mid', 'base-node': 'base' },
-    guestNode: 'top',
-    ownImage: 'base',
-  },
-];
+export const STREAM_LOAD: JobLoad = {
+  name: 'stream',
+  images: chain('base').slice(0, 2),
+  command: 'block-stream',
+  arguments: { 'job-id': 'job', device: 'mid' },
+  guestNode: 'mid',
+  ownImage: null,
+};
+
+export const COMMIT_LOAD: JobLoad = {
+  name: 'commit',
+  images: chain('mid'),
+  command: 'block-commit',
+  arguments: { 'job-id': 'job', device: 'top', 'top-node': 'mid', 'base-node': 'base' },
+  guestNode: 'top',
+  ownImage: 'base',
+};
 
 /** Makes the images of a load in `folder`; the data come from `master`, a raw file. */
 export function makeImages(load: JobLoad, folder: string, master: string, sizeMib: number): void {
@@ -95,6 +93,23 @@ export function makeImages(load: JobLoad, folder: string, master: string, sizeMi
     }
     syncFile(file);
   }
+}
+
+/** Removes what is in the folder; files are synced before, so that nobody pays for the pages of the one before. */
+export function cleanFolder(folder: string): void {
+  for (const name of readdirSync(folder)) {
+    const file = path.join(folder, name);
+    if (statSync(file).isFile()) syncFile(file);
+    rmSync(file, { force: true });
+  }
+}
+
+/** The line below a table: when and where, on how much data of a job, in how many rounds. */
+export function jobsFooter(sizeMib: number, folder: string, rounds: string): string {
+  return (
+    `${new Date().toISOString().slice(0, 10)}, ${cpus()[0]?.model.trim() ?? 'unknown CPU'}, ${cpus().length} CPUs; ` +
+    `${sizeMib} MiB of data on ${fileSystemOf(folder)} in the page cache; ${rounds} rounds, interleaved.\n`
+  );
 }
 
 export interface RunningJobServer {

@@ -12,139 +12,49 @@
  */
 
 import { execFileSync, spawn } from 'node:child_process';
-import { mkdtempSync, readdirSync, rmSync, statSync, writeFileSync } from 'node:fs';
-import { cpus, tmpdir } from 'node:os';
+import { mkdtempSync, rmSync, writeFileSync } from 'node:fs';
+import { tmpdir } from 'node:os';
 import path from 'node:path';
-import { CLIENT_CPU, fileSystemOf, qblockd, ratio, SERVER_CPU, syncFile } from './fio.ts';
-import { hasProgram, markdownTable, median, parseOptions, pinned, sleep, startUntil } from './measure.ts';
-import { BenchQmp } from './qmp.ts';
+import { CLIENT_CPU, ratio } from './fio.ts';
+import {
+  COMMIT_LOAD,
+  cleanFolder,
+  copyLoad,
+  type Format,
+  JOB_SERVERS,
+  type JobLoad,
+  type JobServer,
+  jobsFooter,
+  makeImages,
+  type RunningJobServer,
+  STREAM_LOAD,
+  startJobServer,
+} from './job-loads.ts';
+import { hasProgram, markdownTable, median, parseOptions, pinned } from './measure.ts';
 
-type Format = 'raw' | 'qcow2';
-
-interface Server {
-  readonly name: string;
-  readonly program: string;
-  readonly aio: string;
-}
-
-const SERVERS: readonly Server[] = [
-  { name: 'qblockd', program: qblockd, aio: '' },
-  { name: 'qemu-storage-daemon io_uring', program: 'qemu-storage-daemon', aio: 'io_uring' },
-];
-
-interface JobLoad {
-  readonly name: string;
-  /** Images that hold data, and empty ones, in the order they are opened: base before overlay. */
-  readonly images: readonly {
-    readonly name: string;
-    readonly format: Format;
-    readonly data: boolean;
-    readonly backing?: string;
-  }[];
-  readonly command: string;
-  readonly arguments: object;
+interface TimedLoad extends JobLoad {
   readonly end: 'BLOCK_JOB_READY' | 'BLOCK_JOB_COMPLETED';
 }
 
-function copyLoad(kind: 'mirror' | 'backup', from: Format, to: Format): JobLoad {
+function timedCopy(kind: 'mirror' | 'backup', from: Format, to: Format): TimedLoad {
   return {
+    ...copyLoad(kind, from, to),
     name: `${kind}, ${from} to ${to}`,
-    images: [
-      { name: 'source', format: from, data: true },
-      { name: 'target', format: to, data: false },
-    ],
-    command: `blockdev-${kind}`,
-    arguments: { 'job-id': 'job', device: 'source', target: 'target', sync: 'full' },
     end: kind === 'mirror' ? 'BLOCK_JOB_READY' : 'BLOCK_JOB_COMPLETED',
   };
 }
 
-const chain = (dataIn: 'base' | 'mid'): JobLoad['images'] => [
-  { name: 'base', format: 'raw', data: dataIn === 'base' },
-  { name: 'mid', format: 'qcow2', data: dataIn === 'mid', backing: 'base' },
-  { name: 'top', format: 'qcow2', data: false, backing: 'mid' },
+const LOADS: readonly TimedLoad[] = [
+  timedCopy('mirror', 'raw', 'qcow2'),
+  timedCopy('mirror', 'qcow2', 'raw'),
+  timedCopy('backup', 'raw', 'qcow2'),
+  timedCopy('backup', 'qcow2', 'raw'),
+  { ...STREAM_LOAD, name: 'stream, raw to qcow2', end: 'BLOCK_JOB_COMPLETED' },
+  { ...COMMIT_LOAD, name: 'commit, qcow2 to raw', end: 'BLOCK_JOB_COMPLETED' },
 ];
-
-const LOADS: readonly JobLoad[] = [
-  copyLoad('mirror', 'raw', 'qcow2'),
-  copyLoad('mirror', 'qcow2', 'raw'),
-  copyLoad('backup', 'raw', 'qcow2'),
-  copyLoad('backup', 'qcow2', 'raw'),
-  {
-    name: 'stream, raw to qcow2',
-    images: chain('base').slice(0, 2),
-    command: 'block-stream',
-    arguments: { 'job-id': 'job', device: 'mid' },
-    end: 'BLOCK_JOB_COMPLETED',
-  },
-  {
-    name: 'commit, qcow2 to raw',
-    images: chain('mid'),
-    command: 'block-commit',
-    arguments: { 'job-id': 'job', device: 'top', 'top-node': 'mid', 'base-node': 'base' },
-    end: 'BLOCK_JOB_COMPLETED',
-  },
-];
-
-/** Makes the images of a load in `folder`; the data come from `master`, a raw file. */
-function makeImages(load: JobLoad, folder: string, master: string, sizeMib: number): void {
-  for (const { name, format, data, backing } of load.images) {
-    const file = path.join(folder, name);
-    if (data && backing === undefined) {
-      execFileSync('qemu-img', ['convert', '-f', 'raw', '-O', format, master, file]);
-    } else {
-      const below = load.images.find((image) => image.name === backing);
-      const args = below === undefined ? [] : ['-b', path.join(folder, below.name), '-F', below.format];
-      execFileSync('qemu-img', ['create', '-q', '-f', format, ...args, file, `${sizeMib}M`]);
-      if (data) execFileSync('qemu-img', ['convert', '-n', '-f', 'raw', '-O', format, master, file]);
-    }
-    syncFile(file);
-  }
-}
-
-interface RunningServer {
-  readonly qmp: BenchQmp;
-  stop(): Promise<void>;
-}
-
-async function startServer(
-  server: Server,
-  load: JobLoad,
-  folder: string,
-  isPinned: boolean,
-): Promise<RunningServer> {
-  const socket = path.join(folder, 'qmp');
-  const argv = [
-    server.program,
-    ...['--chardev', `socket,id=qmp,path=${socket},server=on,wait=off`, '--monitor', 'chardev=qmp'],
-    ...['--nbd-server', `addr.type=unix,addr.path=${path.join(folder, 'nbd')}`],
-  ] as const;
-  const { stop } = await startUntil(isPinned ? pinned(SERVER_CPU, argv) : argv, socket);
-  await sleep(300);
-  const qmp = await BenchQmp.connect(socket);
-  for (const { name, format, backing } of load.images) {
-    await qmp.execute('blockdev-add', {
-      driver: format,
-      'node-name': name,
-      file: {
-        driver: 'file',
-        filename: path.join(folder, name),
-        ...(server.aio !== '' && { aio: server.aio }),
-      },
-      ...(format === 'qcow2' && { backing: backing ?? null }),
-    });
-  }
-  return {
-    qmp,
-    stop: async () => {
-      qmp.close();
-      await stop();
-    },
-  };
-}
 
 /** Runs the job to its end; seconds. */
-async function runJob({ qmp }: RunningServer, load: JobLoad): Promise<number> {
+async function runJob({ qmp }: RunningJobServer, load: TimedLoad): Promise<number> {
   const end = qmp.waitFor(({ event }) => event === load.end || event === 'BLOCK_JOB_COMPLETED');
   const start = performance.now();
   await qmp.execute(load.command, load.arguments);
@@ -191,14 +101,14 @@ interface Disturbance {
 
 /** How a mirror disturbs reads of its source: 99th percentiles, microseconds. */
 async function disturbance(
-  server: Server,
+  server: JobServer,
   folder: string,
   master: string,
   sizeMib: number,
 ): Promise<Disturbance> {
   const load = copyLoad('mirror', 'raw', 'qcow2');
   makeImages(load, folder, master, sizeMib);
-  const running = await startServer(server, load, folder, true);
+  const running = await startJobServer(server, load, folder, true);
   const { qmp } = running;
   const endMirror = async (): Promise<void> => {
     const ended = qmp.waitFor(
@@ -232,12 +142,8 @@ async function disturbance(
     return { alone, limited, full };
   } finally {
     await running.stop();
-    emptyFolder(folder);
+    cleanFolder(folder);
   }
-}
-
-function emptyFolder(folder: string): void {
-  for (const name of readdirSync(folder)) rmSync(path.join(folder, name), { force: true });
 }
 
 async function main(): Promise<void> {
@@ -252,7 +158,9 @@ async function main(): Promise<void> {
   for (const tool of ['fio', 'taskset', 'qemu-img'])
     if (!hasProgram(tool)) throw new Error(`${tool} is needed`);
   const sizeMib = Number(options.size);
-  const servers = SERVERS.filter(({ name, program }) => name.includes(options.only) && hasProgram(program));
+  const servers = JOB_SERVERS.filter(
+    ({ name, program }) => name.includes(options.only) && hasProgram(program),
+  );
   const loads = LOADS.filter(({ name }) => name.includes(options.load));
   const folder = mkdtempSync(path.join(options.dir, 'qb-bench-'));
   const work = mkdtempSync(path.join(folder, 'w'));
@@ -265,19 +173,17 @@ async function main(): Promise<void> {
   try {
     execFileSync('dd', ['if=/dev/urandom', `of=${master}`, 'bs=1M', `count=${sizeMib}`, 'status=none']);
     for (let round = 0; round < Number(options.rounds); round++) {
-      const order = servers.map((_, index) => servers[(index + round) % servers.length] as Server);
+      const order = servers.map((_, index) => servers[(index + round) % servers.length] as JobServer);
       for (const load of loads) {
         for (const server of order) {
           makeImages(load, work, master, sizeMib);
-          const running = await startServer(server, load, work, false);
+          const running = await startJobServer(server, load, work, false);
           try {
             note(`${load.name}, ${server.name}`, sizeMib / (await runJob(running, load)), 'MiB/s');
           } finally {
             await running.stop();
           }
-          for (const { name } of load.images)
-            if (statSync(path.join(work, name)).size > 0) syncFile(path.join(work, name));
-          emptyFolder(work);
+          cleanFolder(work);
         }
       }
       if (options.load !== '' && options.load !== 'p99') continue;
@@ -288,7 +194,8 @@ async function main(): Promise<void> {
         note(`p99 during mirrors at full speed, ${server.name}`, full, 'us');
       }
     }
-    const of = (name: string, server: Server): number => median(results.get(`${name}, ${server.name}`) ?? []);
+    const of = (name: string, server: JobServer): number =>
+      median(results.get(`${name}, ${server.name}`) ?? []);
     const [us, them] = servers;
     const row = (name: string, isSpeed: boolean): string[] => {
       const cells = servers.map((server) => of(name, server).toFixed(0));
@@ -314,10 +221,7 @@ async function main(): Promise<void> {
         `${markdownTable(header('4k reads at depth 1, microseconds (median)'), rows)}\n\n`,
       );
     }
-    process.stdout.write(
-      `${new Date().toISOString().slice(0, 10)}, ${cpus()[0]?.model.trim() ?? 'unknown CPU'}, ${cpus().length} CPUs; ` +
-        `${sizeMib} MiB of data on ${fileSystemOf(folder)} in the page cache; ${options.rounds} rounds, interleaved.\n`,
-    );
+    process.stdout.write(jobsFooter(sizeMib, folder, options.rounds));
     if (options.json !== '') writeFileSync(options.json, JSON.stringify([...results], null, 1));
   } finally {
     rmSync(folder, { recursive: true, force: true });

@@ -78,11 +78,11 @@ export function fallocateAsync(fd: number, mode: number, offset: number, length:
   return callAsync(cFallocate, fd, mode, offset, length);
 }
 
+export const SYNC_FILE_RANGE_WRITE = 2;
 const cSyncFileRange = libc.func('sync_file_range', 'int', ['int', 'int64', 'int64', 'uint']);
 
 /** sync_file_range(2) with SYNC_FILE_RANGE_WRITE on libuv's thread pool: dirty pages begin to be written. */
 export function startWritebackAsync(fd: number, offset: number, length: number): Promise<number> {
-  const SYNC_FILE_RANGE_WRITE = 2;
   return callAsync(cSyncFileRange, fd, offset, length, SYNC_FILE_RANGE_WRITE);
 }
 

@@ -34,6 +34,13 @@ export function createThreadsEngine(): AioEngine {
     });
   }
 
+  async function counted(call: Promise<number>): Promise<number> {
+    inFlight++;
+    const result = await call;
+    inFlight--;
+    return result;
+  }
+
   return {
     kind: 'threads',
     get inFlight() {
@@ -42,18 +49,8 @@ export function createThreadsEngine(): AioEngine {
     readv: (fd, vec, offset) => run((done) => submitVector(read, readv, fd, vec, offset, done)),
     writev: (fd, vec, offset) => run((done) => submitVector(write, writev, fd, vec, offset, done)),
     fdatasync: (fd) => run((done) => fdatasync(fd, ((error) => done(error, 0)) as NoParamCallback)),
-    startWriteback: async (fd, offset, length) => {
-      inFlight++;
-      const result = await startWritebackAsync(fd, offset, length);
-      inFlight--;
-      return result;
-    },
-    fallocate: async (fd, mode, offset, length) => {
-      inFlight++;
-      const result = await fallocateAsync(fd, mode, offset, length);
-      inFlight--;
-      return result;
-    },
+    startWriteback: (fd, offset, length) => counted(startWritebackAsync(fd, offset, length)),
+    fallocate: (fd, mode, offset, length) => counted(fallocateAsync(fd, mode, offset, length)),
     adoptSocket: (socket) => new NodeStream(socket),
     close: () => {},
   };

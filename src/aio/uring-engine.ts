@@ -9,7 +9,7 @@ import type { Socket } from 'node:net';
 import { E } from '../errors/errno.ts';
 import { BlockError } from '../errors/error.ts';
 import type { AioEngine, ByteStream } from './engine.ts';
-import { closeFd, dupFd, setBlocking, shutdownSocket } from './ffi.ts';
+import { closeFd, dupFd, SYNC_FILE_RANGE_WRITE, setBlocking, shutdownSocket } from './ffi.ts';
 import { allocateIoMemory, type IoMemory, type IoSegment, type IoVector } from './memory.ts';
 import { Op, Ring } from './ring.ts';
 
@@ -24,7 +24,6 @@ const MSGHDR_BYTES = 56;
 const MSG_NOSIGNAL = 0x4000;
 const MSG_WAITALL = 0x100;
 const FSYNC_DATASYNC = 1;
-const SYNC_FILE_RANGE_WRITE = 2;
 const TWO_32 = 4294967296;
 
 /** Room for struct iovec entries in memory the kernel may read. */

@@ -8,23 +8,20 @@
 import { allocateIoMemory, isZeroVector, sliceVector, vectorOf } from '../aio/memory.ts';
 import { E } from '../errors/errno.ts';
 import { BlockError } from '../errors/error.ts';
-import { co, sync } from './callbacks.ts';
+import { co } from './callbacks.ts';
 import { Req, Status } from './driver.ts';
 import type { GraphReadGuard } from './graph-lock.ts';
 import { begin, checkRange, checkWritable, end, roundDown, roundUp } from './io-common.ts';
-import { coCopyRangeFrom, isLocal } from './io-copy-range.ts';
+import { coCopyRangeFrom, isLocal, MIN_KERNEL_BYTES } from './io-copy-range.ts';
 import { coDebugEvent } from './io-debug.ts';
 import { coBlockStatus } from './io-size.ts';
 import type { BlockNode } from './node.ts';
 import { backingOf } from './status-chain.ts';
 import { markSerialising, waitSerialising } from './tracked.ts';
+import { beginsWithZeroes, PEEK_BYTES } from './zero-peek.ts';
 
 /** Most that is held in memory by one copy, in bytes; a multiple of every cluster size. */
 const MAX_BOUNCE_BYTES = 2 * 1024 * 1024;
-
-/** Less is not worth the way through a thread. */
-const MIN_KERNEL_BYTES = 128 * 1024;
-const PEEK_BYTES = 512;
 
 /** The unit in which `node` allocates, in bytes. */
 export async function coClusterBytes(node: BlockNode, guard: GraphReadGuard): Promise<number> {
@@ -98,10 +95,19 @@ export async function coCopyOnRead(
 
 /** Reads and writes past the tracking of requests, which is the caller's. */
 async function copyUp(node: BlockNode, guard: GraphReadGuard, offset: number, bytes: number): Promise<void> {
-  const { driver, limits } = node;
+  const isCopied = bytes >= MIN_KERNEL_BYTES && (await copyUpByKernel(node, guard, offset, bytes));
+  if (!isCopied) await copyUpThroughMemory(node, guard, offset, bytes);
   // The content is the same as before, where it is kept is not: a flush has work to do.
   node.writeGeneration++;
-  if (bytes >= MIN_KERNEL_BYTES && (await copyUpByKernel(node, guard, offset, bytes))) return;
+}
+
+async function copyUpThroughMemory(
+  node: BlockNode,
+  guard: GraphReadGuard,
+  offset: number,
+  bytes: number,
+): Promise<void> {
+  const { driver, limits } = node;
   const padded = roundUp(bytes, limits.requestAlignment);
   const vec = vectorOf(allocateIoMemory(padded), 0, padded);
   await split(limits.maxTransfer, padded, (at, length) =>
@@ -120,7 +126,6 @@ async function copyUp(node: BlockNode, guard: GraphReadGuard, offset: number, by
       ),
     );
   }
-  node.writeGeneration++;
 }
 
 /** False: it has to be read and written. So has what begins with zeroes: it may be nothing else. */
@@ -133,8 +138,7 @@ async function copyUpByKernel(
   const { driver } = node;
   const below = backingOf(node);
   if (below === null || driver.copyRangeTo === undefined || !isLocal(node) || !isLocal(below)) return false;
-  const start = vectorOf(allocateIoMemory(PEEK_BYTES), 0, PEEK_BYTES);
-  if (!sync.tryPreadv(below, guard, offset, PEEK_BYTES, start) || isZeroVector(start)) return false;
+  if (beginsWithZeroes(below, guard, offset, allocateIoMemory(PEEK_BYTES))) return false;
   return coCopyRangeFrom(below, guard, offset, bytes, (place, at, length) =>
     driver.copyRangeTo!(node, guard, offset + at, length, place),
   );

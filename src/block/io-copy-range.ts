@@ -14,6 +14,9 @@ import type { BlockNode } from './node.ts';
 import { waitSerialising } from './tracked.ts';
 import { checkWriteThreshold } from './write-threshold.ts';
 
+/** Less is not worth the way through a thread. */
+export const MIN_KERNEL_BYTES = 128 * 1024;
+
 /** Whether the kernel may be able to copy between the nodes: data lies in local files as the nodes show it. */
 export function canCopyRange(source: BlockNode, target: BlockNode, _guard: GraphReadGuard): boolean {
   return isLocal(source) && isLocal(target) && !changesData(target);

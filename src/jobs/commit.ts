@@ -11,7 +11,7 @@ import type { BlockdevOnError } from '../../schema/generated/types.ts';
 import { backingNameOf, writeBackingName } from '../block/backing-image.ts';
 import { wrapped } from '../block/callbacks.ts';
 import { chainEdges } from '../block/chain.ts';
-import { allZeroes, createMover, moveExtent, usesKernel } from '../block/copy/mover.ts';
+import { allZeroes, createMover, moveExtent, updateUseOfKernel } from '../block/copy/mover.ts';
 import { Perm, Role, Status } from '../block/driver.ts';
 import { changeGraph, freezeEdges } from '../block/graph-change.ts';
 import type { BlockNode } from '../block/node.ts';
@@ -161,7 +161,7 @@ async function copyAll({ top, base, onError }: Commit, job: Job): Promise<void> 
       }),
     copy: (offset, bytes) =>
       graphLock.withRead((guard) => {
-        usesKernel(mover, guard);
+        updateUseOfKernel(mover, guard);
         return moveExtent(mover, guard, offset, bytes, 'data');
       }),
   });

@@ -6,23 +6,17 @@
  * sides, else read and written. Functions run under the graph read lock.
  */
 
-import {
-  allocateIoMemory,
-  type IoMemory,
-  type IoVector,
-  isZero,
-  isZeroVector,
-  vectorOf,
-} from '../../aio/memory.ts';
+import { allocateIoMemory, type IoMemory, type IoVector, isZero, vectorOf } from '../../aio/memory.ts';
 import { E } from '../../errors/errno.ts';
 import { ioError } from '../../errors/error.ts';
 import { co, sync } from '../callbacks.ts';
 import { skipFilters } from '../chain.ts';
 import { Req, Status } from '../driver.ts';
 import type { GraphReadGuard } from '../graph-lock.ts';
-import { canCopyRange, coCopyRange } from '../io-copy-range.ts';
+import { canCopyRange, coCopyRange, MIN_KERNEL_BYTES } from '../io-copy-range.ts';
 import type { BlockNode } from '../node.ts';
 import { backingOf, blockStatusAbove } from '../status-chain.ts';
+import { beginsWithZeroes } from '../zero-peek.ts';
 import { createRequestSize, learn, type RequestSize } from './request-size.ts';
 
 /** `skip`: the source's top layer does not hold it, and that is not wanted. */
@@ -47,14 +41,10 @@ const BUFFER_BYTES = 256 * 1024;
 const MAX_KERNEL_BYTES = 1024 * 1024;
 const FIRST_ZERO_BYTES = 1024 * 1024;
 const MAX_ZERO_BYTES = 256 * 1024 * 1024;
-/** Less is not worth the way through a thread. */
-const MIN_KERNEL_BYTES = 128 * 1024;
 /** The kernel is not asked any more when it has refused so many times in a row. */
 const MAX_REFUSALS = 4;
 /** Copies by the kernel at once: more would only wait for each other at the target's file. */
 export const MAX_KERNEL_REQUESTS = 2;
-/** Data that begins with so many zeroes may be nothing else. */
-const PEEK_BYTES = 512;
 
 export interface MoverSettings {
   /** Looked at under the graph read lock for every request. */
@@ -187,14 +177,17 @@ export function requestBytes(mover: Mover, kind: ExtentKind): number {
   if (kind === 'skip') return Number.MAX_SAFE_INTEGER;
   if (kind === 'zero') return mover.sizes.zero.bytes;
   if (mover.compress) return mover.clusterBytes;
-  return (mover.useCopyRange ? mover.sizes.kernel : mover.sizes.buffered).bytes;
+  return (asksKernel(mover) ? mover.sizes.kernel : mover.sizes.buffered).bytes;
 }
 
-/** Whether data is copied by the kernel as far as can be told. */
-export function usesKernel(mover: Mover, guard: GraphReadGuard): boolean {
-  if (mover.compress || !mover.useCopyRange) return false;
-  mover.useCopyRange = mover.writeFlags === 0 && canCopyRange(mover.source(), mover.target(), guard);
-  return mover.useCopyRange;
+/** Whether the kernel is asked to copy data: it takes no flags, and does not compress. */
+export function asksKernel({ useCopyRange, compress, writeFlags }: Mover): boolean {
+  return useCopyRange && !compress && writeFlags === 0;
+}
+
+/** Looks whether the kernel can copy between the nodes as they are now, and stops asking it if not. */
+export function updateUseOfKernel(mover: Mover, guard: GraphReadGuard): void {
+  if (asksKernel(mover)) mover.useCopyRange = canCopyRange(mover.source(), mover.target(), guard);
 }
 
 /** Moves [offset, offset+bytes) of the source, which is of that kind; null: done. */
@@ -210,8 +203,7 @@ export async function moveExtent(
   if (mover.targetStart + offset + bytes > mover.target().totalBytes)
     return { error: ioError(E.ENOSPC), isRead: false, offset };
   if (kind === 'zero') return moveZeroes(mover, guard, offset, bytes, order);
-  // A copy by the kernel takes no flags.
-  if (bytes >= MIN_KERNEL_BYTES && mover.useCopyRange && !mover.compress && mover.writeFlags === 0) {
+  if (bytes >= MIN_KERNEL_BYTES && asksKernel(mover)) {
     if (await throughKernel(mover, guard, offset, bytes, order)) return null;
   }
   const early = order === ANY_ORDER ? order : { turn: order.turn, begun: () => undefined };
@@ -235,7 +227,7 @@ async function throughKernel(
   order: WriteOrder,
 ): Promise<boolean> {
   const source = mover.source();
-  if (mover.peeks && beginsWithZeroes(mover, guard, offset)) return false;
+  if (mover.peeks && peek(mover, guard, offset)) return false;
   if (order !== ANY_ORDER) await order.turn;
   const startMs = performance.now();
   const copied = coCopyRange(source, guard, offset, mover.target(), mover.targetStart + offset, bytes);
@@ -251,13 +243,11 @@ async function throughKernel(
   return false;
 }
 
-/** True also where nobody knows. */
-function beginsWithZeroes(mover: Mover, guard: GraphReadGuard, offset: number): boolean {
+function peek(mover: Mover, guard: GraphReadGuard, offset: number): boolean {
   const memory = takeBuffer(mover);
-  const vector = vectorOf(memory, 0, PEEK_BYTES);
-  const isData = sync.tryPreadv(mover.source(), guard, offset, PEEK_BYTES, vector) && !isZeroVector(vector);
+  const isZero = beginsWithZeroes(mover.source(), guard, offset, memory);
   mover.buffers.push(memory);
-  return !isData;
+  return isZero;
 }
 
 function takeBuffer({ buffers, bufferBytes }: Mover): IoMemory {

@@ -9,12 +9,13 @@ import { CoQueue } from '../../coroutine/co-queue.ts';
 import type { GraphReadGuard } from '../graph-lock.ts';
 import { type BlockCopy, bytesOf, type CopyTask, claim, perform, skip } from './block-copy.ts';
 import {
+  asksKernel,
   type CopyFailure,
   clustersAt,
   type Extent,
   MAX_KERNEL_REQUESTS,
   requestBytes,
-  usesKernel,
+  updateUseOfKernel,
 } from './mover.ts';
 
 /** Requests at once; more take memory and make others wait, without being faster. */
@@ -72,7 +73,7 @@ async function dispatch(run: Run): Promise<void> {
   const { copy, options } = run;
   const guard = await options.enter();
   // Told at the start: every request looks again.
-  usesKernel(copy.mover, guard);
+  updateUseOfKernel(copy.mover, guard);
   options.leave(guard);
   let lastBytes = 0;
   for (;;) {
@@ -92,7 +93,7 @@ async function dispatch(run: Run): Promise<void> {
 }
 
 function maxRequests({ copy: { mover }, options }: Run): number {
-  const max = mover.useCopyRange && !mover.compress ? MAX_KERNEL_REQUESTS : MAX_REQUESTS;
+  const max = asksKernel(mover) ? MAX_KERNEL_REQUESTS : MAX_REQUESTS;
   return Math.max(1, Math.min(max, options.maxRequests));
 }
 

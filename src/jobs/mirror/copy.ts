@@ -5,12 +5,13 @@
  */
 
 import {
+  asksKernel,
   type CopyFailure,
   extentAt,
   MAX_KERNEL_REQUESTS,
   moveExtent,
   requestBytes,
-  usesKernel,
+  updateUseOfKernel,
 } from '../../block/copy/mover.ts';
 import { nextDirty, resetDirty } from '../../block/dirty-bitmap.ts';
 import type { GraphReadGuard } from '../../block/graph-lock.ts';
@@ -101,7 +102,7 @@ async function copyOp(
   sized: (bytes: number) => void,
 ): Promise<CopyFailure | null> {
   const { alignBytes, mover } = mirror;
-  usesKernel(mover, guard);
+  updateUseOfKernel(mover, guard);
   // What the range begins with tells how much of it this copy takes.
   const { kind, bytes: length } = await extentAt(mover, guard, op.offset, op.end - op.offset);
   const take = kind === 'zero' ? length : Math.min(length, requestBytes(mover, 'data'));
@@ -141,7 +142,7 @@ export async function copyRange(
 
 /** Whether one more copy may be begun. */
 export function mayCopy({ mover, copies, maxCopies }: Mirror): boolean {
-  return copies < (mover.useCopyRange ? Math.min(MAX_KERNEL_REQUESTS, maxCopies) : maxCopies);
+  return copies < (asksKernel(mover) ? Math.min(MAX_KERNEL_REQUESTS, maxCopies) : maxCopies);
 }
 
 /** What a request failed with, as the error that the user gets to see: the text of its errno. */

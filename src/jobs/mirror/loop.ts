@@ -9,6 +9,7 @@
 
 import { setImmediate as nextTurn } from 'node:timers/promises';
 import { wrapped } from '../../block/callbacks.ts';
+import { asksKernel } from '../../block/copy/mover.ts';
 import { dirtyBytes } from '../../block/dirty-bitmap.ts';
 import { type DrainedSection, drainedBeginAll } from '../../block/drain.ts';
 import { asError, mayCopy, nextRange, startCopy } from './copy.ts';
@@ -122,7 +123,7 @@ export async function mirrorLoop(mirror: Mirror, control: LoopControl): Promise<
 function mostBytes({ mover, alignBytes }: Mirror, bytesPerSecond: number): number | null {
   if (bytesPerSecond === 0) return null;
   const isFast = bytesPerSecond > mover.bufferBytes * 10;
-  return isFast && mover.useCopyRange ? Math.max(EVEN_BYTES, alignBytes) : mover.bufferBytes;
+  return isFast && asksKernel(mover) ? Math.max(EVEN_BYTES, alignBytes) : mover.bufferBytes;
 }
 
 /** Little has been left since then. */

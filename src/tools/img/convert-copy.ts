@@ -11,6 +11,7 @@
 import { allocateIoMemory, type IoMemory, isZero, vectorOf } from '../../aio/memory.ts';
 import { skipFilters } from '../../block/chain.ts';
 import {
+  asksKernel,
   type CopyFailure,
   createMover,
   type Mover,
@@ -151,7 +152,7 @@ export class Copy {
 
   #pieceBytes(offset: number): number {
     const mover = this.#movers.get(this.#sourceAt(offset))!;
-    return mover.useCopyRange ? requestBytes(mover, 'data') : PIECE_BYTES;
+    return asksKernel(mover) ? requestBytes(mover, 'data') : PIECE_BYTES;
   }
 
   async #readStatus(offset: number): Promise<void> {
