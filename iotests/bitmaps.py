@@ -12,10 +12,10 @@ import hashlib
 import json
 import random
 import select
-import subprocess
 import sys
 
 from iotests import QmpError
+from load import ClientProcess
 from nbdclient import NbdClient, NbdError
 from pointintime import PointInTimeTestCase
 
@@ -114,29 +114,11 @@ class BitmapTestCase(PointInTimeTestCase):
         client.disconnect()
 
 
-class Scribbler:
+class Scribbler(ClientProcess):
     """A process under way that changes ranges of an export, each piece of at most 300 KB, and remembers which."""
 
     def __init__(self, socket, export, seed=1, first=0, end=1024 * 1024):
-        self.result = None
-        self.process = subprocess.Popen(
-            [sys.executable, __file__, socket, export, str(seed), str(first), str(end)],
-            stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
-        line = self.process.stdout.readline()
-        if line != 'running\n':
-            raise RuntimeError(f'the scribbler did not start: {line}')
-
-    def __enter__(self):
-        return self
-
-    def __exit__(self, *_):
-        self.stop()
-
-    def stop(self):
-        if self.result is None:
-            output, _ = self.process.communicate(timeout=60)
-            self.result = json.loads(output)
-        return self.result
+        super().__init__(__file__, socket, export, seed, first, end)
 
     def check(self, case):
         result = self.stop()

@@ -29,19 +29,17 @@ def block_of(index, counter):
         if counter else bytes(BLOCK)
 
 
-class Load:
-    """A process under way. `blocks`: (first, last + 1) in units of 4 KiB, what it may read and write."""
+class ClientProcess:
+    """A client under way as a process of its own: `script` with these arguments, until its stdin is closed."""
 
-    def __init__(self, socket, export='', seed=1, blocks=(0, DEFAULT_BLOCKS)):
-        self.blocks = blocks
+    def __init__(self, script, *args):
         self.result = None
-        self.process = subprocess.Popen(
-            [sys.executable, __file__, socket, export, str(seed), str(blocks[0]), str(blocks[1])],
-            stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+        self.process = subprocess.Popen([sys.executable, script, *map(str, args)],
+                                        stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
         # It says so when its first write has been answered.
         line = self.process.stdout.readline()
         if line != 'running\n':
-            raise RuntimeError(f'the load did not start: {line}')
+            raise RuntimeError(f'the client did not start: {line}')
 
     def __enter__(self):
         return self
@@ -50,11 +48,22 @@ class Load:
         self.stop()
 
     def stop(self):
-        """Ends the load and returns its result: {'requests', 'writes', 'errors', 'slowest_ms', 'counters'}."""
+        """Ends the process and returns the result it prints."""
         if self.result is None:
             output, _ = self.process.communicate(timeout=60)
             self.result = json.loads(output)
         return self.result
+
+
+class Load(ClientProcess):
+    """
+    A process under way. `blocks`: (first, last + 1) in units of 4 KiB, what it may read and write.
+    Its result: {'requests', 'writes', 'errors', 'slowest_ms', 'counters'}.
+    """
+
+    def __init__(self, socket, export='', seed=1, blocks=(0, DEFAULT_BLOCKS)):
+        self.blocks = blocks
+        super().__init__(__file__, socket, export, seed, *blocks)
 
     def check(self, case):
         """Fails the test case when a request failed or a read returned something else than was written."""
