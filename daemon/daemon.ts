@@ -5,7 +5,7 @@
 import type { Commands } from '../schema/generated/types.ts';
 import { createEngine } from '../src/aio/create-engine.ts';
 import type { EngineKind } from '../src/aio/engine.ts';
-import { asMonitor } from '../src/block/graph-debug.ts';
+import { asMonitor } from '../src/block/graph/debug.ts';
 import { BlockLayer } from '../src/block/layer.ts';
 import { ChardevTable } from '../src/chardev/table.ts';
 import type { CommandContext } from '../src/commands/context.ts';

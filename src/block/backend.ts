@@ -9,14 +9,15 @@ import type { IoVector } from '../aio/memory.ts';
 import { CoQueue } from '../coroutine/co-queue.ts';
 import { E } from '../errors/errno.ts';
 import { assert, ioError } from '../errors/error.ts';
-import type { BackendDepth, BackendExtent, BackendIo, BackendOwner } from './backend-io.ts';
-import { co, sync } from './callbacks.ts';
-import { hurry } from './drain.ts';
-import { type PreallocMode, Req, Status } from './driver.ts';
-import { asMonitor } from './graph-debug.ts';
-import type { GraphReadGuard } from './graph-lock.ts';
-import type { BlockChild, BlockNode, RootParent } from './node.ts';
-import { blockStatusAbove, type ChainStatus } from './status-chain.ts';
+import type { BackendDepth, BackendExtent, BackendIo, BackendOwner } from './contract/backend-io.ts';
+import type { GraphReadGuard } from './contract/guard.ts';
+import type { PreallocMode } from './contract/image.ts';
+import { Req, Status } from './contract/request.ts';
+import { asMonitor } from './graph/debug.ts';
+import { hurry } from './graph/drain.ts';
+import type { BlockChild, BlockNode, RootParent } from './graph/node.ts';
+import { co, sync } from './io/callbacks.ts';
+import { blockStatusAbove, type ChainStatus } from './io/status-chain.ts';
 
 export class BlockBackend implements BackendIo, RootParent {
   readonly #owner: BackendOwner;

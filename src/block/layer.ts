@@ -12,15 +12,16 @@ import { assert, BlockError } from '../errors/error.ts';
 import type { ThrottleGroup } from '../objects/throttle-group.ts';
 import type { TlsCredentials } from '../objects/tls-creds.ts';
 import { BlockBackend } from './backend.ts';
-import type { BackendOwner } from './backend-io.ts';
-import { wrapped } from './callbacks.ts';
-import { drained } from './drain.ts';
-import { type BlockDriver, Perm, type PermissionPair } from './driver.ts';
+import type { BackendOwner } from './contract/backend-io.ts';
+import type { BlockDriver } from './contract/driver.ts';
+import { Perm, type PermissionPair } from './contract/request.ts';
 import type { EventSink } from './events.ts';
-import { changeGraph } from './graph-change.ts';
-import { GraphLock } from './graph-lock.ts';
-import type { BlockChild, BlockNode, EdgeParent } from './node.ts';
-import { checkOperation } from './op-blockers.ts';
+import { changeGraph } from './graph/change.ts';
+import { drained } from './graph/drain.ts';
+import { GraphLock } from './graph/lock.ts';
+import type { BlockChild, BlockNode, EdgeParent } from './graph/node.ts';
+import { checkOperation } from './graph/op-blockers.ts';
+import { wrapped } from './io/callbacks.ts';
 import { createThrottle, type Throttle } from './throttle/throttle-group.ts';
 
 export type UseThrottleGroup = (

@@ -1,7 +1,6 @@
 /** Commands on dirty bitmaps. */
 
 import type { BlockDirtyBitmapOrStr } from '../../schema/generated/types.ts';
-import { infoOrNull } from '../block/callbacks.ts';
 import {
   bitmapSha256,
   checkMergeable,
@@ -13,10 +12,11 @@ import {
   MIN_GRANULARITY_BYTES,
   mergeBitmap,
   releaseBitmap,
-} from '../block/dirty-bitmap.ts';
-import { findNode } from '../block/find-node.ts';
+} from '../block/bitmaps/dirty-bitmap.ts';
+import { findNode } from '../block/graph/find-node.ts';
+import type { BlockNode } from '../block/graph/node.ts';
+import { infoOrNull } from '../block/io/callbacks.ts';
 import type { BlockLayer } from '../block/layer.ts';
-import type { BlockNode } from '../block/node.ts';
 import { E, strerror } from '../errors/errno.ts';
 import { BlockError } from '../errors/error.ts';
 import type { Handlers } from '../qmp/dispatch.ts';

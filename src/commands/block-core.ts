@@ -1,13 +1,14 @@
 /** Commands of the block-core module: nodes, their size, and what is known about them. */
 
-import type { BackendOwner } from '../block/backend-io.ts';
-import { type DriverOptions, Perm } from '../block/driver.ts';
-import { findNode } from '../block/find-node.ts';
+import type { BackendOwner } from '../block/contract/backend-io.ts';
+import type { DriverOptions } from '../block/contract/image.ts';
+import { Perm } from '../block/contract/request.ts';
+import { findNode } from '../block/graph/find-node.ts';
+import type { BlockNode } from '../block/graph/node.ts';
+import { operationBlocker } from '../block/graph/op-blockers.ts';
 import type { BlockLayer } from '../block/layer.ts';
-import type { BlockNode } from '../block/node.ts';
-import { operationBlocker } from '../block/op-blockers.ts';
-import { addNode } from '../block/open.ts';
-import { namedBlockNodes, nodeStats, nodesInOrder } from '../block/query.ts';
+import { addNode } from '../block/open/open.ts';
+import { namedBlockNodes, nodeStats, nodesInOrder } from '../block/query/query.ts';
 import { BlockError } from '../errors/error.ts';
 import type { Handlers } from '../qmp/dispatch.ts';
 import type { CommandContext } from './context.ts';

@@ -1,7 +1,7 @@
 /** Commands that make images and change their options: each starts a job. */
 
-import type { DriverOptions } from '../block/driver.ts';
-import { findNode } from '../block/find-node.ts';
+import type { DriverOptions } from '../block/contract/image.ts';
+import { findNode } from '../block/graph/find-node.ts';
 import { BlockError } from '../errors/error.ts';
 import { amendImageJob } from '../jobs/amend.ts';
 import { createImageJob } from '../jobs/create.ts';

@@ -1,11 +1,11 @@
 /** Commands that change nodes and the graph while they are in use. */
 
-import { setBackingName } from '../block/backing-name.ts';
-import type { DriverOptions } from '../block/driver.ts';
-import { checkRootNode, findNode } from '../block/find-node.ts';
-import { blockGraph } from '../block/query-graph.ts';
-import { reopenNodes } from '../block/reopen.ts';
-import { setWriteThreshold } from '../block/write-threshold.ts';
+import type { DriverOptions } from '../block/contract/image.ts';
+import { checkRootNode, findNode } from '../block/graph/find-node.ts';
+import { setWriteThreshold } from '../block/io/write-threshold.ts';
+import { setBackingName } from '../block/open/backing-name.ts';
+import { reopenNodes } from '../block/open/reopen.ts';
+import { blockGraph } from '../block/query/query-graph.ts';
 import { BlockError } from '../errors/error.ts';
 import type { Handlers } from '../qmp/dispatch.ts';
 import type { CommandContext } from './context.ts';

@@ -1,14 +1,14 @@
 /** Commands of schema/mirror.json: mirror jobs to a node, or to a file that is made or opened. */
 
 import type { Commands } from '../../schema/generated/types.ts';
-import { cowChild, showsContentOf, skipFilters } from '../block/chain.ts';
-import { nodeFilename } from '../block/filename.ts';
-import { checkRootNode, findNode } from '../block/find-node.ts';
-import { absoluteBackingName } from '../block/image-name.ts';
+import { cowChild, showsContentOf, skipFilters } from '../block/graph/chain.ts';
+import { checkRootNode, findNode } from '../block/graph/find-node.ts';
+import type { BlockNode } from '../block/graph/node.ts';
+import { checkOperation } from '../block/graph/op-blockers.ts';
 import type { BlockLayer } from '../block/layer.ts';
-import type { BlockNode } from '../block/node.ts';
-import { checkOperation } from '../block/op-blockers.ts';
-import { checkNodeName, openImage } from '../block/open.ts';
+import { nodeFilename } from '../block/open/filename.ts';
+import { absoluteBackingName } from '../block/open/image-name.ts';
+import { checkNodeName, openImage } from '../block/open/open.ts';
 import { BlockError } from '../errors/error.ts';
 import { findBlockJob } from '../jobs/block-job.ts';
 import { checkVerb, withJobLock } from '../jobs/job-common.ts';

@@ -1,16 +1,16 @@
 /** Commands of schema/stream-commit.json: jobs that move data along a backing chain. */
 
 import type { BlockdevOnError } from '../../schema/generated/types.ts';
-import { findBackingImage, isInChain } from '../block/backing-image.ts';
-import { chainChild, chainEdges, skipFilters } from '../block/chain.ts';
-import { nodeFilename } from '../block/filename.ts';
-import { checkRootNode, findNode } from '../block/find-node.ts';
+import { chainChild, chainEdges, skipFilters } from '../block/graph/chain.ts';
+import { checkRootNode, findNode } from '../block/graph/find-node.ts';
+import type { BlockNode } from '../block/graph/node.ts';
+import { checkOperation } from '../block/graph/op-blockers.ts';
 import type { BlockLayer } from '../block/layer.ts';
-import type { BlockNode } from '../block/node.ts';
-import { checkOperation } from '../block/op-blockers.ts';
+import { findBackingImage, isInChain } from '../block/open/backing-image.ts';
+import { nodeFilename } from '../block/open/filename.ts';
 import { BlockError } from '../errors/error.ts';
-import { startCommit } from '../jobs/commit.ts';
-import { startActiveCommit } from '../jobs/commit-active.ts';
+import { startActiveCommit } from '../jobs/commit/active.ts';
+import { startCommit } from '../jobs/commit/commit.ts';
 import { startStream } from '../jobs/stream.ts';
 import type { Handlers } from '../qmp/dispatch.ts';
 import type { CommandContext } from './context.ts';

@@ -10,14 +10,14 @@ import { blockJobCommands } from './block-job.ts';
 import { charCommands } from './char.ts';
 import type { CommandContext } from './context.ts';
 import { controlCommands } from './control.ts';
-import { internalSnapshotCommands } from './internal-snapshot.ts';
 import { introspectCommands } from './introspect.ts';
 import { jobCommands } from './job.ts';
 import { mirrorCommands } from './mirror.ts';
 import { qomCommands } from './qom.ts';
 import { streamCommitCommands } from './stream-commit.ts';
 import { testDriverCommands } from './test-drivers.ts';
-import { transactionCommands } from './transaction.ts';
+import { internalSnapshotCommands } from './transaction/internal-snapshot.ts';
+import { transactionCommands } from './transaction/transaction.ts';
 
 export const commandTable: Handlers<CommandContext> = {
   ...bitmapCommands,

@@ -1,7 +1,7 @@
 /** Commands of schema/test-drivers.json: children that come and go. */
 
-import { addChild, removeChild } from '../block/child-list.ts';
-import { findNode } from '../block/find-node.ts';
+import { addChild, removeChild } from '../block/graph/child-list.ts';
+import { findNode } from '../block/graph/find-node.ts';
 import { BlockError } from '../errors/error.ts';
 import type { Handlers } from '../qmp/dispatch.ts';
 import type { CommandContext } from './context.ts';

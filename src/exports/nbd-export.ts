@@ -6,13 +6,13 @@
  */
 
 import type { BlockBackend } from '../block/backend.ts';
-import type { BackendOwner } from '../block/backend-io.ts';
-import type { DirtyBitmap } from '../block/dirty-bitmap.ts';
-import { hurry } from '../block/drain.ts';
+import type { DirtyBitmap } from '../block/bitmaps/dirty-bitmap.ts';
+import type { BackendOwner } from '../block/contract/backend-io.ts';
+import { hurry } from '../block/graph/drain.ts';
 import { BlockError } from '../errors/error.ts';
-import { DataMap } from '../nbd/data-map.ts';
-import type { ExportClient, NbdExport } from '../nbd/export.ts';
-import { STRING_MAX_BYTES } from '../nbd/protocol.ts';
+import { STRING_MAX_BYTES } from '../nbd/protocol/messages.ts';
+import { DataMap } from '../nbd/server/data-map.ts';
+import type { ExportClient, NbdExport } from '../nbd/server/export.ts';
 
 export interface NbdExportSettings {
   readonly id: string;

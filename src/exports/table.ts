@@ -13,14 +13,14 @@ import type {
   NbdServerOptions,
 } from '../../schema/generated/types.ts';
 import type { BlockBackend } from '../block/backend.ts';
-import { Perm } from '../block/driver.ts';
-import { findNode } from '../block/find-node.ts';
+import { Perm } from '../block/contract/request.ts';
+import { findNode } from '../block/graph/find-node.ts';
+import type { BlockNode } from '../block/graph/node.ts';
 import type { BlockLayer } from '../block/layer.ts';
-import type { BlockNode } from '../block/node.ts';
 import { BlockError } from '../errors/error.ts';
-import { DEFAULT_HANDSHAKE_MAX_SECONDS, DEFAULT_MAX_CONNECTIONS } from '../nbd/limits.ts';
-import { NbdServer } from '../nbd/server.ts';
-import type { TlsSettings } from '../nbd/tls.ts';
+import { DEFAULT_HANDSHAKE_MAX_SECONDS, DEFAULT_MAX_CONNECTIONS } from '../nbd/protocol/limits.ts';
+import { NbdServer } from '../nbd/server/server.ts';
+import type { TlsSettings } from '../nbd/server/tls.ts';
 import { isIdentifier, type ObjectTree } from '../objects/tree.ts';
 import { bitmapToExport } from './bitmaps.ts';
 import { checkExportTexts, ExportOwner, NbdBlockExport } from './nbd-export.ts';

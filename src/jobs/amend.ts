@@ -1,10 +1,11 @@
 /** The job of x-blockdev-amend: an image's options are changed by its driver. */
 
-import type { BackendOwner } from '../block/backend-io.ts';
-import { wrapped } from '../block/callbacks.ts';
-import { drained } from '../block/drain.ts';
-import { type CreateOptionValues, type DriverOptions, Perm } from '../block/driver.ts';
-import type { BlockNode } from '../block/node.ts';
+import type { BackendOwner } from '../block/contract/backend-io.ts';
+import type { CreateOptionValues, DriverOptions } from '../block/contract/image.ts';
+import { Perm } from '../block/contract/request.ts';
+import { drained } from '../block/graph/drain.ts';
+import type { BlockNode } from '../block/graph/node.ts';
+import { wrapped } from '../block/io/callbacks.ts';
 import type { JobDriver } from './job-common.ts';
 import { addProgress, letCommandReturn, setRemainingProgress } from './job-driver.ts';
 

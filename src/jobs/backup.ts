@@ -8,14 +8,14 @@
  */
 
 import type { BitmapSyncMode, BlockdevOnError, MirrorSyncMode } from '../../schema/generated/types.ts';
-import { beginSuccession, endSuccession } from '../block/bitmap-successor.ts';
+import { type DirtyBitmap, nextDirty, setDirty } from '../block/bitmaps/dirty-bitmap.ts';
+import { beginSuccession, endSuccession } from '../block/bitmaps/successor.ts';
+import { Perm } from '../block/contract/request.ts';
 import { type BlockCopy, remainingBytes } from '../block/copy/block-copy.ts';
 import { type RunOptions, runCopy } from '../block/copy/run.ts';
-import { type DirtyBitmap, nextDirty, setDirty } from '../block/dirty-bitmap.ts';
-import { Perm } from '../block/driver.ts';
-import { dropFilter, replaceNode } from '../block/graph-change.ts';
-import type { BlockNode } from '../block/node.ts';
-import { openFromOptions } from '../block/open.ts';
+import { dropFilter, replaceNode } from '../block/graph/change.ts';
+import type { BlockNode } from '../block/graph/node.ts';
+import { openFromOptions } from '../block/open/open.ts';
 import { copyOfFilter } from '../drivers/filters/copy-before-write.ts';
 import { BlockError, errnoOf, ioError } from '../errors/error.ts';
 import {

@@ -19,10 +19,10 @@ import type {
   BlockJobInfo,
 } from '../../schema/generated/types.ts';
 import type { BlockBackend } from '../block/backend.ts';
-import type { BackendOwner } from '../block/backend-io.ts';
-import type { PermissionPair } from '../block/driver.ts';
-import type { BlockNode } from '../block/node.ts';
-import { blockOperations } from '../block/op-blockers.ts';
+import type { BackendOwner } from '../block/contract/backend-io.ts';
+import type { PermissionPair } from '../block/contract/request.ts';
+import type { BlockNode } from '../block/graph/node.ts';
+import { blockOperations } from '../block/graph/op-blockers.ts';
 import { E } from '../errors/errno.ts';
 import { BlockError } from '../errors/error.ts';
 import { takeAllSteps } from './clean-up.ts';

@@ -1,6 +1,6 @@
 /** The job of blockdev-create: an image is written by its driver. */
 
-import type { DriverOptions, ImageCreation } from '../block/driver.ts';
+import type { DriverOptions, ImageCreation } from '../block/contract/image.ts';
 import type { BlockLayer } from '../block/layer.ts';
 import type { JobDriver } from './job-common.ts';
 import { addProgress, letCommandReturn, setRemainingProgress } from './job-driver.ts';

@@ -1,9 +1,9 @@
 /** Filters of jobs: nodes that jobs put into the graph for as long as they run. */
 
-import type { BlockDriver } from '../block/driver.ts';
-import { changeGraph, type GraphChange, makeNode, putOnTop, redirectParents } from '../block/graph-change.ts';
-import type { BlockNode } from '../block/node.ts';
-import { checkNodeName } from '../block/open.ts';
+import type { BlockDriver } from '../block/contract/driver.ts';
+import { changeGraph, type GraphChange, makeNode, putOnTop, redirectParents } from '../block/graph/change.ts';
+import type { BlockNode } from '../block/graph/node.ts';
+import { checkNodeName } from '../block/open/open.ts';
 
 export interface JobFilter {
   readonly driver: BlockDriver<null>;

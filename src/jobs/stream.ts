@@ -2,21 +2,21 @@
  * The stream job: what backing images hold is copied into an overlay, and then the overlay does without them.
  *
  * The images from the overlay's backing image down to `bottom` go; what is below stays as the backing image. A filter on
- * the overlay is there as long as the job runs, and the chain is frozen. Copying is copy on read (io-copy-on-read.ts):
+ * the overlay is there as long as the job runs, and the chain is frozen. Copying is copy on read (io/copy-on-read.ts):
  * what users see never changes. The overlay's link to its backing image changes when all has been copied and is on
  * stable storage, so until then, whatever happens, all is as before.
  */
 
 import type { BlockdevOnError } from '../../schema/generated/types.ts';
-import { backingNameOf, writeBackingName } from '../block/backing-image.ts';
-import { chainChild, chainEdges, cowChild, skipFilters } from '../block/chain.ts';
+import { Perm, Status } from '../block/contract/request.ts';
 import type { CopyFailure } from '../block/copy/mover.ts';
-import { Perm, Status } from '../block/driver.ts';
-import { changeGraph, freezeEdges } from '../block/graph-change.ts';
-import { coCopyOnRead } from '../block/io-copy-on-read.ts';
-import type { BlockNode } from '../block/node.ts';
-import { checkOperation } from '../block/op-blockers.ts';
-import { blockStatusAbove } from '../block/status-chain.ts';
+import { chainChild, chainEdges, cowChild, skipFilters } from '../block/graph/chain.ts';
+import { changeGraph, freezeEdges } from '../block/graph/change.ts';
+import type { BlockNode } from '../block/graph/node.ts';
+import { checkOperation } from '../block/graph/op-blockers.ts';
+import { coCopyOnRead } from '../block/io/copy-on-read.ts';
+import { blockStatusAbove } from '../block/io/status-chain.ts';
+import { backingNameOf, writeBackingName } from '../block/open/backing-image.ts';
 import { streamFilter } from '../drivers/filters/stream-filter.ts';
 import { BlockError } from '../errors/error.ts';
 import { type BlockJob, createBlockJob, type JobNode, removeJobNodes, startBlockJob } from './block-job.ts';

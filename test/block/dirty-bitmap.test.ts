@@ -16,9 +16,9 @@ import {
   resetDirty,
   resizeBitmaps,
   setDirty,
-} from '../../src/block/dirty-bitmap.ts';
-import { HierarchicalBitmap } from '../../src/block/hierarchical-bitmap.ts';
-import type { BlockNode } from '../../src/block/node.ts';
+} from '../../src/block/bitmaps/dirty-bitmap.ts';
+import { HierarchicalBitmap } from '../../src/block/bitmaps/hierarchical-bitmap.ts';
+import type { BlockNode } from '../../src/block/graph/node.ts';
 
 /** As much of a node as bitmaps look at. */
 function fakeNode(totalBytes: number): BlockNode {

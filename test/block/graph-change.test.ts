@@ -4,11 +4,10 @@ import fc from 'fast-check';
 import { expect, test } from 'vitest';
 import { createEngine } from '../../src/aio/create-engine.ts';
 import { allocateIoMemory, type IoVector, vectorOf } from '../../src/aio/memory.ts';
-import type { BackendOwner } from '../../src/block/backend-io.ts';
-import { co } from '../../src/block/callbacks.ts';
-import { chainEdges } from '../../src/block/chain.ts';
-import { type DrainedSection, drainedBegin } from '../../src/block/drain.ts';
-import { type BlockDriver, Perm } from '../../src/block/driver.ts';
+import type { BackendOwner } from '../../src/block/contract/backend-io.ts';
+import type { BlockDriver } from '../../src/block/contract/driver.ts';
+import { Perm } from '../../src/block/contract/request.ts';
+import { chainEdges } from '../../src/block/graph/chain.ts';
 import {
   appendNode,
   changeGraph,
@@ -16,11 +15,13 @@ import {
   freezeEdges,
   makeNode,
   replaceNode,
-} from '../../src/block/graph-change.ts';
+} from '../../src/block/graph/change.ts';
+import { type DrainedSection, drainedBegin } from '../../src/block/graph/drain.ts';
+import type { BlockNode } from '../../src/block/graph/node.ts';
+import { blockOperations, checkOperation } from '../../src/block/graph/op-blockers.ts';
+import { co } from '../../src/block/io/callbacks.ts';
 import { BlockLayer } from '../../src/block/layer.ts';
-import type { BlockNode } from '../../src/block/node.ts';
-import { blockOperations, checkOperation } from '../../src/block/op-blockers.ts';
-import { addNode } from '../../src/block/open.ts';
+import { addNode } from '../../src/block/open/open.ts';
 import { raw } from '../../src/drivers/formats/raw.ts';
 import { nullCo } from '../../src/drivers/protocols/null.ts';
 import { memoryDisk, memoryLayer } from './memory-driver.ts';

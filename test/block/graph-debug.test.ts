@@ -16,9 +16,9 @@ afterEach(() => {
 /** A layer in the debug mode with a raw node over a disk in memory, and what acts on it. */
 async function debugged() {
   const { memoryDisk, memoryLayer } = await import('./memory-driver.ts');
-  const { addNode } = await import('../../src/block/open.ts');
-  const { asMonitor } = await import('../../src/block/graph-debug.ts');
-  const { wrapped, co } = await import('../../src/block/callbacks.ts');
+  const { addNode } = await import('../../src/block/open/open.ts');
+  const { asMonitor } = await import('../../src/block/graph/debug.ts');
+  const { wrapped, co } = await import('../../src/block/io/callbacks.ts');
   const layer = memoryLayer(memoryDisk(4096));
   const node = await asMonitor(async () => {
     await addNode(layer, { driver: 'memory', 'node-name': 'm' });
@@ -53,7 +53,7 @@ test('a guard ends with its lock', async () => {
   const { layer, node, co } = await debugged();
   const guard = layer.graphLock.tryRead()!;
   let late: Promise<unknown> = Promise.resolve();
-  const { asHolder } = await import('../../src/block/graph-debug.ts');
+  const { asHolder } = await import('../../src/block/graph/debug.ts');
   asHolder(guard, () => {
     late = new Promise((resolve) => setImmediate(resolve)).then(() => node.children.length);
   });

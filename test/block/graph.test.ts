@@ -4,12 +4,13 @@ import { readdirSync, readFileSync } from 'node:fs';
 import path from 'node:path';
 import { expect, test } from 'vitest';
 import { allocateIoMemory, vectorOf } from '../../src/aio/memory.ts';
-import type { BackendOwner } from '../../src/block/backend-io.ts';
-import { co, IO_CALLBACKS, type IoCallbackName, sync, wrapped } from '../../src/block/callbacks.ts';
-import { drainedBegin } from '../../src/block/drain.ts';
-import { Perm } from '../../src/block/driver.ts';
-import { GraphLock } from '../../src/block/graph-lock.ts';
-import { addNode } from '../../src/block/open.ts';
+import type { BackendOwner } from '../../src/block/contract/backend-io.ts';
+import { Perm } from '../../src/block/contract/request.ts';
+import { drainedBegin } from '../../src/block/graph/drain.ts';
+import { GraphLock } from '../../src/block/graph/lock.ts';
+import { co, sync, wrapped } from '../../src/block/io/callbacks.ts';
+import { IO_CALLBACKS, type IoCallbackName } from '../../src/block/io/control.ts';
+import { addNode } from '../../src/block/open/open.ts';
 import { memoryDisk, memoryLayer } from './memory-driver.ts';
 
 const tick = (): Promise<void> => new Promise((resolve) => setImmediate(resolve));
@@ -211,14 +212,10 @@ test('only the I/O path and the table call a driver directly', () => {
       (file) =>
         file.endsWith('.ts') &&
         ![
-          'block/io.ts',
-          'block/io-size.ts',
-          'block/io-sync.ts',
-          'block/io-debug.ts',
-          'block/io-flush.ts',
-          'block/io-copy-on-read.ts',
-          'block/io-copy-range.ts',
-          'block/callbacks.ts',
+          'block/graph/length.ts',
+          ...['copy-on-read', 'copy-range', 'debug', 'flush', 'in-turn', 'read-write', 'size'].map(
+            (name) => `block/io/${name}.ts`,
+          ),
         ].includes(file),
     )
     .filter((file) => direct.test(readFileSync(path.join(root, file), 'utf8')));

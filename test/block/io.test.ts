@@ -4,8 +4,8 @@ import fc from 'fast-check';
 import { describe, expect, test } from 'vitest';
 import { allocateIoMemory, concatVectors, vectorOf } from '../../src/aio/memory.ts';
 import type { BlockBackend } from '../../src/block/backend.ts';
-import { Perm, Req } from '../../src/block/driver.ts';
-import { addNode } from '../../src/block/open.ts';
+import { Perm, Req } from '../../src/block/contract/request.ts';
+import { addNode } from '../../src/block/open/open.ts';
 import { type MemoryDisk, memoryDisk, memoryLayer } from './memory-driver.ts';
 
 const DISK_BYTES = 64 * 1024;

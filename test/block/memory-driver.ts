@@ -2,9 +2,10 @@
 
 import { createEngine } from '../../src/aio/create-engine.ts';
 import { copyFromVector, copyToVector } from '../../src/aio/memory.ts';
-import type { BlockDriver, BlockLimits } from '../../src/block/driver.ts';
+import type { BlockDriver } from '../../src/block/contract/driver.ts';
+import type { BlockLimits } from '../../src/block/contract/request.ts';
+import type { BlockNode } from '../../src/block/graph/node.ts';
 import { BlockLayer } from '../../src/block/layer.ts';
-import type { BlockNode } from '../../src/block/node.ts';
 import { raw } from '../../src/drivers/formats/raw.ts';
 import { E } from '../../src/errors/errno.ts';
 import { ioError } from '../../src/errors/error.ts';

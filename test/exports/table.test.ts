@@ -6,13 +6,13 @@ import path from 'node:path';
 import { afterEach, beforeEach, describe, expect, test } from 'vitest';
 import type { BlockExportOptions } from '../../schema/generated/types.ts';
 import { createEngine } from '../../src/aio/create-engine.ts';
-import { drained } from '../../src/block/drain.ts';
+import { drained } from '../../src/block/graph/drain.ts';
+import type { BlockNode } from '../../src/block/graph/node.ts';
 import { BlockLayer } from '../../src/block/layer.ts';
-import type { BlockNode } from '../../src/block/node.ts';
-import { addNode as blockdevAdd } from '../../src/block/open.ts';
+import { addNode as blockdevAdd } from '../../src/block/open/open.ts';
 import { nullCo } from '../../src/drivers/protocols/null.ts';
 import { ExportTable } from '../../src/exports/table.ts';
-import { Command, Option } from '../../src/nbd/protocol.ts';
+import { Command, Option } from '../../src/nbd/protocol/messages.ts';
 import { ObjectTree } from '../../src/objects/tree.ts';
 import { infoPayload, RawClient } from '../nbd/raw-client.ts';
 

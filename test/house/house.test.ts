@@ -3,6 +3,7 @@
 import { readdirSync, readFileSync } from 'node:fs';
 import path from 'node:path';
 import { describe, expect, test } from 'vitest';
+import { TREE_RULES } from './rooms.ts';
 import { codeOnly, importsOf, RULES, type SourceFile } from './rules.ts';
 
 const root = path.resolve(import.meta.dirname, '../..');
@@ -32,6 +33,38 @@ describe('the tree', () => {
     });
   }
 });
+
+describe('the tree as a whole', () => {
+  for (const rule of TREE_RULES) test(rule.name, () => expect(rule.check(files)).toEqual([]));
+});
+
+/** For each rule about the tree, a tree that breaks it and one that comes close and does not. */
+const TREE_CANARIES: Readonly<
+  Record<string, { readonly bad: readonly SourceFile[]; readonly good: readonly SourceFile[] }>
+> = {
+  'between the rooms of a folder imports go one way': {
+    bad: [{ path: 'src/block/graph/x.ts', text: "import { a } from '../io/size.ts';" }],
+    good: [
+      { path: 'src/block/io/x.ts', text: "import { a } from '../graph/chain.ts';" },
+      { path: 'src/block/contract/x.ts', text: "import type { A } from '../graph/node.ts';" },
+    ],
+  },
+  'no circles of imports of values': {
+    bad: [
+      { path: 'src/aio/x.ts', text: "import { a } from './y.ts';" },
+      { path: 'src/aio/y.ts', text: "import { a } from './z.ts';" },
+      { path: 'src/aio/z.ts', text: "import { a } from './x.ts';" },
+    ],
+    good: [
+      { path: 'src/aio/x.ts', text: "import { a } from './y.ts';" },
+      { path: 'src/aio/y.ts', text: "import type { A } from './x.ts';" },
+    ],
+  },
+  'a folder holds few files': {
+    bad: Array.from({ length: 19 }, (_, index) => ({ path: `src/aio/x${index}.ts`, text: '' })),
+    good: Array.from({ length: 18 }, (_, index) => ({ path: `src/aio/x${index}.ts`, text: '' })),
+  },
+};
 
 /** For each rule, files that break it and files that come close and do not. */
 const CANARIES: Readonly<
@@ -129,6 +162,14 @@ const CANARIES: Readonly<
 };
 
 describe('canaries', () => {
+  for (const rule of TREE_RULES) {
+    test(rule.name, () => {
+      const samples = TREE_CANARIES[rule.name];
+      expect(samples, 'a rule without a canary').toBeDefined();
+      expect(rule.check(samples?.bad ?? [])).not.toEqual([]);
+      expect(rule.check(samples?.good ?? [])).toEqual([]);
+    });
+  }
   for (const rule of RULES) {
     test(rule.name, () => {
       const samples = CANARIES[rule.name];

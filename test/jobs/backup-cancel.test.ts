@@ -3,10 +3,11 @@
 import { expect, test } from 'vitest';
 import type { MirrorSyncMode } from '../../schema/generated/types.ts';
 import { allocateIoMemory, vectorOf } from '../../src/aio/memory.ts';
-import { drained } from '../../src/block/drain.ts';
-import { type BlockDriver, Perm } from '../../src/block/driver.ts';
+import type { BlockDriver } from '../../src/block/contract/driver.ts';
+import { Perm } from '../../src/block/contract/request.ts';
+import { drained } from '../../src/block/graph/drain.ts';
 import { BlockLayer } from '../../src/block/layer.ts';
-import { addNode } from '../../src/block/open.ts';
+import { addNode } from '../../src/block/open/open.ts';
 import { copyBeforeWrite } from '../../src/drivers/filters/copy-before-write.ts';
 import { E } from '../../src/errors/errno.ts';
 import { ioError } from '../../src/errors/error.ts';

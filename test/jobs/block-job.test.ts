@@ -1,10 +1,10 @@
 /** Block jobs: their nodes, drained sections, speed, error policies and events. */
 
 import { expect, test } from 'vitest';
-import { drainedBegin } from '../../src/block/drain.ts';
-import { Perm } from '../../src/block/driver.ts';
+import { Perm } from '../../src/block/contract/request.ts';
+import { drainedBegin } from '../../src/block/graph/drain.ts';
 import type { BlockLayer } from '../../src/block/layer.ts';
-import { addNode } from '../../src/block/open.ts';
+import { addNode } from '../../src/block/open/open.ts';
 import { E } from '../../src/errors/errno.ts';
 import { ioError } from '../../src/errors/error.ts';
 import {

@@ -6,11 +6,11 @@
 import { expect, test } from 'vitest';
 import { allocateIoMemory, vectorOf } from '../../src/aio/memory.ts';
 import type { BlockBackend } from '../../src/block/backend.ts';
-import { drainedBegin } from '../../src/block/drain.ts';
-import type { BlockDriver } from '../../src/block/driver.ts';
+import type { BlockDriver } from '../../src/block/contract/driver.ts';
+import { drainedBegin } from '../../src/block/graph/drain.ts';
+import type { BlockNode } from '../../src/block/graph/node.ts';
 import { BlockLayer } from '../../src/block/layer.ts';
-import type { BlockNode } from '../../src/block/node.ts';
-import { addNode } from '../../src/block/open.ts';
+import { addNode } from '../../src/block/open/open.ts';
 import { E } from '../../src/errors/errno.ts';
 import { ioError } from '../../src/errors/error.ts';
 import { type Job, JobTable, withJobLock } from '../../src/jobs/job-common.ts';

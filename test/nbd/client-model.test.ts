@@ -6,7 +6,7 @@ import { describe, expect, test } from 'vitest';
 import { createEngine } from '../../src/aio/create-engine.ts';
 import { BlockLayer } from '../../src/block/layer.ts';
 import { drivers } from '../../src/drivers/table.ts';
-import { Command, ExportFlag, NbdError } from '../../src/nbd/protocol.ts';
+import { Command, ExportFlag, NbdError } from '../../src/nbd/protocol/messages.ts';
 import { createRandom, type Random } from '../drivers/qcow2/random.ts';
 import { makeScratchDir } from '../peers/daemons.ts';
 import { closeNbd, openNbd, runLoad } from './disk-load.ts';

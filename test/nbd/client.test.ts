@@ -6,8 +6,8 @@ import { afterAll, afterEach, beforeAll, describe, expect, test } from 'vitest';
 import { createEngine } from '../../src/aio/create-engine.ts';
 import type { AioEngine } from '../../src/aio/engine.ts';
 import { allocateIoMemory, vectorOf } from '../../src/aio/memory.ts';
-import { type ClientSession, type ClientSessionSettings, openSession } from '../../src/nbd/client-session.ts';
-import { Chunk, Command, ExportFlag, Layouts, NbdError } from '../../src/nbd/protocol.ts';
+import { type ClientSession, type ClientSessionSettings, openSession } from '../../src/nbd/client/session.ts';
+import { Chunk, Command, ExportFlag, Layouts, NbdError } from '../../src/nbd/protocol/messages.ts';
 import { makeScratchDir } from '../peers/daemons.ts';
 import {
   ALL_FLAGS,

@@ -10,7 +10,7 @@ import {
   EXTENDED_REPLY_MAGIC,
   Layouts,
   SIMPLE_REPLY_MAGIC,
-} from '../../src/nbd/protocol.ts';
+} from '../../src/nbd/protocol/messages.ts';
 import { NoBytes, type RawClient } from './raw-client.ts';
 
 export type Style = 'simple' | 'structured' | 'extended';

@@ -5,10 +5,10 @@
 
 import { allocateIoMemory, vectorOf } from '../../src/aio/memory.ts';
 import type { BlockBackend } from '../../src/block/backend.ts';
-import type { BackendOwner } from '../../src/block/backend-io.ts';
-import { Perm, Req } from '../../src/block/driver.ts';
+import type { BackendOwner } from '../../src/block/contract/backend-io.ts';
+import { Perm, Req } from '../../src/block/contract/request.ts';
 import type { BlockLayer } from '../../src/block/layer.ts';
-import { addNode } from '../../src/block/open.ts';
+import { addNode } from '../../src/block/open/open.ts';
 import type { Random } from '../drivers/qcow2/random.ts';
 
 const OWNER: BackendOwner = {

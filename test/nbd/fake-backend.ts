@@ -5,8 +5,8 @@
  */
 
 import { copyFromVector, copyToVector, type IoVector } from '../../src/aio/memory.ts';
-import type { BackendDepth, BackendExtent, BackendIo } from '../../src/block/backend-io.ts';
-import { Req } from '../../src/block/driver.ts';
+import type { BackendDepth, BackendExtent, BackendIo } from '../../src/block/contract/backend-io.ts';
+import { Req } from '../../src/block/contract/request.ts';
 import { E } from '../../src/errors/errno.ts';
 import { ioError } from '../../src/errors/error.ts';
 

@@ -4,7 +4,7 @@
  */
 
 import fc from 'fast-check';
-import { Command, CommandFlag } from '../../src/nbd/protocol.ts';
+import { Command, CommandFlag } from '../../src/nbd/protocol/messages.ts';
 import type { DiskClient } from './disk-client.ts';
 
 const BLOCK = 4096;

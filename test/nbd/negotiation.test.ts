@@ -2,7 +2,7 @@
 
 import fc from 'fast-check';
 import { afterEach, describe, expect, test } from 'vitest';
-import { Option, Reply } from '../../src/nbd/protocol.ts';
+import { Option, Reply } from '../../src/nbd/protocol/messages.ts';
 import { FakeBackend } from './fake-backend.ts';
 import { infoPayload, metaPayload, RawClient } from './raw-client.ts';
 import { makeExport, serve, type TestServer } from './serve.ts';

@@ -1,9 +1,9 @@
 /** The pool of request buffers and the map of known data. */
 
 import { expect, test } from 'vitest';
-import { BufferPool, HEADROOM_BYTES, setPayload } from '../../src/nbd/buffers.ts';
-import { DataMap } from '../../src/nbd/data-map.ts';
-import { POOL_MAX_FREE_BYTES } from '../../src/nbd/limits.ts';
+import { POOL_MAX_FREE_BYTES } from '../../src/nbd/protocol/limits.ts';
+import { BufferPool, HEADROOM_BYTES, setPayload } from '../../src/nbd/server/buffers.ts';
+import { DataMap } from '../../src/nbd/server/data-map.ts';
 
 test('a buffer is aligned, has room for a header, and is reused', () => {
   const pool = new BufferPool();

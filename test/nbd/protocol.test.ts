@@ -1,7 +1,7 @@
 /** The protocol table: sizes, positions, names. */
 
 import { expect, test } from 'vitest';
-import { Layouts, nameIn, Option, Reply } from '../../src/nbd/protocol.ts';
+import { Layouts, nameIn, Option, Reply } from '../../src/nbd/protocol/messages.ts';
 
 test('layouts have the sizes of the protocol document', () => {
   const sizes = Object.fromEntries(Object.entries(Layouts).map(([name, { bytes }]) => [name, bytes]));

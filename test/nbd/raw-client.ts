@@ -24,7 +24,7 @@ import {
   Reply,
   SIMPLE_REPLY_MAGIC,
   STRUCTURED_REPLY_MAGIC,
-} from '../../src/nbd/protocol.ts';
+} from '../../src/nbd/protocol/messages.ts';
 
 /** Something other than the bytes waited for. */
 export class NoBytes extends Error {}

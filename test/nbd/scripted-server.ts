@@ -23,7 +23,7 @@ import {
   Reply,
   SIMPLE_REPLY_MAGIC,
   STRUCTURED_REPLY_MAGIC,
-} from '../../src/nbd/protocol.ts';
+} from '../../src/nbd/protocol/messages.ts';
 
 /** What a script says to do: send these bytes, end the connection, or keep still; undefined: what is right. */
 export type Answer = Buffer | 'close' | 'silence' | undefined;

@@ -5,10 +5,10 @@ import { tmpdir } from 'node:os';
 import path from 'node:path';
 import { createEngine } from '../../src/aio/create-engine.ts';
 import type { EngineKind } from '../../src/aio/engine.ts';
-import type { BackendIo } from '../../src/block/backend-io.ts';
-import { DataMap } from '../../src/nbd/data-map.ts';
-import type { ExportClient, NbdExport } from '../../src/nbd/export.ts';
-import { NbdServer, type NbdServerSettings } from '../../src/nbd/server.ts';
+import type { BackendIo } from '../../src/block/contract/backend-io.ts';
+import { DataMap } from '../../src/nbd/server/data-map.ts';
+import type { ExportClient, NbdExport } from '../../src/nbd/server/export.ts';
+import { NbdServer, type NbdServerSettings } from '../../src/nbd/server/server.ts';
 import { RawClient } from './raw-client.ts';
 
 /** A plain export; `paused` can be set, and the clients are there to be looked at. */

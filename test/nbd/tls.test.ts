@@ -5,7 +5,7 @@ import { tmpdir } from 'node:os';
 import path from 'node:path';
 import { connect } from 'node:tls';
 import { afterAll, beforeAll, describe, expect, test } from 'vitest';
-import { Command, Option } from '../../src/nbd/protocol.ts';
+import { Command, Option } from '../../src/nbd/protocol/messages.ts';
 import { createTlsPsk } from '../../src/objects/tls-creds-psk.ts';
 import { FakeBackend } from './fake-backend.ts';
 import { infoPayload, RawClient } from './raw-client.ts';

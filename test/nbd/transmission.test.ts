@@ -1,10 +1,10 @@
 /** The transmission phase against fake backends, on both engines. */
 
 import { afterEach, describe, expect, test } from 'vitest';
-import { Req } from '../../src/block/driver.ts';
+import { Req } from '../../src/block/contract/request.ts';
 import { E } from '../../src/errors/errno.ts';
-import { MAX_IN_FLIGHT_BYTES } from '../../src/nbd/limits.ts';
-import { Command, CommandFlag } from '../../src/nbd/protocol.ts';
+import { MAX_IN_FLIGHT_BYTES } from '../../src/nbd/protocol/limits.ts';
+import { Command, CommandFlag } from '../../src/nbd/protocol/messages.ts';
 import { FakeBackend, type Operation } from './fake-backend.ts';
 import type { RawClient } from './raw-client.ts';
 import { makeExport, serve, type TestExport, type TestServer } from './serve.ts';

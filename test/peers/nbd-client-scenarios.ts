@@ -10,7 +10,7 @@ import {
   OPTION_MAGIC,
   Option,
   Reply,
-} from '../../src/nbd/protocol.ts';
+} from '../../src/nbd/protocol/messages.ts';
 import {
   ALL_FLAGS,
   infoBlockSize,

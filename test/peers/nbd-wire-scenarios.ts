@@ -5,7 +5,7 @@
  * (the same kind of file, read-only), `nul` (null-co, 1 MiB, writable) and `blk` (null-co, 8 TiB, read-only).
  */
 
-import { Command, CommandFlag, Info, OPTION_MAGIC, Option } from '../../src/nbd/protocol.ts';
+import { Command, CommandFlag, Info, OPTION_MAGIC, Option } from '../../src/nbd/protocol/messages.ts';
 import { infoPayload, metaPayload, type RawClient, text, u16, u32 } from '../nbd/raw-client.ts';
 
 type Setup = NonNullable<Parameters<RawClient['enter']>[1]>;

@@ -2,7 +2,7 @@
 
 import fc from 'fast-check';
 import { describe, expect, test } from 'vitest';
-import { firstRun, type ZeroRules } from '../../src/tools/img/zero-runs.ts';
+import { firstRun, type ZeroRules } from '../../src/tools/img/convert/zero-runs.ts';
 
 /** The runs of the whole of `data`. */
 function runsOf(data: Buffer, offset: number, rules: ZeroRules): { bytes: number; isData: boolean }[] {

@@ -14,9 +14,9 @@
 
 import { CoQueue } from '../../coroutine/co-queue.ts';
 import { assert } from '../../errors/error.ts';
-import { co } from '../callbacks.ts';
-import type { GraphReadGuard } from '../graph-lock.ts';
-import type { HierarchicalBitmap } from '../hierarchical-bitmap.ts';
+import type { HierarchicalBitmap } from '../bitmaps/hierarchical-bitmap.ts';
+import type { GraphReadGuard } from '../contract/guard.ts';
+import { co } from '../io/callbacks.ts';
 import {
   type CopyFailure,
   clustersAt,

@@ -9,14 +9,14 @@
 import { allocateIoMemory, type IoMemory, type IoVector, isZero, vectorOf } from '../../aio/memory.ts';
 import { E } from '../../errors/errno.ts';
 import { ioError } from '../../errors/error.ts';
-import { co, sync } from '../callbacks.ts';
-import { skipFilters } from '../chain.ts';
-import { Req, Status } from '../driver.ts';
-import type { GraphReadGuard } from '../graph-lock.ts';
-import { canCopyRange, coCopyRange, MIN_KERNEL_BYTES } from '../io-copy-range.ts';
-import type { BlockNode } from '../node.ts';
-import { backingOf, blockStatusAbove } from '../status-chain.ts';
-import { beginsWithZeroes } from '../zero-peek.ts';
+import type { GraphReadGuard } from '../contract/guard.ts';
+import { Req, Status } from '../contract/request.ts';
+import { skipFilters } from '../graph/chain.ts';
+import type { BlockNode } from '../graph/node.ts';
+import { co, sync } from '../io/callbacks.ts';
+import { canCopyRange, coCopyRange, MIN_KERNEL_BYTES } from '../io/copy-range.ts';
+import { backingOf, blockStatusAbove } from '../io/status-chain.ts';
+import { beginsWithZeroes } from '../io/zero-peek.ts';
 import { createRequestSize, learn, type RequestSize } from './request-size.ts';
 
 /** `skip`: the source's top layer does not hold it, and that is not wanted. */

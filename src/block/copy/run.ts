@@ -6,7 +6,7 @@
  */
 
 import { CoQueue } from '../../coroutine/co-queue.ts';
-import type { GraphReadGuard } from '../graph-lock.ts';
+import type { GraphReadGuard } from '../contract/guard.ts';
 import { type BlockCopy, bytesOf, type CopyTask, claim, perform, skip } from './block-copy.ts';
 import {
   asksKernel,

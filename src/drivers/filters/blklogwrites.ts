@@ -15,11 +15,12 @@
  */
 
 import { allocateIoMemory, concatVectors, type IoVector, vectorOf } from '../../aio/memory.ts';
-import { co } from '../../block/callbacks.ts';
-import { type BlockDriver, type OpenContext, Req, Role, Status } from '../../block/driver.ts';
-import type { GraphReadGuard } from '../../block/graph-lock.ts';
-import type { BlockNode } from '../../block/node.ts';
-import { formatChildPermissions } from '../../block/permissions.ts';
+import type { BlockDriver, OpenContext } from '../../block/contract/driver.ts';
+import type { GraphReadGuard } from '../../block/contract/guard.ts';
+import { Req, Role, Status } from '../../block/contract/request.ts';
+import type { BlockNode } from '../../block/graph/node.ts';
+import { formatChildPermissions } from '../../block/graph/permissions.ts';
+import { co } from '../../block/io/callbacks.ts';
 import { CoMutex } from '../../coroutine/co-mutex.ts';
 import { E } from '../../errors/errno.ts';
 import { BlockError, errnoError, errnoOf } from '../../errors/error.ts';

@@ -6,8 +6,9 @@
  * Source of the facts: QMP reference, BlockdevOptionsBlkreplay.
  */
 
-import { co, sync } from '../../block/callbacks.ts';
-import { type BlockDriver, Req, Role, Status } from '../../block/driver.ts';
+import type { BlockDriver } from '../../block/contract/driver.ts';
+import { Req, Role, Status } from '../../block/contract/request.ts';
+import { co, sync } from '../../block/io/callbacks.ts';
 
 const FLAGS = Req.fua | Req.mayUnmap | Req.noFallback | Req.writeUnchanged;
 

@@ -7,17 +7,11 @@
  */
 
 import { allocateIoMemory, type IoVector, vectorOf } from '../../aio/memory.ts';
-import { co } from '../../block/callbacks.ts';
-import {
-  type BlockDriver,
-  type OpenContext,
-  Perm,
-  type PermissionPair,
-  Req,
-  Role,
-} from '../../block/driver.ts';
-import { exactFilename } from '../../block/filename.ts';
-import type { BlockNode } from '../../block/node.ts';
+import type { BlockDriver, OpenContext } from '../../block/contract/driver.ts';
+import { Perm, type PermissionPair, Req, Role } from '../../block/contract/request.ts';
+import type { BlockNode } from '../../block/graph/node.ts';
+import { co } from '../../block/io/callbacks.ts';
+import { exactFilename } from '../../block/open/filename.ts';
 import { BlockError, errnoOf } from '../../errors/error.ts';
 import { firstDifference } from './compare.ts';
 

@@ -5,10 +5,11 @@
  * child. Images above see the same as ever, while nobody may rely on the ones below by themselves.
  */
 
-import { co, sync } from '../../block/callbacks.ts';
-import { type BlockDriver, Perm, Status } from '../../block/driver.ts';
-import { nodeFilename } from '../../block/filename.ts';
-import type { BlockNode } from '../../block/node.ts';
+import type { BlockDriver } from '../../block/contract/driver.ts';
+import { Perm, Status } from '../../block/contract/request.ts';
+import type { BlockNode } from '../../block/graph/node.ts';
+import { co, sync } from '../../block/io/callbacks.ts';
+import { nodeFilename } from '../../block/open/filename.ts';
 
 function below(node: BlockNode<null>): BlockNode {
   return node.children[0]!.node;

@@ -7,9 +7,10 @@
  */
 
 import { sliceVector } from '../../aio/memory.ts';
-import { co, infoOrNull } from '../../block/callbacks.ts';
-import { type BlockDriver, type OpenContext, Req, Role } from '../../block/driver.ts';
-import type { BlockNode } from '../../block/node.ts';
+import type { BlockDriver, OpenContext } from '../../block/contract/driver.ts';
+import { Req, Role } from '../../block/contract/request.ts';
+import type { BlockNode } from '../../block/graph/node.ts';
+import { co, infoOrNull } from '../../block/io/callbacks.ts';
 import { BlockError } from '../../errors/error.ts';
 import { filtered, passOn } from './pass-on.ts';
 

@@ -9,13 +9,6 @@
  */
 
 import { type IoVector, sliceVector } from '../../aio/memory.ts';
-import { co, sync } from '../../block/callbacks.ts';
-import {
-  type BlockCopy,
-  copyBeforeWrite as copyClusters,
-  createBlockCopy,
-  needsCopy,
-} from '../../block/copy/block-copy.ts';
 import {
   checkMergeable,
   createBitmap,
@@ -24,12 +17,20 @@ import {
   mergeBitmap,
   releaseBitmap,
   setDirty,
-} from '../../block/dirty-bitmap.ts';
-import { type BlockDriver, type OpenContext, Perm, Req, Role, Status } from '../../block/driver.ts';
-import { nodeFilename } from '../../block/filename.ts';
-import type { GraphReadGuard } from '../../block/graph-lock.ts';
-import type { BlockNode } from '../../block/node.ts';
-import { blockStatusAbove } from '../../block/status-chain.ts';
+} from '../../block/bitmaps/dirty-bitmap.ts';
+import type { BlockDriver, OpenContext } from '../../block/contract/driver.ts';
+import type { GraphReadGuard } from '../../block/contract/guard.ts';
+import { Perm, Req, Role, Status } from '../../block/contract/request.ts';
+import {
+  type BlockCopy,
+  copyBeforeWrite as copyClusters,
+  createBlockCopy,
+  needsCopy,
+} from '../../block/copy/block-copy.ts';
+import type { BlockNode } from '../../block/graph/node.ts';
+import { co, sync } from '../../block/io/callbacks.ts';
+import { blockStatusAbove } from '../../block/io/status-chain.ts';
+import { nodeFilename } from '../../block/open/filename.ts';
 import { CoQueue } from '../../coroutine/co-queue.ts';
 import { E } from '../../errors/errno.ts';
 import { assert, BlockError, errnoOf, ioError } from '../../errors/error.ts';

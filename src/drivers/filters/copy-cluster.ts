@@ -1,9 +1,9 @@
 /** What a copy needs to know of its target: the unit to copy in, and whether the target shows the source. */
 
-import { infoOrNull } from '../../block/callbacks.ts';
-import { chainChild, cowChild, skipFilters } from '../../block/chain.ts';
+import { chainChild, cowChild, skipFilters } from '../../block/graph/chain.ts';
+import type { BlockNode } from '../../block/graph/node.ts';
+import { infoOrNull } from '../../block/io/callbacks.ts';
 import type { BlockLayer } from '../../block/layer.ts';
-import type { BlockNode } from '../../block/node.ts';
 import { BlockError } from '../../errors/error.ts';
 
 const DEFAULT_CLUSTER_BYTES = 65536;

@@ -2,17 +2,18 @@
  * copy-on-read: a filter that writes what is read from backing images into the image below it.
  *
  * Options: `file`; `bottom`, a node of the backing chain: what lies below it is not copied. The copying itself is
- * the I/O path's (io-copy-on-read.ts); here it is decided what is to be copied.
+ * the I/O path's (io/copy-on-read.ts); here it is decided what is to be copied.
  * Source of the facts: QMP reference, BlockdevOptionsCor.
  */
 
 import { sliceVector } from '../../aio/memory.ts';
-import { co, sync } from '../../block/callbacks.ts';
-import { chainChild, skipFilters } from '../../block/chain.ts';
-import { type BlockDriver, type OpenContext, Perm, Req, Role, Status } from '../../block/driver.ts';
-import type { GraphReadGuard } from '../../block/graph-lock.ts';
-import type { BlockNode } from '../../block/node.ts';
-import { backingOf, blockStatusAbove } from '../../block/status-chain.ts';
+import type { BlockDriver, OpenContext } from '../../block/contract/driver.ts';
+import type { GraphReadGuard } from '../../block/contract/guard.ts';
+import { Perm, Req, Role, Status } from '../../block/contract/request.ts';
+import { chainChild, skipFilters } from '../../block/graph/chain.ts';
+import type { BlockNode } from '../../block/graph/node.ts';
+import { co, sync } from '../../block/io/callbacks.ts';
+import { backingOf, blockStatusAbove } from '../../block/io/status-chain.ts';
 import { BlockError } from '../../errors/error.ts';
 import { filtered, passOn } from './pass-on.ts';
 

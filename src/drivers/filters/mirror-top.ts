@@ -7,11 +7,12 @@
  */
 
 import type { IoVector } from '../../aio/memory.ts';
-import { co, sync } from '../../block/callbacks.ts';
-import { type BlockDriver, Perm, Req, Status } from '../../block/driver.ts';
-import { nodeFilename } from '../../block/filename.ts';
-import type { GraphReadGuard } from '../../block/graph-lock.ts';
-import type { BlockNode } from '../../block/node.ts';
+import type { BlockDriver } from '../../block/contract/driver.ts';
+import type { GraphReadGuard } from '../../block/contract/guard.ts';
+import { Perm, Req, Status } from '../../block/contract/request.ts';
+import type { BlockNode } from '../../block/graph/node.ts';
+import { co, sync } from '../../block/io/callbacks.ts';
+import { nodeFilename } from '../../block/open/filename.ts';
 
 /** A job that writes for the filter's users: to the source first, then to the target. */
 export interface MirrorWrites {

@@ -1,8 +1,9 @@
 /** What filters pass on as it is: callbacks for their driver records, over the one node below. */
 
-import { co } from '../../block/callbacks.ts';
-import { type BlockDriver, Status } from '../../block/driver.ts';
-import type { BlockNode } from '../../block/node.ts';
+import type { BlockDriver } from '../../block/contract/driver.ts';
+import { Status } from '../../block/contract/request.ts';
+import type { BlockNode } from '../../block/graph/node.ts';
+import { co } from '../../block/io/callbacks.ts';
 
 /** The node that a filter filters. */
 export function filtered(node: BlockNode): BlockNode {

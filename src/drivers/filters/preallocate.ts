@@ -12,19 +12,13 @@
  * Source of the facts: QEMU documentation, "preallocate" filter; QMP reference, BlockdevOptionsPreallocate.
  */
 
-import { co, sync } from '../../block/callbacks.ts';
-import {
-  type BlockDriver,
-  type DriverOptions,
-  type OpenContext,
-  Perm,
-  type PermissionPair,
-  Req,
-  Role,
-} from '../../block/driver.ts';
-import type { GraphReadGuard } from '../../block/graph-lock.ts';
-import { truncateNow } from '../../block/io-size.ts';
-import type { BlockNode } from '../../block/node.ts';
+import type { BlockDriver, OpenContext } from '../../block/contract/driver.ts';
+import type { GraphReadGuard } from '../../block/contract/guard.ts';
+import type { DriverOptions } from '../../block/contract/image.ts';
+import { Perm, type PermissionPair, Req, Role } from '../../block/contract/request.ts';
+import type { BlockNode } from '../../block/graph/node.ts';
+import { co, sync } from '../../block/io/callbacks.ts';
+import { truncateNow } from '../../block/io/size.ts';
 import { CoMutex } from '../../coroutine/co-mutex.ts';
 import { E } from '../../errors/errno.ts';
 import { BlockError, ioError } from '../../errors/error.ts';

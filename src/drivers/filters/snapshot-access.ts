@@ -5,10 +5,11 @@
  * Source of the facts: QMP reference, snapshot-access; behaviour of the original.
  */
 
-import { co } from '../../block/callbacks.ts';
-import { type BlockDriver, Perm, Role } from '../../block/driver.ts';
-import { nodeFilename } from '../../block/filename.ts';
-import type { BlockNode } from '../../block/node.ts';
+import type { BlockDriver } from '../../block/contract/driver.ts';
+import { Perm, Role } from '../../block/contract/request.ts';
+import type { BlockNode } from '../../block/graph/node.ts';
+import { co } from '../../block/io/callbacks.ts';
+import { nodeFilename } from '../../block/open/filename.ts';
 import { E } from '../../errors/errno.ts';
 import { ioError } from '../../errors/error.ts';
 

@@ -2,13 +2,14 @@
  * The filter that a stream job puts on top of its node, so that it can be told from other users of it.
  *
  * No options and no on-disk format: users cannot make one. Everything passes to the `file` child; the job itself copies
- * (io-copy-on-read.ts), and what is read through the filter is not copied on the way.
+ * (io/copy-on-read.ts), and what is read through the filter is not copied on the way.
  */
 
-import { co, sync } from '../../block/callbacks.ts';
-import { type BlockDriver, Perm, Req, Status } from '../../block/driver.ts';
-import { exactFilename } from '../../block/filename.ts';
-import type { BlockNode } from '../../block/node.ts';
+import type { BlockDriver } from '../../block/contract/driver.ts';
+import { Perm, Req, Status } from '../../block/contract/request.ts';
+import type { BlockNode } from '../../block/graph/node.ts';
+import { co, sync } from '../../block/io/callbacks.ts';
+import { exactFilename } from '../../block/open/filename.ts';
 
 function below(node: BlockNode<null>): BlockNode {
   return node.children[0]!.node;

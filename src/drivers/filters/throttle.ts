@@ -7,10 +7,12 @@
  * BlockdevOptionsThrottle.
  */
 
-import { co, sync } from '../../block/callbacks.ts';
-import { type BlockDriver, type DriverOptions, type OpenContext, Req, Role } from '../../block/driver.ts';
-import type { GraphReadGuard } from '../../block/graph-lock.ts';
-import type { BlockNode } from '../../block/node.ts';
+import type { BlockDriver, OpenContext } from '../../block/contract/driver.ts';
+import type { GraphReadGuard } from '../../block/contract/guard.ts';
+import type { DriverOptions } from '../../block/contract/image.ts';
+import { Req, Role } from '../../block/contract/request.ts';
+import type { BlockNode } from '../../block/graph/node.ts';
+import { co, sync } from '../../block/io/callbacks.ts';
 import {
   count,
   type Direction,

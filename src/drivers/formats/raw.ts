@@ -7,17 +7,11 @@
  */
 
 import { copyFromVector, type IoVector, sliceVector } from '../../aio/memory.ts';
-import { co, sync } from '../../block/callbacks.ts';
-import {
-  type BlockDriver,
-  type DriverOptions,
-  type OpenContext,
-  Perm,
-  Req,
-  Role,
-  Status,
-} from '../../block/driver.ts';
-import { type BlockNode, refreshLimits } from '../../block/node.ts';
+import type { BlockDriver, OpenContext } from '../../block/contract/driver.ts';
+import type { DriverOptions } from '../../block/contract/image.ts';
+import { Perm, Req, Role, Status } from '../../block/contract/request.ts';
+import { type BlockNode, refreshLimits } from '../../block/graph/node.ts';
+import { co, sync } from '../../block/io/callbacks.ts';
 import { E } from '../../errors/errno.ts';
 import { BlockError, ioError } from '../../errors/error.ts';
 import { createProtocolFile } from '../protocols/protocol-create.ts';

@@ -7,8 +7,9 @@
  */
 
 import { fillVector } from '../../aio/memory.ts';
-import { type BlockDriver, type OpenContext, Req, Status } from '../../block/driver.ts';
-import type { BlockNode } from '../../block/node.ts';
+import type { BlockDriver, OpenContext } from '../../block/contract/driver.ts';
+import { Req, Status } from '../../block/contract/request.ts';
+import type { BlockNode } from '../../block/graph/node.ts';
 import { BlockError } from '../../errors/error.ts';
 
 interface NullState {

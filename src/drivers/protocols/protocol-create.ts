@@ -6,19 +6,15 @@
  */
 
 import { allocateIoMemory, vectorOf } from '../../aio/memory.ts';
-import type { BackendOwner } from '../../block/backend-io.ts';
-import {
-  type CreateOptionValues,
-  type CreateProgress,
-  type ImageCreation,
-  Perm,
-} from '../../block/driver.ts';
-import { protocolOptions, protocolPrefix } from '../../block/image-name.ts';
+import type { BackendOwner } from '../../block/contract/backend-io.ts';
+import type { CreateOptionValues, CreateProgress, ImageCreation } from '../../block/contract/image.ts';
+import { Perm } from '../../block/contract/request.ts';
 import type { BlockLayer } from '../../block/layer.ts';
-import { openFromOptions } from '../../block/open.ts';
+import { protocolOptions, protocolPrefix } from '../../block/open/image-name.ts';
+import { openFromOptions } from '../../block/open/open.ts';
 import { E } from '../../errors/errno.ts';
 import { BlockError } from '../../errors/error.ts';
-import { removeHostFile } from './file-create.ts';
+import { removeHostFile } from './file/create.ts';
 
 const SECTOR_BYTES = 512;
 

@@ -6,11 +6,11 @@
  */
 
 import type { IoVector } from '../../aio/memory.ts';
-import { co } from '../../block/callbacks.ts';
+import { resetDirty, setDirty } from '../../block/bitmaps/dirty-bitmap.ts';
+import type { GraphReadGuard } from '../../block/contract/guard.ts';
+import { Req } from '../../block/contract/request.ts';
 import type { CopyFailure } from '../../block/copy/mover.ts';
-import { resetDirty, setDirty } from '../../block/dirty-bitmap.ts';
-import { Req } from '../../block/driver.ts';
-import type { GraphReadGuard } from '../../block/graph-lock.ts';
+import { co } from '../../block/io/callbacks.ts';
 import type { MirrorWrites } from '../../drivers/filters/mirror-top.ts';
 import { asError, copyRange } from './copy.ts';
 import { beginOp, endOp, type Mirror, opFailed, opIn } from './state.ts';

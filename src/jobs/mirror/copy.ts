@@ -4,6 +4,8 @@
  * Moving the data is the mover's (block/copy/mover.ts).
  */
 
+import { nextDirty, resetDirty } from '../../block/bitmaps/dirty-bitmap.ts';
+import type { GraphReadGuard } from '../../block/contract/guard.ts';
 import {
   asksKernel,
   type CopyFailure,
@@ -13,8 +15,6 @@ import {
   requestBytes,
   updateUseOfKernel,
 } from '../../block/copy/mover.ts';
-import { nextDirty, resetDirty } from '../../block/dirty-bitmap.ts';
-import type { GraphReadGuard } from '../../block/graph-lock.ts';
 import { type BlockError, errnoOf, ioError } from '../../errors/error.ts';
 import { beginOp, endOp, type Mirror, type MirrorOp, opFailed, opIn, shrinkOp } from './state.ts';
 

@@ -5,17 +5,17 @@
  * Each of these is one graph change: nobody ever sees half of it, and when it is refused the graph is as it was.
  */
 
-import { cowChild, skipFilters } from '../../block/chain.ts';
-import type { DirtyBitmap } from '../../block/dirty-bitmap.ts';
-import { Perm, type PermissionPair, Role } from '../../block/driver.ts';
+import type { DirtyBitmap } from '../../block/bitmaps/dirty-bitmap.ts';
+import { Perm, type PermissionPair, Role } from '../../block/contract/request.ts';
+import { cowChild, skipFilters } from '../../block/graph/chain.ts';
 import {
   changeGraph,
   type GraphChange,
   makeNode,
   putOnTop,
   redirectParents,
-} from '../../block/graph-change.ts';
-import type { BlockNode } from '../../block/node.ts';
+} from '../../block/graph/change.ts';
+import type { BlockNode } from '../../block/graph/node.ts';
 import { type MirrorTopNode, mirrorTop } from '../../drivers/filters/mirror-top.ts';
 import type { JobNode } from '../block-job.ts';
 import { activeWrites } from './active.ts';

@@ -2,11 +2,11 @@
  * What a mirror job has to copy in the first place, by sync mode; and zeroes on a target whose content nobody knows.
  */
 
-import { co } from '../../block/callbacks.ts';
-import { setDirty } from '../../block/dirty-bitmap.ts';
-import { Req, Status } from '../../block/driver.ts';
-import type { BlockNode } from '../../block/node.ts';
-import { blockStatusAbove } from '../../block/status-chain.ts';
+import { setDirty } from '../../block/bitmaps/dirty-bitmap.ts';
+import { Req, Status } from '../../block/contract/request.ts';
+import type { BlockNode } from '../../block/graph/node.ts';
+import { co } from '../../block/io/callbacks.ts';
+import { blockStatusAbove } from '../../block/io/status-chain.ts';
 import { beginOp, endOp, type Mirror, opIn } from './state.ts';
 
 /** How much is looked at in one step. */

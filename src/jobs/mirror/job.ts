@@ -10,20 +10,20 @@ import { totalmem } from 'node:os';
 import { setImmediate as nextTurn } from 'node:timers/promises';
 import type { BlockdevOnError } from '../../../schema/generated/types.ts';
 import type { BlockBackend } from '../../block/backend.ts';
-import { infoOrNull } from '../../block/callbacks.ts';
-import { cowChild, showsContentOf, skipFilters } from '../../block/chain.ts';
-import { createMover } from '../../block/copy/mover.ts';
 import {
   createBitmap,
   type DirtyBitmap,
   defaultGranularity,
   releaseBitmap,
-} from '../../block/dirty-bitmap.ts';
-import type { DrainedSection } from '../../block/drain.ts';
-import { type PermissionPair, Req } from '../../block/driver.ts';
-import { asMonitor } from '../../block/graph-debug.ts';
-import type { BlockNode } from '../../block/node.ts';
-import { changeOptions } from '../../block/reopen.ts';
+} from '../../block/bitmaps/dirty-bitmap.ts';
+import { type PermissionPair, Req } from '../../block/contract/request.ts';
+import { createMover } from '../../block/copy/mover.ts';
+import { cowChild, showsContentOf, skipFilters } from '../../block/graph/chain.ts';
+import { asMonitor } from '../../block/graph/debug.ts';
+import type { DrainedSection } from '../../block/graph/drain.ts';
+import type { BlockNode } from '../../block/graph/node.ts';
+import { infoOrNull } from '../../block/io/callbacks.ts';
+import { changeOptions } from '../../block/open/reopen.ts';
 import type { MirrorTopNode } from '../../drivers/filters/mirror-top.ts';
 import { E } from '../../errors/errno.ts';
 import { BlockError, ioError } from '../../errors/error.ts';

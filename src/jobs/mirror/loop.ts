@@ -8,10 +8,10 @@
  */
 
 import { setImmediate as nextTurn } from 'node:timers/promises';
-import { wrapped } from '../../block/callbacks.ts';
+import { dirtyBytes } from '../../block/bitmaps/dirty-bitmap.ts';
 import { asksKernel } from '../../block/copy/mover.ts';
-import { dirtyBytes } from '../../block/dirty-bitmap.ts';
-import { type DrainedSection, drainedBeginAll } from '../../block/drain.ts';
+import { type DrainedSection, drainedBeginAll } from '../../block/graph/drain.ts';
+import { wrapped } from '../../block/io/callbacks.ts';
 import { asError, mayCopy, nextRange, startCopy } from './copy.ts';
 import { setCopyMode } from './graph.ts';
 import { failed, type Mirror, remainingBytes } from './state.ts';

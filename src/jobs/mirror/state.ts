@@ -15,9 +15,9 @@
  * operations', except what job control reads.
  */
 
+import { type DirtyBitmap, dirtyBytes, setDirty } from '../../block/bitmaps/dirty-bitmap.ts';
 import type { Mover } from '../../block/copy/mover.ts';
-import { type DirtyBitmap, dirtyBytes, setDirty } from '../../block/dirty-bitmap.ts';
-import type { BlockNode } from '../../block/node.ts';
+import type { BlockNode } from '../../block/graph/node.ts';
 import { CoQueue } from '../../coroutine/co-queue.ts';
 import type { MirrorTopNode } from '../../drivers/filters/mirror-top.ts';
 import type { BlockError } from '../../errors/error.ts';

@@ -5,12 +5,14 @@
 
 import { createEngine } from '../../aio/create-engine.ts';
 import type { BlockBackend } from '../../block/backend.ts';
-import type { BackendOwner } from '../../block/backend-io.ts';
-import { type DriverOptions, type OpenPurpose, Perm, Req } from '../../block/driver.ts';
-import { protocolOptions, protocolPrefix } from '../../block/image-name.ts';
+import type { BackendOwner } from '../../block/contract/backend-io.ts';
+import type { OpenPurpose } from '../../block/contract/driver.ts';
+import type { DriverOptions } from '../../block/contract/image.ts';
+import { Perm, Req } from '../../block/contract/request.ts';
+import type { BlockNode } from '../../block/graph/node.ts';
 import { BlockLayer } from '../../block/layer.ts';
-import type { BlockNode } from '../../block/node.ts';
-import { openImage } from '../../block/open.ts';
+import { protocolOptions, protocolPrefix } from '../../block/open/image-name.ts';
+import { openImage } from '../../block/open/open.ts';
 import { drivers } from '../../drivers/table.ts';
 import { BlockError } from '../../errors/error.ts';
 import type { ObjectTree } from '../../objects/tree.ts';

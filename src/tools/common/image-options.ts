@@ -6,11 +6,12 @@
  */
 
 import { VISITOR_TYPES } from '../../../schema/generated/visitor-tables.ts';
-import type { DriverOptions, OpenPurpose } from '../../block/driver.ts';
-import { probeFormat, protocolOptions } from '../../block/image-name.ts';
+import type { OpenPurpose } from '../../block/contract/driver.ts';
+import type { DriverOptions } from '../../block/contract/image.ts';
+import type { BlockNode } from '../../block/graph/node.ts';
 import type { BlockLayer } from '../../block/layer.ts';
-import type { BlockNode } from '../../block/node.ts';
-import { openFromOptions } from '../../block/open.ts';
+import { probeFormat, protocolOptions } from '../../block/open/image-name.ts';
+import { openFromOptions } from '../../block/open/open.ts';
 import { E } from '../../errors/errno.ts';
 import { BlockError } from '../../errors/error.ts';
 import type { FlatPair } from './flat-options.ts';

@@ -1,8 +1,8 @@
 /** `amend`: changes format options of an existing image. */
 
-import { wrapped } from '../../block/callbacks.ts';
-import { drained } from '../../block/drain.ts';
-import type { BlockDriver } from '../../block/driver.ts';
+import type { BlockDriver } from '../../block/contract/driver.ts';
+import { drained } from '../../block/graph/drain.ts';
+import { wrapped } from '../../block/io/callbacks.ts';
 import { BlockError } from '../../errors/error.ts';
 import { openNamedImage } from '../common/environment.ts';
 import { createProgress } from '../common/progress.ts';

@@ -1,10 +1,10 @@
 /** `check`: looks for errors in an image's metadata, and repairs them when asked. */
 
-import { wrapped } from '../../block/callbacks.ts';
-import { drained } from '../../block/drain.ts';
-import type { ImageCheckResult } from '../../block/driver.ts';
-import { nodeFilename } from '../../block/filename.ts';
-import type { BlockNode } from '../../block/node.ts';
+import type { ImageCheckResult } from '../../block/contract/image.ts';
+import { drained } from '../../block/graph/drain.ts';
+import type { BlockNode } from '../../block/graph/node.ts';
+import { wrapped } from '../../block/io/callbacks.ts';
+import { nodeFilename } from '../../block/open/filename.ts';
 import { strerror } from '../../errors/errno.ts';
 import { BlockError, errnoOf } from '../../errors/error.ts';
 import { printJsonPretty } from '../../qmp/json-print.ts';

@@ -1,8 +1,8 @@
 /** `compare`: whether two images have the same content. */
 
 import { allocateIoMemory, type IoMemory, isZero, vectorOf } from '../../aio/memory.ts';
-import { Status } from '../../block/driver.ts';
-import type { ChainStatus } from '../../block/status-chain.ts';
+import { Status } from '../../block/contract/request.ts';
+import type { ChainStatus } from '../../block/io/status-chain.ts';
 import { strerror } from '../../errors/errno.ts';
 import { errnoOf } from '../../errors/error.ts';
 import { openNamedImage, type ToolImage } from '../common/environment.ts';

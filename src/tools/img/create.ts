@@ -1,7 +1,7 @@
 /** `create`: makes an empty image. */
 
-import type { BlockDriver } from '../../block/driver.ts';
-import { relativeName } from '../../block/image-name.ts';
+import type { BlockDriver } from '../../block/contract/driver.ts';
+import { relativeName } from '../../block/open/image-name.ts';
 import { E } from '../../errors/errno.ts';
 import { BlockError, errnoOf } from '../../errors/error.ts';
 import { openToolImage, prefixed, type ToolEnvironment } from '../common/environment.ts';

@@ -4,9 +4,10 @@
  * A format's options come first, then those of the protocol that its file is made with.
  */
 
-import type { BlockDriver, CreateOption } from '../../block/driver.ts';
-import { protocolOptions, protocolPrefix } from '../../block/image-name.ts';
+import type { BlockDriver } from '../../block/contract/driver.ts';
+import type { CreateOption } from '../../block/contract/image.ts';
 import type { BlockLayer } from '../../block/layer.ts';
+import { protocolOptions, protocolPrefix } from '../../block/open/image-name.ts';
 import { BlockError } from '../../errors/error.ts';
 import { parseFlatOptions } from '../common/flat-options.ts';
 import { parseSize } from '../common/size.ts';

@@ -2,7 +2,7 @@
 
 import path from 'node:path';
 import type { ImageInfo } from '../../../schema/generated/types.ts';
-import { imageInfo } from '../../block/query.ts';
+import { imageInfo } from '../../block/query/query.ts';
 import { BlockError } from '../../errors/error.ts';
 import { printJsonPretty } from '../../qmp/json-print.ts';
 import { openNamedImage } from '../common/environment.ts';

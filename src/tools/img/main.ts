@@ -12,7 +12,7 @@ const COMMANDS: Readonly<Record<string, () => Promise<ImgCommand>>> = {
   amend: async () => (await import('./amend.ts')).amend,
   check: async () => (await import('./check.ts')).check,
   compare: async () => (await import('./compare.ts')).compare,
-  convert: async () => (await import('./convert.ts')).convert,
+  convert: async () => (await import('./convert/convert.ts')).convert,
   create: async () => (await import('./create.ts')).create,
   info: async () => (await import('./info.ts')).info,
   map: async () => (await import('./map.ts')).map,

@@ -1,9 +1,9 @@
 /** `map`: which file holds which part of an image, and where. */
 
-import { Status } from '../../block/driver.ts';
-import { exactFilename, nodeFilename } from '../../block/filename.ts';
-import type { BlockNode } from '../../block/node.ts';
-import { backingOf, layerStatus } from '../../block/status-chain.ts';
+import { Status } from '../../block/contract/request.ts';
+import type { BlockNode } from '../../block/graph/node.ts';
+import { backingOf, layerStatus } from '../../block/io/status-chain.ts';
+import { exactFilename, nodeFilename } from '../../block/open/filename.ts';
 import { BlockError, errnoError, errnoOf } from '../../errors/error.ts';
 import { openNamedImage } from '../common/environment.ts';
 import {

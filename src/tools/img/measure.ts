@@ -1,9 +1,9 @@
 /** `measure`: how large the file of an image will be. */
 
 import type { ImageInfo } from '../../../schema/generated/types.ts';
-import type { MeasureSource } from '../../block/driver.ts';
-import { Status } from '../../block/driver.ts';
-import { imageInfo } from '../../block/query.ts';
+import type { MeasureSource } from '../../block/contract/image.ts';
+import { Status } from '../../block/contract/request.ts';
+import { imageInfo } from '../../block/query/query.ts';
 import { BlockError } from '../../errors/error.ts';
 import { printJsonPretty } from '../../qmp/json-print.ts';
 import { openNamedImage, type ToolImage } from '../common/environment.ts';

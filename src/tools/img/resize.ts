@@ -1,6 +1,6 @@
 /** `resize`: makes an image longer or shorter. */
 
-import type { PreallocMode } from '../../block/driver.ts';
+import type { PreallocMode } from '../../block/contract/image.ts';
 import { BlockError } from '../../errors/error.ts';
 import { openNamedImage } from '../common/environment.ts';
 import {

@@ -1,8 +1,8 @@
 /** `snapshot`: lists, makes, applies and deletes the internal snapshots of an image. */
 
-import { drained } from '../../block/drain.ts';
-import type { InternalSnapshots } from '../../block/driver.ts';
-import { imageInfo } from '../../block/query.ts';
+import type { InternalSnapshots } from '../../block/contract/image.ts';
+import { drained } from '../../block/graph/drain.ts';
+import { imageInfo } from '../../block/query/query.ts';
 import { E, strerror } from '../../errors/errno.ts';
 import { BlockError, errnoOf } from '../../errors/error.ts';
 import { openNamedImage, prefixed, type ToolImage } from '../common/environment.ts';

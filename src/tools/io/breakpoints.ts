@@ -1,7 +1,8 @@
 /** The commands around breakpoints of blkdebug: break, remove_break, resume, wait_break. */
 
-import { type BlockDebugger, withDebugger } from '../../block/io-debug.ts';
-import type { BlockNode } from '../../block/node.ts';
+import type { BlockDebugger } from '../../block/contract/debugger.ts';
+import type { BlockNode } from '../../block/graph/node.ts';
+import { withDebugger } from '../../block/io/debug.ts';
 import { BlockError } from '../../errors/error.ts';
 import { CommandFailed, type IoSession } from './session.ts';
 

@@ -1,8 +1,8 @@
 /** -C: what is read from a backing image is copied into the image. */
 
 import { allocateIoMemory, vectorOf } from '../../aio/memory.ts';
-import { infoOrNull, wrapped } from '../../block/callbacks.ts';
-import { Req, Status } from '../../block/driver.ts';
+import { Req, Status } from '../../block/contract/request.ts';
+import { infoOrNull, wrapped } from '../../block/io/callbacks.ts';
 import type { ToolImage } from '../common/environment.ts';
 
 /** Most that is copied at once, in bytes; a multiple of every cluster size. */

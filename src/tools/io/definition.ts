@@ -3,9 +3,9 @@
  * form become one definition. Opening it is image.ts.
  */
 
-import type { DriverOptions } from '../../block/driver.ts';
-import { protocolOptions, protocolPrefix } from '../../block/image-name.ts';
+import type { DriverOptions } from '../../block/contract/image.ts';
 import type { BlockLayer } from '../../block/layer.ts';
+import { protocolOptions, protocolPrefix } from '../../block/open/image-name.ts';
 import { BlockError } from '../../errors/error.ts';
 import { type FlatPair, parseFlatOptions } from '../common/flat-options.ts';
 import { nestOptions } from '../common/image-options.ts';

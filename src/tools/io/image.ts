@@ -3,8 +3,8 @@
 import { randomBytes } from 'node:crypto';
 import { closeSync, openSync, unlinkSync } from 'node:fs';
 import path from 'node:path';
-import type { DriverOptions } from '../../block/driver.ts';
-import type { BlockNode } from '../../block/node.ts';
+import type { DriverOptions } from '../../block/contract/image.ts';
+import type { BlockNode } from '../../block/graph/node.ts';
 import { BlockError } from '../../errors/error.ts';
 import {
   cacheMode,

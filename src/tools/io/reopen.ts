@@ -5,8 +5,8 @@
  * a reopening in place could not change is refused beforehand.
  */
 
-import type { DriverOptions } from '../../block/driver.ts';
-import type { BlockNode } from '../../block/node.ts';
+import type { DriverOptions } from '../../block/contract/image.ts';
+import type { BlockNode } from '../../block/graph/node.ts';
 import { BlockError } from '../../errors/error.ts';
 import { cacheMode } from '../common/environment.ts';
 import type { FlatPair } from '../common/flat-options.ts';

@@ -2,8 +2,8 @@
 
 import { closeSync, openSync, readSync } from 'node:fs';
 import { allocateIoMemory, type IoMemory, type IoVector, vectorOf } from '../../aio/memory.ts';
-import { Req } from '../../block/driver.ts';
-import type { BlockNode } from '../../block/node.ts';
+import { Req } from '../../block/contract/request.ts';
+import type { BlockNode } from '../../block/graph/node.ts';
 import { E, strerror } from '../../errors/errno.ts';
 import { errnoOf, ioError } from '../../errors/error.ts';
 import type { ToolImage } from '../common/environment.ts';

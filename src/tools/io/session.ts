@@ -1,6 +1,6 @@
 /** What a run of qblock-io keeps between commands. */
 
-import type { DriverOptions } from '../../block/driver.ts';
+import type { DriverOptions } from '../../block/contract/image.ts';
 import type { ToolEnvironment, ToolImage } from '../common/environment.ts';
 
 /** How an image is opened; `open` and the command line fill it in. */

@@ -1,7 +1,8 @@
 /** The commands that look at an image or change its size: length, map, alloc, info, truncate. */
 
-import { infoOrNull, wrapped } from '../../block/callbacks.ts';
-import { type PreallocMode, Status } from '../../block/driver.ts';
+import type { PreallocMode } from '../../block/contract/image.ts';
+import { Status } from '../../block/contract/request.ts';
+import { infoOrNull, wrapped } from '../../block/io/callbacks.ts';
 import { strerror } from '../../errors/errno.ts';
 import { errnoOf } from '../../errors/error.ts';
 import { memberLines } from '../common/member-lines.ts';

@@ -4,7 +4,7 @@
 
 import { expect, test } from 'vitest';
 import { allocateIoMemory, vectorOf } from '../../../src/aio/memory.ts';
-import { wrapped } from '../../../src/block/callbacks.ts';
+import { HierarchicalBitmap } from '../../../src/block/bitmaps/hierarchical-bitmap.ts';
 import {
   type BlockCopy,
   copyBeforeWrite,
@@ -12,10 +12,10 @@ import {
   remainingBytes,
 } from '../../../src/block/copy/block-copy.ts';
 import { type RunOptions, runCopy } from '../../../src/block/copy/run.ts';
-import { HierarchicalBitmap } from '../../../src/block/hierarchical-bitmap.ts';
+import type { BlockNode } from '../../../src/block/graph/node.ts';
+import { wrapped } from '../../../src/block/io/callbacks.ts';
 import type { BlockLayer } from '../../../src/block/layer.ts';
-import type { BlockNode } from '../../../src/block/node.ts';
-import { addNode } from '../../../src/block/open.ts';
+import { addNode } from '../../../src/block/open/open.ts';
 import { E } from '../../../src/errors/errno.ts';
 import { ioError } from '../../../src/errors/error.ts';
 import { type MemoryDisk, memoryDisk, memoryLayer } from '../memory-driver.ts';

@@ -2,6 +2,7 @@
 
 import fc from 'fast-check';
 import { expect, test } from 'vitest';
+import { parseConfig } from '../../../src/drivers/filters/blkdebug/config-file.ts';
 import {
   addBreakpoint,
   addRules,
@@ -12,8 +13,7 @@ import {
   RULE_GROUPS,
   removeBreakpoints,
   resumeSuspended,
-} from '../../../src/drivers/filters/blkdebug-rules.ts';
-import { parseConfig } from '../../../src/drivers/filters/config-file.ts';
+} from '../../../src/drivers/filters/blkdebug/rules.ts';
 
 const silent = (): void => undefined;
 const EVENTS = ['read_aio', 'write_aio', 'l2_load'] as const;

@@ -6,12 +6,12 @@ import path from 'node:path';
 import { afterEach, beforeEach, describe, expect, test } from 'vitest';
 import { allocateIoMemory, vectorOf } from '../../../src/aio/memory.ts';
 import type { BlockBackend } from '../../../src/block/backend.ts';
-import { wrapped } from '../../../src/block/callbacks.ts';
-import { createBitmap, releaseBitmap } from '../../../src/block/dirty-bitmap.ts';
-import { Perm, Req, Status } from '../../../src/block/driver.ts';
-import type { BlockNode } from '../../../src/block/node.ts';
-import { addNode } from '../../../src/block/open.ts';
-import { creation } from '../../../src/drivers/formats/qcow2/create-options.ts';
+import { createBitmap, releaseBitmap } from '../../../src/block/bitmaps/dirty-bitmap.ts';
+import { Perm, Req, Status } from '../../../src/block/contract/request.ts';
+import type { BlockNode } from '../../../src/block/graph/node.ts';
+import { wrapped } from '../../../src/block/io/callbacks.ts';
+import { addNode } from '../../../src/block/open/open.ts';
+import { creation } from '../../../src/drivers/formats/qcow2/change/create-options.ts';
 import { testLayer } from '../qcow2/open-layer.ts';
 import { createRandom } from '../qcow2/random.ts';
 

@@ -9,11 +9,12 @@ import {
   fillVector,
   vectorOf,
 } from '../../../src/aio/memory.ts';
-import { type BlockDriver, Perm } from '../../../src/block/driver.ts';
+import type { BlockDriver } from '../../../src/block/contract/driver.ts';
+import { Perm } from '../../../src/block/contract/request.ts';
 import { BlockLayer } from '../../../src/block/layer.ts';
-import { addNode } from '../../../src/block/open.ts';
-import { quorum } from '../../../src/drivers/filters/quorum.ts';
-import { countVotes, votedErrno, winnerOf } from '../../../src/drivers/filters/quorum-vote.ts';
+import { addNode } from '../../../src/block/open/open.ts';
+import { quorum } from '../../../src/drivers/filters/quorum/quorum.ts';
+import { countVotes, votedErrno, winnerOf } from '../../../src/drivers/filters/quorum/vote.ts';
 
 const same = (a: string, b: string): boolean => a === b;
 const ballots = (...values: string[]) => values.map((value, child) => ({ child, value }));

@@ -15,11 +15,11 @@ import {
   findBitmap,
   nextDirty,
   releaseBitmap,
-} from '../../../src/block/dirty-bitmap.ts';
-import { Perm } from '../../../src/block/driver.ts';
+} from '../../../src/block/bitmaps/dirty-bitmap.ts';
+import { Perm } from '../../../src/block/contract/request.ts';
+import type { BlockNode } from '../../../src/block/graph/node.ts';
 import { BlockLayer } from '../../../src/block/layer.ts';
-import type { BlockNode } from '../../../src/block/node.ts';
-import { openFromOptions } from '../../../src/block/open.ts';
+import { openFromOptions } from '../../../src/block/open/open.ts';
 import { drivers } from '../../../src/drivers/table.ts';
 import { E } from '../../../src/errors/errno.ts';
 import { ioError } from '../../../src/errors/error.ts';

@@ -2,11 +2,11 @@
 
 import { spawnSync } from 'node:child_process';
 import path from 'node:path';
-import { wrapped } from '../../../src/block/callbacks.ts';
-import type { ImageCheckRequest, ImageCheckResult } from '../../../src/block/driver.ts';
-import { Perm } from '../../../src/block/driver.ts';
+import type { ImageCheckRequest, ImageCheckResult } from '../../../src/block/contract/image.ts';
+import { Perm } from '../../../src/block/contract/request.ts';
+import { wrapped } from '../../../src/block/io/callbacks.ts';
 import type { BlockLayer } from '../../../src/block/layer.ts';
-import { openFromOptions } from '../../../src/block/open.ts';
+import { openFromOptions } from '../../../src/block/open/open.ts';
 import { strerror } from '../../../src/errors/errno.ts';
 import { errnoOf } from '../../../src/errors/error.ts';
 

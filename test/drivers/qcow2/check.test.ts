@@ -4,10 +4,10 @@ import { copyFileSync, existsSync, mkdirSync, readFileSync, rmSync } from 'node:
 import path from 'node:path';
 import { afterAll, expect, test } from 'vitest';
 import { createEngine } from '../../../src/aio/create-engine.ts';
-import { wrapped } from '../../../src/block/callbacks.ts';
-import { Perm } from '../../../src/block/driver.ts';
+import { Perm } from '../../../src/block/contract/request.ts';
+import { wrapped } from '../../../src/block/io/callbacks.ts';
 import { BlockLayer } from '../../../src/block/layer.ts';
-import { openFromOptions } from '../../../src/block/open.ts';
+import { openFromOptions } from '../../../src/block/open/open.ts';
 import { drivers } from '../../../src/drivers/table.ts';
 import { requirePeer } from '../../peers/requires.ts';
 import { checkOurs } from './check-compare.ts';

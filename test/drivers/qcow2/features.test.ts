@@ -7,12 +7,12 @@ import { copyFileSync, readFileSync, rmSync, truncateSync, writeFileSync } from 
 import path from 'node:path';
 import { afterAll, beforeAll, describe, expect, test } from 'vitest';
 import { allocateIoMemory, vectorOf } from '../../../src/aio/memory.ts';
-import { co, wrapped } from '../../../src/block/callbacks.ts';
-import { Perm, Req, Status } from '../../../src/block/driver.ts';
+import { Perm, Req, Status } from '../../../src/block/contract/request.ts';
+import type { BlockNode } from '../../../src/block/graph/node.ts';
+import { co, wrapped } from '../../../src/block/io/callbacks.ts';
+import { blockStatusAbove } from '../../../src/block/io/status-chain.ts';
 import type { BlockLayer } from '../../../src/block/layer.ts';
-import type { BlockNode } from '../../../src/block/node.ts';
-import { openFromOptions } from '../../../src/block/open.ts';
-import { blockStatusAbove } from '../../../src/block/status-chain.ts';
+import { openFromOptions } from '../../../src/block/open/open.ts';
 import { requirePeer } from '../../peers/requires.ts';
 import { checkImage, peer, scratch, testLayer } from './open-layer.ts';
 import { createRandom, type Random } from './random.ts';

@@ -1,7 +1,8 @@
 /** A protocol driver over memory for hostile images: it counts what is written, and is full at some size. */
 
 import { copyFromVector, copyToVector } from '../../../src/aio/memory.ts';
-import { type BlockDriver, Req, Status } from '../../../src/block/driver.ts';
+import type { BlockDriver } from '../../../src/block/contract/driver.ts';
+import { Req, Status } from '../../../src/block/contract/request.ts';
 import { E } from '../../../src/errors/errno.ts';
 import { ioError } from '../../../src/errors/error.ts';
 

@@ -6,7 +6,8 @@
  */
 
 import { copyFromVector, copyToVector } from '../../../src/aio/memory.ts';
-import { type BlockDriver, Req, Status } from '../../../src/block/driver.ts';
+import type { BlockDriver } from '../../../src/block/contract/driver.ts';
+import { Req, Status } from '../../../src/block/contract/request.ts';
 import type { Random } from './random.ts';
 
 export const SECTOR = 512;

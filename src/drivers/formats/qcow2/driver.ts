@@ -3,44 +3,40 @@
  * format, the invariants and who waits for whom.
  */
 
-import {
-  type BackingName,
-  type BlockDriver,
-  type BlockLimits,
-  type BlockStatus,
-  Req,
-  Status,
-} from '../../../block/driver.ts';
-import type { GraphReadGuard } from '../../../block/graph-lock.ts';
-import { formatChildPermissions } from '../../../block/permissions.ts';
+import type { BlockDriver } from '../../../block/contract/driver.ts';
+import type { GraphReadGuard } from '../../../block/contract/guard.ts';
+import type { BackingName } from '../../../block/contract/image.ts';
+import { type BlockLimits, type BlockStatus, Req, Status } from '../../../block/contract/request.ts';
+import { formatChildPermissions } from '../../../block/graph/permissions.ts';
 import { E } from '../../../errors/errno.ts';
 import { ioError } from '../../../errors/error.ts';
-import { amend } from './amend.ts';
-import { bitmaps, storeBitmaps } from './bitmaps.ts';
-import { check } from './check.ts';
-import { pwritevCompressed } from './compressed.ts';
-import { copyRangeFrom, copyRangeTo, copyRangeVia } from './copy-range.ts';
-import { checkAlive, toRequestError } from './corruption.ts';
-import { creation } from './create-options.ts';
-import { pdiscard, pwriteZeroes } from './discard.ts';
-import { exclusive } from './exclusive.ts';
-import { isQcow2 } from './header.ts';
-import { specificInfo } from './info.ts';
-import { Autoclear, Incompat } from './layout.ts';
-import { lookup } from './mapping.ts';
-import { measure } from './measure.ts';
-import { writeHeader } from './metadata-io.ts';
-import { satisfy } from './needs.ts';
-import { afterOpen, open, reloadTables, stopTimers } from './open.ts';
-import { MUTABLE_OPTIONS } from './options.ts';
-import { preadv, tryPreadv } from './read.ts';
-import { afterReopen, reopenAbort, reopenCommit, reopenPrepare, settle } from './reopen.ts';
-import { truncate } from './resize.ts';
-import { snapshots } from './snapshots.ts';
-import { Mapping, type Qcow2Node, type Qcow2State } from './state.ts';
-import { vmState, vmStateOffset } from './vm-state.ts';
-import { pwritev, tryPwritev } from './write.ts';
-import { flushMetadata, isClean } from './writeback.ts';
+import { bitmaps, storeBitmaps } from './bitmaps/bitmaps.ts';
+import { amend } from './change/amend.ts';
+import { creation } from './change/create-options.ts';
+import { measure } from './change/measure.ts';
+import { truncate } from './change/resize.ts';
+import { check } from './check/check.ts';
+import { pwritevCompressed } from './data/compressed-write.ts';
+import { copyRangeFrom, copyRangeTo, copyRangeVia } from './data/copy-range.ts';
+import { pdiscard, pwriteZeroes } from './data/discard.ts';
+import { preadv, tryPreadv } from './data/read.ts';
+import { pwritev, tryPwritev } from './data/write.ts';
+import { checkAlive } from './layout/damage.ts';
+import { isQcow2 } from './layout/header.ts';
+import { Autoclear, Incompat } from './layout/layout.ts';
+import { Mapping, type Qcow2Node, type Qcow2State } from './layout/state.ts';
+import { toRequestError } from './metadata/corruption.ts';
+import { exclusive } from './metadata/exclusive.ts';
+import { lookup } from './metadata/mapping.ts';
+import { writeHeader } from './metadata/metadata-io.ts';
+import { satisfy } from './metadata/needs.ts';
+import { flushMetadata, isClean } from './metadata/writeback.ts';
+import { specificInfo } from './open/info.ts';
+import { afterOpen, open, reloadTables, stopTimers } from './open/open.ts';
+import { MUTABLE_OPTIONS } from './open/options.ts';
+import { afterReopen, reopenAbort, reopenCommit, reopenPrepare, settle } from './open/reopen.ts';
+import { snapshots } from './snapshots/snapshots.ts';
+import { vmState, vmStateOffset } from './snapshots/vm-state.ts';
 
 async function flush(node: Qcow2Node, guard: GraphReadGuard): Promise<void> {
   if (node.state.dead) return;

@@ -1,0 +1,107 @@
+/**
+ * The I/O path of copies that the kernel makes from one file to another: no data comes into this process, and a file
+ * system that can share blocks does not copy at all.
+ *
+ * A copy goes down from the source to its file, and from there, through the sink, down from the target to its own; at
+ * every node it is tracked as if it had been read or written. What cannot be done this way is the caller's to do with
+ * reads and writes, which also tell what is wrong: nothing here reports an error.
+ */
+
+import type { FilePlace, RangeSink } from '../contract/copy-range.ts';
+import type { GraphReadGuard } from '../contract/guard.ts';
+import type { BlockNode } from '../graph/node.ts';
+import { waitSerialising } from '../graph/tracked.ts';
+import { begin, checkRange, end, wrote, wroteInPart } from './common.ts';
+import { checkWriteThreshold } from './write-threshold.ts';
+
+/** Less is not worth the way through a thread. */
+export const MIN_KERNEL_BYTES = 128 * 1024;
+
+/** Whether the kernel may be able to copy between the nodes: data lies in local files as the nodes show it. */
+export function canCopyRange(source: BlockNode, target: BlockNode, _guard: GraphReadGuard): boolean {
+  return isLocal(source) && isLocal(target) && !changesData(target);
+}
+
+/** Whether the data of a node lies in a local file as the node shows it. */
+export function isLocal(node: BlockNode): boolean {
+  let at: BlockNode | 'here' | null = node;
+  while (at !== 'here' && at !== null) at = at.driver.copyRangeVia?.(at) ?? null;
+  return at === 'here';
+}
+
+function changesData({ readOnly, settings }: BlockNode): boolean {
+  return readOnly || settings.detectZeroes !== 'off';
+}
+
+function fits({ limits }: BlockNode, offset: number, bytes: number): boolean {
+  const { requestAlignment: align, maxTransfer } = limits;
+  return offset % align === 0 && bytes % align === 0 && (maxTransfer === 0 || bytes <= maxTransfer);
+}
+
+/**
+ * Copies [sourceOffset, +bytes) of `source` to `targetOffset` of `target`. False: not all of it has been copied, and
+ * the range of the target has the content it had, or the new one in part.
+ */
+export async function coCopyRange(
+  source: BlockNode,
+  guard: GraphReadGuard,
+  sourceOffset: number,
+  target: BlockNode,
+  targetOffset: number,
+  bytes: number,
+): Promise<boolean> {
+  if (!canCopyRange(source, target, guard)) return false;
+  return coCopyRangeFrom(source, guard, sourceOffset, bytes, (place, at, length) =>
+    coCopyRangeTo(target, guard, targetOffset + at, length, place),
+  );
+}
+
+/** Gives [offset, offset+bytes) to the sink; see CopyRangeCallbacks. */
+export async function coCopyRangeFrom(
+  node: BlockNode,
+  guard: GraphReadGuard,
+  offset: number,
+  bytes: number,
+  sink: RangeSink,
+): Promise<boolean> {
+  checkRange(offset, bytes);
+  const { driver } = node;
+  if (driver.copyRangeFrom === undefined || !fits(node, offset, bytes)) return false;
+  // Behind its end a node reads as zeroes, whatever its driver would find there.
+  if (offset + bytes > node.totalBytes) return false;
+  const request = begin(node, offset, bytes);
+  try {
+    if (node.tracked.serialising > 0) await waitSerialising(node.tracked, request);
+    return await driver.copyRangeFrom(node, guard, offset, bytes, sink);
+  } catch {
+    return false;
+  } finally {
+    end(node, request);
+  }
+}
+
+/** Writes what is at `from` to [offset, offset+bytes); see CopyRangeCallbacks. */
+export async function coCopyRangeTo(
+  node: BlockNode,
+  guard: GraphReadGuard,
+  offset: number,
+  bytes: number,
+  from: FilePlace,
+): Promise<boolean> {
+  checkRange(offset, bytes);
+  const { driver } = node;
+  if (driver.copyRangeTo === undefined || changesData(node) || !fits(node, offset, bytes)) return false;
+  const request = begin(node, offset, bytes);
+  let copied = false;
+  try {
+    if (node.tracked.serialising > 0) await waitSerialising(node.tracked, request);
+    if (node.writeThreshold !== 0) checkWriteThreshold(node, offset, bytes);
+    copied = await driver.copyRangeTo(node, guard, offset, bytes, from);
+  } catch {
+    copied = false;
+  } finally {
+    (copied ? wrote : wroteInPart)(node, offset, bytes);
+    end(node, request);
+  }
+  return copied;
+}

@@ -1,0 +1,342 @@
+/**
+ * Opening nodes: from the options of blockdev-add to a node in the graph.
+ *
+ * Options are plain data, validated against the schema. A child is given as the name of an existing node or as
+ * inline options, to any depth. An inline child inherits cache modes, read-only, auto-read-only and force-share from
+ * its parent where it does not set them itself; discards always reach it, because the parent decides about them.
+ */
+
+import { BlockError, errnoError, errnoOf, InvariantError } from '../../errors/error.ts';
+import type { BlockDriver, OpenContext, OpenPurpose } from '../contract/driver.ts';
+import type { BackingName, DriverOptions } from '../contract/image.ts';
+import { Role } from '../contract/request.ts';
+import { changeGraph } from '../graph/change.ts';
+import { findNode } from '../graph/find-node.ts';
+import { coRefreshLength } from '../graph/length.ts';
+import { type BlockChild, BlockNode, type NodeSettings, refreshLimits } from '../graph/node.ts';
+import { refreshPermissions } from '../graph/permissions.ts';
+import type { BlockLayer } from '../layer.ts';
+import { absoluteBackingName, probeFormat, protocolOptions } from './image-name.ts';
+import { checkDetectZeroes, recordOptions } from './options.ts';
+
+/** Longest node name, without the terminator the original counts. */
+const NODE_NAME_MAX = 31;
+/** Nesting of inline definitions; the JSON reader allows more, the recursion here must not follow it for ever. */
+const MAX_DEPTH = 512;
+
+const COMMON_OPTIONS = new Set([
+  'driver',
+  'node-name',
+  'discard',
+  'cache',
+  'read-only',
+  'auto-read-only',
+  'force-share',
+  'detect-zeroes',
+]);
+
+type Inherited = Pick<NodeSettings, 'readOnly' | 'autoReadOnly' | 'forceShare' | 'cache'>;
+
+/** blockdev-add: opens a node and whatever it defines inline; the monitor owns it. */
+export async function addNode(layer: BlockLayer, options: DriverOptions): Promise<BlockNode> {
+  if (options['node-name'] === undefined)
+    throw new BlockError("'node-name' must be specified for the root node");
+  const node = await openNode(layer, options, null, 0);
+  node.monitorOwned = true;
+  return node;
+}
+
+async function openNode(
+  layer: BlockLayer,
+  options: DriverOptions,
+  inherited: Inherited | null,
+  depth: number,
+  purpose: OpenPurpose = 'io',
+): Promise<BlockNode> {
+  if (depth > MAX_DEPTH) throw new BlockError('Block device nesting is too deep');
+  const driver = layer.drivers[String(options.driver)];
+  if (driver === undefined) throw new BlockError(`Unknown driver '${String(options.driver)}'`);
+  const settings = nodeSettings(layer, options, driver, inherited);
+  const node = new BlockNode(layer, driver, settings);
+  let opened = false;
+  try {
+    const context: OpenContext = {
+      options,
+      readOnly: settings.readOnly,
+      autoReadOnly: settings.autoReadOnly,
+      purpose,
+      engine: layer.engine,
+      engineOf: (kind) => layer.engineOf(kind),
+      openChild: (name, roles, required, reference = options[name]) => {
+        // The original opens `file` before the node itself gets its place, others after that.
+        if (name !== 'file') layer.order(node);
+        return openChild(layer, node, { reference, name, roles, required, depth });
+      },
+      openBacking: (imageDefault) => {
+        layer.order(node);
+        // What an image says of itself can be told without the images below it.
+        return purpose === 'info' && options.backing === undefined
+          ? Promise.resolve(null)
+          : openBacking(layer, node, options.backing, imageDefault, depth);
+      },
+      openNamedChild: (name, roles, filename, probe = false) => {
+        layer.order(node);
+        return openNamedChild(layer, node, { name, roles, filename, depth, probe });
+      },
+    };
+    node.state = await driver.open(node, context);
+    opened = true;
+    try {
+      await layer.graphLock.withRead((guard) => coRefreshLength(node, guard));
+    } catch (error) {
+      throw errnoError('Could not refresh total sector count', errnoOf(error));
+    }
+    refreshLimits(node);
+    // What a node takes on its children may depend on the options its driver has read by now.
+    await layer.graphLock.withWrite(() => refreshPermissions([node]));
+    recordOptions(node, options);
+    await driver.afterOpen?.(node);
+    checkNameFree(layer, settings.name);
+    layer.register(node);
+  } catch (error) {
+    await undoOpen(layer, node, opened);
+    throw error;
+  }
+  return node;
+}
+
+/** Never throws: the user is told why the node could not be opened, and what is left of it goes all the same. */
+async function undoOpen(layer: BlockLayer, node: BlockNode, opened: boolean): Promise<void> {
+  const regardless = async (step: () => Promise<void> | undefined): Promise<void> => {
+    try {
+      await step();
+    } catch (error) {
+      if (error instanceof InvariantError) throw error;
+    }
+  };
+  if (opened) await regardless(() => node.driver.close?.(node));
+  // All at once: what is left of the node must not ask for anything on what is left of its children.
+  await regardless(() =>
+    changeGraph(layer, [], (graph) => {
+      for (const edge of [...node.children].reverse()) graph.detach(edge);
+    }),
+  );
+}
+
+interface ChildRequest {
+  readonly reference: unknown;
+  readonly name: string;
+  readonly roles: number;
+  readonly required: boolean;
+  readonly depth: number;
+  /** What an inline definition inherits; default: the parent's settings. */
+  readonly inherited?: Inherited;
+}
+
+async function openChild(
+  layer: BlockLayer,
+  parent: BlockNode,
+  { reference, name, roles, required, depth, inherited = parent.settings }: ChildRequest,
+): Promise<BlockChild | null> {
+  if (reference === undefined || reference === null) {
+    if (required) throw new BlockError(`A block device must be specified for "${name}"`);
+    return null;
+  }
+  let node: BlockNode;
+  if (typeof reference === 'string') {
+    node = findNode(layer, reference);
+  } else {
+    node = await openNode(layer, reference as DriverOptions, inherited, depth + 1);
+    node.inheritsFrom = parent;
+  }
+  try {
+    return await layer.attachChild({ kind: 'node', node: parent }, name, roles, node);
+  } catch (error) {
+    await layer.closeIfUnused(node);
+    throw error;
+  }
+}
+
+/** A backing image is read only, whatever its overlay is; the rest it inherits. */
+async function openBacking(
+  layer: BlockLayer,
+  parent: BlockNode,
+  given: unknown,
+  image: BackingName | null,
+  depth: number,
+): Promise<BlockChild | null> {
+  if (given === null || (given === undefined && image === null)) return null;
+  const { forceShare, cache } = parent.settings;
+  const inherited: Inherited = { readOnly: true, autoReadOnly: false, forceShare, cache };
+  const name = given === undefined ? absoluteBackingName(parent, image!.filename) : null;
+  try {
+    let reference = given;
+    if (name !== null) ({ options: reference } = await imageOptions(layer, name, image!.format, inherited));
+    return await openChild(layer, parent, {
+      reference,
+      name: 'backing',
+      roles: Role.cow,
+      required: false,
+      depth,
+      inherited,
+    });
+  } catch (error) {
+    throw prefixed('Could not open backing file: ', error);
+  }
+}
+
+/** The name is taken as it is: unlike a backing file's it is relative to the working directory, as in the original. */
+async function openNamedChild(
+  layer: BlockLayer,
+  parent: BlockNode,
+  request: {
+    readonly name: string;
+    readonly roles: number;
+    readonly filename: string;
+    readonly depth: number;
+    readonly probe: boolean;
+  },
+): Promise<BlockChild> {
+  // Unlike the name of a backing file this one is relative to the working directory, as in the original.
+  const { options: reference, probed } = request.probe
+    ? await imageOptions(layer, request.filename, null, parent.settings)
+    : { options: protocolOptions(layer, request.filename), probed: false };
+  const child = await openChild(layer, parent, { ...request, reference, required: true });
+  if (probed) child!.node.driver.wasProbed?.(child!.node);
+  return child!;
+}
+
+/** The error with more context in front; errno and hint stay. */
+function prefixed(prefix: string, error: unknown): unknown {
+  if (!(error instanceof BlockError)) return error;
+  const { errorClass, errno, hint } = error;
+  const details = { errorClass, errno, cause: error, ...(hint === undefined ? {} : { hint }) };
+  return new BlockError(prefix + error.message, details);
+}
+
+/** Opens the image `name` as the tools do: a pseudo-protocol name or a path, the format given or probed. */
+export async function openImage(
+  layer: BlockLayer,
+  name: string,
+  format: string | null,
+  settings: DriverOptions,
+  purpose: OpenPurpose = 'io',
+): Promise<BlockNode> {
+  const { options, probed } = await imageOptions(layer, name, format, {
+    readOnly: settings['read-only'] === true,
+    autoReadOnly: false,
+    forceShare: settings['force-share'] === true,
+    cache: { direct: false, noFlush: false },
+  });
+  const node = await openNode(layer, { ...settings, ...options }, null, 0, purpose);
+  if (probed) node.driver.wasProbed?.(node);
+  return node;
+}
+
+/** Opens a node from complete options; the caller owns it (a backend must be put on it, or it closed). */
+export function openFromOptions(
+  layer: BlockLayer,
+  options: DriverOptions,
+  purpose: OpenPurpose = 'io',
+): Promise<BlockNode> {
+  return openNode(layer, options, null, 0, purpose);
+}
+
+interface ImageOptions {
+  readonly options: DriverOptions;
+  /** The format was found out by looking at the content. */
+  readonly probed: boolean;
+}
+
+/** Options of the node that the image name stands for: the format given, named in json:, or probed. */
+async function imageOptions(
+  layer: BlockLayer,
+  name: string,
+  format: string | null,
+  inherited: Inherited,
+): Promise<ImageOptions> {
+  const own = protocolOptions(layer, name);
+  const ownDriver = layer.drivers[String(own.driver)];
+  if (ownDriver !== undefined && !isProtocol(ownDriver)) return { options: own, probed: false };
+  const { driver, ...rest } = own;
+  const file = driver === undefined ? own : { driver, ...rest };
+  if (format !== null) {
+    const known = layer.drivers[format];
+    if (known === undefined) throw new BlockError(`Unknown driver '${format}'`);
+    const options = isProtocol(known) ? namedProtocol(known, own, name) : { driver: format, file };
+    return { options, probed: false };
+  }
+  const node = await openNode(layer, file, { ...inherited, readOnly: true }, 0);
+  try {
+    return { options: { driver: await probeFormat(node), file }, probed: true };
+  } finally {
+    await layer.closeNode(node);
+  }
+}
+
+/** The node of the protocol that the user has named for `name`, which may be another's by itself (`own`). */
+function namedProtocol(driver: BlockDriver, own: DriverOptions, name: string): DriverOptions {
+  const [option] = driver.nameOptions ?? [];
+  if (own.driver === driver.name) return own;
+  if (option === undefined && driver.parseName !== undefined)
+    return { driver: driver.name, ...driver.parseName(name, '') };
+  if (option === undefined) return { ...own, driver: driver.name };
+  return { driver: driver.name, [option]: name };
+}
+
+/** Whether a format goes on top: the node shows bytes that somebody else keeps, as they are. */
+function isProtocol(driver: BlockDriver): boolean {
+  return driver.kind === 'protocol' || driver.isProtocolFilter === true;
+}
+
+function checkNameFree(layer: BlockLayer, name: string): void {
+  if (layer.findNode(name) !== null) throw new BlockError(`Duplicate nodes with node-name='${name}'`);
+}
+
+function nodeSettings(
+  layer: BlockLayer,
+  options: DriverOptions,
+  driver: BlockDriver,
+  inherited: Inherited | null,
+): NodeSettings {
+  const cache = options.cache as { readonly direct?: boolean; readonly 'no-flush'?: boolean } | undefined;
+  if (cache !== undefined && Object.keys(cache).length === 0) {
+    // The original's option parser keeps an empty dictionary as an option nobody knows.
+    throw new BlockError(
+      isProtocol(driver)
+        ? `Block protocol '${driver.name}' doesn't support the option 'cache'`
+        : `Block format '${driver.name}' does not support the option 'cache'`,
+    );
+  }
+  const given = options['node-name'];
+  if (given !== undefined) checkNodeName(layer, String(given));
+  const settings: NodeSettings = {
+    name: given === undefined ? layer.generateName() : String(given),
+    options: Object.fromEntries(Object.entries(options).filter(([key]) => !COMMON_OPTIONS.has(key))),
+    readOnly: flag(options['read-only'], inherited?.readOnly),
+    autoReadOnly: flag(options['auto-read-only'], inherited?.autoReadOnly),
+    forceShare: flag(options['force-share'], inherited?.forceShare),
+    discardUnmap: options.discard === undefined ? inherited !== null : options.discard === 'unmap',
+    detectZeroes: (options['detect-zeroes'] as NodeSettings['detectZeroes'] | undefined) ?? 'off',
+    cache: {
+      direct: flag(cache?.direct, inherited?.cache.direct),
+      noFlush: flag(cache?.['no-flush'], inherited?.cache.noFlush),
+    },
+  };
+  checkDetectZeroes(settings);
+  if (settings.forceShare && !settings.readOnly) {
+    throw new BlockError('force-share=on can only be used with read-only images');
+  }
+  return settings;
+}
+
+function flag(own: unknown, inherited: boolean | undefined): boolean {
+  return typeof own === 'boolean' ? own : (inherited ?? false);
+}
+
+/** Throws unless a new node may be given the name. Node names: a letter, then letters, digits, '-', '.', '_'. */
+export function checkNodeName(layer: BlockLayer, name: string): void {
+  if (!/^[A-Za-z][A-Za-z0-9._-]*$/.test(name)) throw new BlockError(`Invalid node-name: '${name}'`);
+  checkNameFree(layer, name);
+  if (Buffer.byteLength(name) > NODE_NAME_MAX) throw new BlockError('Node name too long');
+}

@@ -1,0 +1,261 @@
+/**
+ * blkdebug: a filter that fails and suspends requests at events, for tests.
+ *
+ * Drivers above and the I/O path tell it about events (debugEvent); rules say what happens then (blkdebug/rules.ts).
+ * Rules come from options and from a file (config-file.ts). It can also be given other limits and permissions than the
+ * node below has. Names: `blkdebug:[CONFIG]:IMAGE`.
+ * Source of the facts: QEMU documentation, "blkdebug"; QMP reference, BlockdevOptionsBlkdebug.
+ */
+
+import { readFileSync } from 'node:fs';
+import type { BlkdebugIOType } from '../../../../schema/generated/types.ts';
+import type { BlockDriver, OpenContext } from '../../../block/contract/driver.ts';
+import type { DriverOptions } from '../../../block/contract/image.ts';
+import { type BlockLimits, Perm, Req, Role, Status } from '../../../block/contract/request.ts';
+import type { BlockNode } from '../../../block/graph/node.ts';
+import { co } from '../../../block/io/callbacks.ts';
+import { exactFilename } from '../../../block/open/filename.ts';
+import { E } from '../../../errors/errno.ts';
+import { BlockError, errnoError, errnoOf, ioError } from '../../../errors/error.ts';
+import { parseConfig } from './config-file.ts';
+import {
+  addBreakpoint,
+  addRules,
+  createRuleBook,
+  faultFor,
+  groupsOfOptions,
+  happened,
+  RULE_GROUPS,
+  type RuleBook,
+  removeBreakpoints,
+  resumeSuspended,
+} from './rules.ts';
+
+interface BlkdebugState {
+  readonly book: RuleBook;
+  /** The user's limits in bytes; 0: that of the node below. */
+  readonly limits: DebugLimits;
+  readonly takePerm: number;
+  readonly unshare: number;
+}
+
+type LimitName =
+  | 'align'
+  | 'max-transfer'
+  | 'opt-write-zero'
+  | 'max-write-zero'
+  | 'opt-discard'
+  | 'max-discard';
+type DebugLimits = Readonly<Record<LimitName, number>>;
+
+const PERMISSIONS: Readonly<Record<string, number>> = {
+  'consistent-read': Perm.consistentRead,
+  write: Perm.write,
+  'write-unchanged': Perm.writeUnchanged,
+  resize: Perm.resize,
+};
+const STRONG_OPTIONS = [
+  ...['config', 'align', 'max-transfer', 'opt-write-zero', 'max-write-zero', 'opt-discard', 'max-discard'],
+  ...['inject-error', 'set-state'],
+];
+const MAX_INT32 = 2 ** 31 - 1;
+
+async function open(node: BlockNode<BlkdebugState>, context: OpenContext): Promise<BlkdebugState> {
+  const { options } = context;
+  for (const name of ['inject-error', 'set-state', 'take-child-perms', 'unshare-child-perms']) {
+    if (Array.isArray(options[name]) && options[name].length === 0)
+      throw new BlockError(`Block protocol 'blkdebug' doesn't support the option '${name}'`);
+  }
+  const book = createRuleBook();
+  addRules(book, [
+    ...readConfig(options.config),
+    ...groupsOfOptions('inject-error', options['inject-error']),
+    ...groupsOfOptions('set-state', options['set-state']),
+  ]);
+  const takePerm = permissionsOf(options['take-child-perms']);
+  const unshare = permissionsOf(options['unshare-child-perms']);
+  const name = options['x-image'];
+  if (typeof name === 'string') {
+    if (typeof options.image === 'string') {
+      throw new BlockError(
+        'Cannot reference an existing block device with additional options or a new filename',
+      );
+    }
+    await context.openNamedChild('image', Role.filtered | Role.primary, name);
+  } else {
+    await context.openChild('image', Role.filtered | Role.primary, true);
+  }
+  const limits = limitsOf(options);
+  happened(book, 'none', printer(node));
+  return { book, limits, takePerm, unshare };
+}
+
+function readConfig(name: unknown): ReturnType<typeof parseConfig> {
+  if (typeof name !== 'string') return [];
+  let text: string;
+  try {
+    text = readFileSync(name, 'latin1');
+  } catch (error) {
+    const isRead = (error as NodeJS.ErrnoException).syscall === 'read';
+    throw errnoError(
+      isRead ? 'Cannot read config file' : 'Could not read blkdebug config file',
+      errnoOf(error),
+    );
+  }
+  return parseConfig(text, RULE_GROUPS);
+}
+
+function permissionsOf(list: unknown): number {
+  const names = typeof list === 'object' && list !== null ? Object.values(list) : [];
+  let perm = 0;
+  for (const name of names) {
+    const bit = Object.hasOwn(PERMISSIONS, String(name)) ? PERMISSIONS[String(name)]! : undefined;
+    if (bit === undefined) throw new BlockError(`Parameter 'null' does not accept value '${String(name)}'`);
+    perm |= bit;
+  }
+  return perm;
+}
+
+/** The limits in the order in which they are checked: each must be a multiple of the one it builds on. */
+function limitsOf(options: DriverOptions): DebugLimits {
+  const given = (name: LimitName): number => {
+    const value = Number(options[name] ?? 0);
+    if (value < 0) throw new BlockError(`Parameter '${name}' expects a non-negative number below 2^64`);
+    if (name !== 'align' && value > MAX_INT32) throw new BlockError(`Parameter '${name}' expects int32_t`);
+    return value;
+  };
+  const check = (name: LimitName, unit: number): number => {
+    const value = given(name);
+    if (value !== 0 && value % Math.max(unit, 1) !== 0) refuse(name, value);
+    return value;
+  };
+  const align = given('align');
+  if (align !== 0 && (align > MAX_INT32 || (align & (align - 1)) !== 0)) refuse('align', align);
+  const maxTransfer = check('max-transfer', align);
+  const optWriteZero = check('opt-write-zero', align);
+  const maxWriteZero = check('max-write-zero', Math.max(optWriteZero, align));
+  const optDiscard = check('opt-discard', align);
+  const maxDiscard = check('max-discard', Math.max(optDiscard, align));
+  return {
+    align,
+    'max-transfer': maxTransfer,
+    'opt-write-zero': optWriteZero,
+    'max-write-zero': maxWriteZero,
+    'opt-discard': optDiscard,
+    'max-discard': maxDiscard,
+  };
+}
+
+function refuse(name: LimitName, value: number): never {
+  throw new BlockError(`Cannot meet constraints with ${name} ${value}`);
+}
+
+function printer({ layer }: BlockNode<BlkdebugState>): (text: string) => void {
+  return (text) => layer.print(text);
+}
+
+function below(node: BlockNode<BlkdebugState>): BlockNode {
+  return node.children[0]!.node;
+}
+
+/** Null: the request goes on. Else it fails, in this turn of the event loop or in a later one. */
+function fault(
+  { state: { book } }: BlockNode<BlkdebugState>,
+  type: BlkdebugIOType,
+  offset: number,
+  bytes: number,
+): Promise<never> | null {
+  if (book.inForce.length === 0) return null;
+  const { errno, immediately } = faultFor(book, type, offset, bytes);
+  if (errno === 0) return null;
+  if (immediately) return Promise.reject(ioError(errno));
+  return new Promise((_resolve, reject) => setImmediate(() => reject(ioError(errno))));
+}
+
+/** Zero writes and discards shorter than what the node says it does best are not done efficiently. */
+function isTooShort(bytes: number, limits: BlockLimits, unit: number): boolean {
+  return bytes < Math.max(limits.requestAlignment, unit);
+}
+
+export const blkdebug: BlockDriver<BlkdebugState> = {
+  name: 'blkdebug',
+  kind: 'filter',
+  isProtocolFilter: true,
+  supportedWriteFlags: Req.writeUnchanged,
+  supportedZeroFlags: Req.mayUnmap | Req.noFallback | Req.writeUnchanged,
+  strongOptions: STRONG_OPTIONS,
+  nameOptions: ['x-image'],
+  parseName(rest) {
+    const colon = rest.indexOf(':');
+    if (colon < 0) throw new BlockError('blkdebug requires both config file and image path');
+    const config = rest.slice(0, colon);
+    return { ...(config !== '' && { config }), 'x-image': rest.slice(colon + 1) };
+  },
+  open,
+  reopenPrepare: async () => undefined,
+  exactFilename(node) {
+    const { options } = node.settings;
+    if (STRONG_OPTIONS.some((name) => name !== 'config' && options[name] !== undefined)) return null;
+    const image = exactFilename(below(node));
+    return image === null ? null : `blkdebug:${String(options.config ?? '')}:${image}`;
+  },
+  childPermissions(node, _roles, { perm, shared }) {
+    // Before `state` is there the node is being opened and has no users.
+    const state = node.state as BlkdebugState | undefined;
+    if (state === undefined) return { perm, shared };
+    return { perm: perm | state.takePerm, shared: shared & ~state.unshare };
+  },
+  refreshLimits({ state }, limits) {
+    limits.requestAlignment = state.limits.align || limits.requestAlignment;
+    limits.maxTransfer = state.limits['max-transfer'];
+    limits.pwriteZeroesAlignment = state.limits['opt-write-zero'];
+    limits.maxPwriteZeroes = state.limits['max-write-zero'];
+    limits.pdiscardAlignment = state.limits['opt-discard'];
+    limits.maxPdiscard = state.limits['max-discard'];
+  },
+  debugger: {
+    setBreakpoint(node, event, tag) {
+      if (!addBreakpoint(node.state.book, event, tag)) throw ioError(E.ENOENT);
+    },
+    removeBreakpoint(node, tag) {
+      if (!removeBreakpoints(node.state.book, tag, printer(node))) throw ioError(E.ENOENT);
+    },
+    resume(node, tag) {
+      if (!resumeSuspended(node.state.book, tag, printer(node))) throw ioError(E.ENOENT);
+    },
+    isSuspended: ({ state: { book } }, tag) => book.suspended.some((request) => request.tag === tag),
+  },
+  debugEvent(node, _guard, event) {
+    return happened(node.state.book, event, printer(node)) ?? Promise.resolve();
+  },
+  preadv(node, guard, offset, bytes, vec, flags) {
+    return fault(node, 'read', offset, bytes) ?? co.preadv(below(node), guard, offset, bytes, vec, flags);
+  },
+  pwritev(node, guard, offset, bytes, vec, flags) {
+    return fault(node, 'write', offset, bytes) ?? co.pwritev(below(node), guard, offset, bytes, vec, flags);
+  },
+  pwriteZeroes(node, guard, offset, bytes, flags) {
+    if (isTooShort(bytes, node.limits, node.limits.pwriteZeroesAlignment))
+      return Promise.reject(ioError(E.ENOTSUP));
+    return (
+      fault(node, 'write-zeroes', offset, bytes) ?? co.pwriteZeroes(below(node), guard, offset, bytes, flags)
+    );
+  },
+  pdiscard(node, guard, offset, bytes) {
+    if (isTooShort(bytes, node.limits, node.limits.pdiscardAlignment))
+      return Promise.reject(ioError(E.ENOTSUP));
+    return fault(node, 'discard', offset, bytes) ?? co.pdiscard(below(node), guard, offset, bytes);
+  },
+  async flush(node) {
+    await fault(node, 'flush', 0, 0);
+  },
+  async blockStatus(node, _guard, _wantZero, offset, bytes) {
+    await fault(node, 'block-status', offset, bytes);
+    const flags = Status.offsetValid | Status.recurse;
+    return { bytes, flags, map: offset, file: below(node) };
+  },
+  getAllocatedFileSize: async () => -1,
+  truncate(node, guard, length, exact, prealloc, zeroFill) {
+    return co.truncate(below(node), guard, length, exact, prealloc, zeroFill);
+  },
+};

@@ -1,0 +1,230 @@
+/**
+ * qcow2's options of the tools (-o), and the way from their values to the options of creation.
+ *
+ * Values are strings that the tool has checked by type: sizes are plain numbers of bytes, switches are on or off.
+ * What they mean is checked here, in the original's words, before create.ts does the rest.
+ */
+
+import type { QCryptoBlockCreateOptions } from '../../../../../schema/generated/types.ts';
+import type {
+  CreateOption,
+  CreateOptionValues,
+  CreateProgress,
+  ImageCreation,
+} from '../../../../block/contract/image.ts';
+import type { BlockLayer } from '../../../../block/layer.ts';
+import { protocolOptions } from '../../../../block/open/image-name.ts';
+import { E } from '../../../../errors/errno.ts';
+import { BlockError } from '../../../../errors/error.ts';
+import { createProtocolFile, removeProtocolFile } from '../../../protocols/protocol-create.ts';
+import { AMEND_OPTIONS } from './amend.ts';
+import { createImage, type Qcow2CreateOptions } from './create.ts';
+
+const ENCRYPT_OPTIONS: readonly CreateOption[] = [
+  {
+    name: 'encryption',
+    type: 'bool',
+    help: "Encrypt the image with format 'aes'. (Deprecated in favor of encrypt.format=aes)",
+  },
+  { name: 'encrypt.format', type: 'string', help: "Encrypt the image, format choices: 'aes', 'luks'" },
+  {
+    name: 'encrypt.key-secret',
+    type: 'string',
+    help: 'ID of secret providing qcow AES key or LUKS passphrase',
+  },
+  { name: 'encrypt.cipher-alg', type: 'string', help: 'Name of encryption cipher algorithm' },
+  { name: 'encrypt.cipher-mode', type: 'string', help: 'Name of encryption cipher mode' },
+  { name: 'encrypt.ivgen-alg', type: 'string', help: 'Name of IV generator algorithm' },
+  { name: 'encrypt.ivgen-hash-alg', type: 'string', help: 'Name of IV generator hash algorithm' },
+  { name: 'encrypt.hash-alg', type: 'string', help: 'Name of encryption hash algorithm' },
+  { name: 'encrypt.iter-time', type: 'number', help: 'Time to spend in PBKDF in milliseconds' },
+];
+
+/** In the order in which the tools show their values; their help is sorted by name. */
+export const CREATE_OPTIONS: readonly CreateOption[] = [
+  ...ENCRYPT_OPTIONS,
+  { name: 'cluster_size', type: 'size', help: 'qcow2 cluster size', default: '65536' },
+  { name: 'extended_l2', type: 'bool', help: 'Extended L2 tables', default: 'off' },
+  {
+    name: 'preallocation',
+    type: 'string',
+    help: 'Preallocation mode (allowed values: off, metadata, falloc, full)',
+  },
+  {
+    name: 'compression_type',
+    type: 'string',
+    help: 'Compression method used for image cluster compression',
+    default: 'zlib',
+  },
+  { name: 'size', type: 'size', help: 'Virtual disk size' },
+  { name: 'compat', type: 'string', help: 'Compatibility level (v2 [0.10] or v3 [1.1])' },
+  { name: 'backing_file', type: 'string', help: 'File name of a base image' },
+  { name: 'backing_fmt', type: 'string', help: 'Image format of the base image' },
+  { name: 'data_file', type: 'string', help: 'File name of an external data file' },
+  { name: 'data_file_raw', type: 'bool', help: 'The external data file must stay valid as a raw image' },
+  { name: 'lazy_refcounts', type: 'bool', help: 'Postpone refcount updates', default: 'off' },
+  { name: 'refcount_bits', type: 'number', help: 'Width of a reference count entry in bits', default: '16' },
+];
+
+// ---- values --------------------------------------------------------------------------------------------------
+
+/** One of the values of an enumeration of the schema, under the name the schema has for the option. */
+function choice<T extends string>(name: string, value: string, choices: readonly T[]): T {
+  const found = choices.find((each) => each === value);
+  if (found === undefined) throw new BlockError(`Parameter '${name}' does not accept value '${value}'`);
+  return found;
+}
+
+const CIPHER_ALGORITHMS = [
+  'aes-128',
+  'aes-192',
+  'aes-256',
+  'des',
+  '3des',
+  'cast5-128',
+  'serpent-128',
+  'serpent-192',
+  'serpent-256',
+  'twofish-128',
+  'twofish-192',
+  'twofish-256',
+] as const;
+const HASHES = ['md5', 'sha1', 'sha224', 'sha256', 'sha384', 'sha512', 'ripemd160'] as const;
+
+function checkAlias(values: CreateOptionValues): void {
+  if (values.encryption === 'on' && values['encrypt.format'] !== undefined) {
+    throw new BlockError("'encrypt.format' and its alias 'encryption' can't be used at the same time", {
+      errno: E.EINVAL,
+    });
+  }
+}
+
+/** The encryption asked for; null: none. Values are checked in the order of the schema. */
+function encryptOptions(values: CreateOptionValues): QCryptoBlockCreateOptions | null {
+  const given = new Map(
+    Object.entries(values)
+      .filter(([name]) => name.startsWith('encrypt.'))
+      .map(([name, value]) => [name.slice('encrypt.'.length), value]),
+  );
+  if (values.encryption === 'on') given.set('format', 'aes');
+  if (given.size === 0) return null;
+  const name = given.get('format');
+  if (name === undefined) throw new BlockError("Parameter 'encrypt.format' is missing");
+  // The tools say aes for what the schema calls qcow.
+  const format = choice('format', name === 'aes' ? 'qcow' : name, ['qcow', 'luks']);
+  const take = <T>(key: string, convert: (value: string) => T): Record<string, T> => {
+    const value = given.get(key);
+    given.delete(key);
+    return value === undefined ? {} : { [key]: convert(value) };
+  };
+  given.delete('format');
+  const keySecret = take('key-secret', (value) => value);
+  const luks =
+    format === 'qcow'
+      ? {}
+      : {
+          ...take('cipher-alg', (value) => choice('cipher-alg', value, CIPHER_ALGORITHMS)),
+          ...take('cipher-mode', (value) => choice('cipher-mode', value, ['ecb', 'cbc', 'xts', 'ctr'])),
+          ...take('ivgen-alg', (value) => choice('ivgen-alg', value, ['plain', 'plain64', 'essiv'])),
+          ...take('ivgen-hash-alg', (value) => choice('ivgen-hash-alg', value, HASHES)),
+          ...take('hash-alg', (value) => choice('hash-alg', value, HASHES)),
+          ...take('iter-time', Number),
+        };
+  const [unexpected] = given.keys();
+  if (unexpected !== undefined) throw new BlockError(`Parameter 'encrypt.${unexpected}' is unexpected`);
+  return { format, ...keySecret, ...luks };
+}
+
+/** The compatibility level, by its new names and the old ones. */
+function versionOf(compat: string): 'v2' | 'v3' {
+  if (compat === '0.10') return 'v2';
+  if (compat === '1.1') return 'v3';
+  return choice('version', compat, ['v2', 'v3']);
+}
+
+/** Everything but the nodes. */
+function creationOptions(
+  layer: BlockLayer,
+  values: CreateOptionValues,
+): Omit<Qcow2CreateOptions, 'file' | 'data-file'> {
+  const given = <T>(name: string, key: string, convert: (value: string) => T): Record<string, T> => {
+    const value = values[name];
+    return value === undefined ? {} : { [key]: convert(value) };
+  };
+  const isOn = (value: string): boolean => value === 'on';
+  return {
+    ...given('data_file_raw', 'data-file-raw', isOn),
+    ...given('extended_l2', 'extended-l2', isOn),
+    // A size that is no whole number of sectors is rounded up.
+    size: Math.ceil(Number(values.size ?? 0) / 512) * 512,
+    ...given('compat', 'version', versionOf),
+    ...given('backing_file', 'backing-file', (value) => value),
+    ...given('backing_fmt', 'backing-fmt', (value) =>
+      choice('backing-fmt', value, Object.keys(layer.drivers)),
+    ),
+    ...encryptMember(values),
+    ...given('cluster_size', 'cluster-size', Number),
+    ...given('preallocation', 'preallocation', (value) =>
+      choice('preallocation', value, ['off', 'metadata', 'falloc', 'full']),
+    ),
+    ...given('lazy_refcounts', 'lazy-refcounts', isOn),
+    ...given('refcount_bits', 'refcount-bits', Number),
+    ...given('compression_type', 'compression-type', (value) =>
+      choice('compression-type', value, ['zlib', 'zstd']),
+    ),
+  };
+}
+
+function encryptMember(values: CreateOptionValues): { readonly encrypt?: QCryptoBlockCreateOptions } {
+  const encrypt = encryptOptions(values);
+  return encrypt === null ? {} : { encrypt };
+}
+
+// ---- creation ------------------------------------------------------------------------------------------------
+
+/** Options that concern the file itself; how much of it is allocated is decided by the image. */
+function fileValues(values: CreateOptionValues): CreateOptionValues {
+  const { nocow, extent_size_hint: hint } = values;
+  return {
+    size: '0',
+    ...(nocow !== undefined && { nocow }),
+    ...(hint !== undefined && { extent_size_hint: hint }),
+  };
+}
+
+/** The tools' way. What was made is removed when the image does not come about. */
+async function createFile(
+  layer: BlockLayer,
+  filename: string,
+  values: CreateOptionValues,
+  progress: CreateProgress,
+): Promise<void> {
+  checkAlias(values);
+  const dataFile = values.data_file;
+  const made: string[] = [];
+  try {
+    await createProtocolFile(layer, filename, fileValues(values), progress);
+    made.push(filename);
+    if (dataFile !== undefined) {
+      await createProtocolFile(layer, dataFile, fileValues(values), progress);
+      made.push(dataFile);
+    }
+    const options: Qcow2CreateOptions = {
+      ...creationOptions(layer, values),
+      file: protocolOptions(layer, filename),
+      ...(dataFile !== undefined && { 'data-file': protocolOptions(layer, dataFile) }),
+    };
+    await createImage(layer, options, progress);
+  } catch (error) {
+    for (const name of made) removeProtocolFile(layer, name);
+    throw error;
+  }
+}
+
+export const creation: ImageCreation = {
+  create: (layer, options, progress) =>
+    createImage(layer, options as unknown as Qcow2CreateOptions, progress),
+  options: CREATE_OPTIONS,
+  amendOptions: AMEND_OPTIONS,
+  createFile,
+};

@@ -1,0 +1,179 @@
+/**
+ * Writing compressed clusters: packed one behind another into host clusters.
+ *
+ * Compressed data needs no alignment; several clusters share a host cluster, whose refcount counts them. The codecs
+ * are src/drivers/compress; they run beside the event loop, so several clusters are compressed at once.
+ * Source: qcow2 specification, "Compressed Clusters Descriptor".
+ */
+
+import {
+  allocateIoMemory,
+  copyFromVector,
+  type IoVector,
+  sliceVector,
+  vectorOf,
+} from '../../../../aio/memory.ts';
+import type { GraphReadGuard } from '../../../../block/contract/guard.ts';
+import { co } from '../../../../block/io/callbacks.ts';
+import { CoQueue } from '../../../../coroutine/co-queue.ts';
+import { E } from '../../../../errors/errno.ts';
+import { ioError } from '../../../../errors/error.ts';
+import { compressCluster } from '../../../compress/codec.ts';
+import { encodeCompressedHi, entryOffset, HI_COMPRESSED, offsetLo } from '../layout/layout.ts';
+import type { Allocation, Need, Qcow2Node, Qcow2State } from '../layout/state.ts';
+import { toRequestError } from '../metadata/corruption.ts';
+import { debugEvent } from '../metadata/debug.ts';
+import { l2IndexOf, setL2Bitmap, setL2Entry } from '../metadata/mapping.ts';
+import { checkOverlap } from '../metadata/metadata-io.ts';
+import { satisfy } from '../metadata/needs.ts';
+import {
+  allocateRun,
+  changeRefcount,
+  deferFreeCompressed,
+  getRefcount,
+  isNeed,
+} from '../metadata/refcount.ts';
+import { scheduleWriteBack } from '../metadata/writeback.ts';
+import { abandonAllocation, endAllocation, freeOld, ownSlice } from './allocation.ts';
+import { codecOf } from './compressed-read.ts';
+import { freeOfAllocations, writeExtents } from './write.ts';
+
+/** Clusters of one request that are compressed at the same time. */
+const MAX_PARALLEL = 16;
+
+/** Writes whole clusters compressed; a cluster that does not shrink is written as it is. */
+export async function pwritevCompressed(
+  node: Qcow2Node,
+  guard: GraphReadGuard,
+  offset: number,
+  bytes: number,
+  vec: IoVector,
+): Promise<void> {
+  const s = node.state;
+  if (s.hasDataFile || s.extras.cipher !== null) throw ioError(E.ENOTSUP);
+  // The end of the image: nothing is held back here.
+  if (bytes === 0) return;
+  const end = offset + bytes;
+  if (offset % s.clusterBytes !== 0 || (end % s.clusterBytes !== 0 && end !== node.totalBytes)) {
+    throw ioError(E.EINVAL);
+  }
+  const pending = new Set<Promise<void>>();
+  let failure: { readonly error: unknown } | null = null;
+  for (let at = 0; at < bytes && failure === null; at += s.clusterBytes) {
+    const part = sliceVector(vec, at, Math.min(s.clusterBytes, bytes - at));
+    const write: Promise<void> = writeCluster(node, guard, offset + at, part)
+      .catch((error: unknown) => {
+        failure ??= { error };
+      })
+      .finally(() => pending.delete(write));
+    pending.add(write);
+    if (pending.size >= MAX_PARALLEL) await Promise.race(pending);
+  }
+  await Promise.all(pending);
+  if (failure !== null) throw await toRequestError(node, guard, (failure as { error: unknown }).error);
+}
+
+async function writeCluster(
+  node: Qcow2Node,
+  guard: GraphReadGuard,
+  guest: number,
+  vec: IoVector,
+): Promise<void> {
+  const s = node.state;
+  const plain = Buffer.alloc(s.clusterBytes);
+  copyFromVector(vec, plain);
+  const packed = await compressCluster(codecOf(s), plain);
+  if (packed === null) return writeExtents(node, guard, guest, vec.bytes, vec, 0);
+  let allocation: Allocation;
+  for (;;) {
+    const free = freeOfAllocations(s, guest, s.clusterBytes);
+    if (typeof free !== 'number') {
+      await free.waiters.wait();
+      continue;
+    }
+    const plan = planCompressed(node, guest, packed.length);
+    if (!isNeed(plan)) {
+      allocation = plan;
+      break;
+    }
+    await satisfy(node, guard, plan);
+  }
+  try {
+    checkOverlap(node, allocation.host, packed.length, null);
+    const mem = allocateIoMemory(packed.length);
+    packed.copy(mem.buf);
+    await debugEvent(node, guard, 'cluster_alloc_bytes');
+    await debugEvent(node, guard, 'write_compressed');
+    await co.pwritev(s.file.node, guard, allocation.host, packed.length, vectorOf(mem), 0);
+  } catch (error) {
+    deferFreeCompressed(node, allocation.host, packed.length, 'never');
+    abandonAllocation(node, allocation);
+    throw error;
+  }
+  await debugEvent(node, guard, 'l2_update_compressed');
+  const l2Index = l2IndexOf(s, guest);
+  freeOld(node, allocation.table, l2Index, 0, 'other');
+  const hi = encodeCompressedHi(allocation.host, packed.length, s.clusterBits);
+  setL2Entry(s, allocation.table, l2Index, hi, offsetLo(allocation.host));
+  if (s.l2EntryBytes === 16) setL2Bitmap(s, allocation.table, l2Index, 0, 0);
+  endAllocation(s, allocation);
+  scheduleWriteBack(node);
+}
+
+/**
+ * Finds a place for `bytes` of compressed data and takes it. Throws EIO where the image has a cluster, compressed or
+ * not, zero or not: as in the original, compression overwrites nothing.
+ */
+function planCompressed(node: Qcow2Node, guest: number, bytes: number): Allocation | Need {
+  const s = node.state;
+  const slice = ownSlice(node, guest);
+  if (isNeed(slice)) return slice;
+  const at = (l2IndexOf(s, guest) % s.sliceEntries) * s.l2EntryBytes;
+  const hi = slice.view.getUint32(at);
+  if ((hi & HI_COMPRESSED) !== 0 || entryOffset(hi, slice.view.getUint32(at + 4)) !== 0) throw ioError(E.EIO);
+  const host = takePlace(s, bytes);
+  if (isNeed(host)) return host;
+  slice.pins++;
+  const allocation: Allocation = {
+    start: guest,
+    end: guest + s.clusterBytes,
+    host,
+    fresh: false,
+    // The place is given back by the writer: it is no whole cluster.
+    keepsHost: true,
+    table: slice,
+    waiters: new CoQueue(),
+  };
+  s.allocations.push(allocation);
+  return allocation;
+}
+
+function takePlace(s: Qcow2State, bytes: number): number | Need {
+  const { clusterBytes } = s;
+  const tail = s.compressedTail;
+  let host = 0;
+  if (tail !== 0) {
+    const cluster = Math.floor(tail / clusterBytes);
+    const left = clusterBytes - (tail % clusterBytes);
+    const refcount = getRefcount(s, cluster);
+    if (isNeed(refcount)) return refcount;
+    if (refcount > 0 && refcount < s.maxRefcount) {
+      if (bytes <= left) host = tail;
+      else {
+        const run = allocateRun(s, 1);
+        if (isNeed(run)) return run;
+        host = run.offset === (cluster + 1) * clusterBytes ? tail : run.offset;
+      }
+      // The block has just been read: this does not need it any more.
+      if (host === tail) changeRefcount(s, cluster, 1);
+    }
+  }
+  if (host === 0) {
+    const run = allocateRun(s, 1);
+    if (isNeed(run)) return run;
+    host = run.offset;
+  }
+  const end = host + bytes;
+  s.compressedTail = end % clusterBytes === 0 ? 0 : end;
+  return host;
+}

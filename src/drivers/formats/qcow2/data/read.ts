@@ -1,0 +1,194 @@
+/**
+ * Reading guest data: from this image's clusters, from the backing image, or nothing but zeroes.
+ *
+ * The usual case (the whole range is one run of data, its table slice in memory) hands the child's promise straight
+ * on. Everything else goes extent by extent, several at a time.
+ */
+
+import {
+  allocateIoMemory,
+  copyToVector,
+  fillVector,
+  type IoVector,
+  sliceVector,
+  vectorOf,
+} from '../../../../aio/memory.ts';
+import type { GraphReadGuard } from '../../../../block/contract/guard.ts';
+import { co, sync } from '../../../../block/io/callbacks.ts';
+import { checkAlive } from '../layout/damage.ts';
+import { Mapping, type Qcow2Node } from '../layout/state.ts';
+import { toRequestError } from '../metadata/corruption.ts';
+import { debugEvent, isDebugged } from '../metadata/debug.ts';
+import { lookup } from '../metadata/mapping.ts';
+import { satisfy, trySatisfy } from '../metadata/needs.ts';
+import { readCompressed } from './compressed-read.ts';
+
+/** Extents of one request that are read at the same time. */
+const MAX_PARALLEL = 8;
+
+/** Reads within this turn what is one extent, if its table and its data can be had at once. */
+export function tryPreadv(
+  node: Qcow2Node,
+  guard: GraphReadGuard,
+  offset: number,
+  bytes: number,
+  vec: IoVector,
+): boolean {
+  const s = node.state;
+  if (s.extras.cipher !== null || s.dead) return false;
+  try {
+    const missing = lookup(s, offset, bytes);
+    if (missing !== null && !(trySatisfy(node, guard, missing) && lookup(s, offset, bytes) === null))
+      return false;
+  } catch {
+    // Damage is met again, and reported, on the long way.
+    return false;
+  }
+  const { found } = s;
+  if (found.bytes !== bytes) return false;
+  switch (found.kind) {
+    case Mapping.data:
+      return sync.tryPreadv(s.dataFile.node, guard, found.host, bytes, vec);
+    case Mapping.compressed:
+      return false;
+    case Mapping.zero:
+    case Mapping.zeroAllocated:
+      fillVector(vec, 0);
+      return true;
+    default: {
+      const backing = node.child('backing')?.node;
+      if (backing === undefined) {
+        fillVector(vec, 0);
+        return true;
+      }
+      if (isDebugged(node)) return false;
+      return offset + bytes <= backing.totalBytes && sync.tryPreadv(backing, guard, offset, bytes, vec);
+    }
+  }
+}
+
+export function preadv(
+  node: Qcow2Node,
+  guard: GraphReadGuard,
+  offset: number,
+  bytes: number,
+  vec: IoVector,
+): Promise<void> {
+  return tryPreadv(node, guard, offset, bytes, vec) ? DONE : readExtents(node, guard, offset, bytes, vec);
+}
+
+/** Reads what this image does not hold. */
+export function readBacking(
+  node: Qcow2Node,
+  guard: GraphReadGuard,
+  offset: number,
+  bytes: number,
+  vec: IoVector,
+): Promise<void> {
+  const backing = node.child('backing')?.node;
+  const available = backing === undefined ? 0 : Math.max(0, Math.min(bytes, backing.totalBytes - offset));
+  if (available < bytes) fillVector(sliceVector(vec, available, bytes - available), 0);
+  if (available === 0) return DONE;
+  const read = (): Promise<void> =>
+    co.preadv(backing!, guard, offset, available, sliceVector(vec, 0, available), 0);
+  return isDebugged(node) ? debugEvent(node, guard, 'read_backing_aio').then(read) : read();
+}
+
+const DONE = Promise.resolve();
+
+/** Reads [offset, offset+bytes) extent by extent. */
+export async function readExtents(
+  node: Qcow2Node,
+  guard: GraphReadGuard,
+  offset: number,
+  bytes: number,
+  vec: IoVector,
+): Promise<void> {
+  const s = node.state;
+  const pending = new Set<Promise<void>>();
+  let failure: { readonly error: unknown } | null = null;
+  try {
+    for (let at = 0; at < bytes; ) {
+      checkAlive(node);
+      const missing = lookup(s, offset + at, bytes - at);
+      if (missing !== null) {
+        await satisfy(node, guard, missing);
+        continue;
+      }
+      const length = s.found.bytes;
+      const part = sliceVector(vec, at, length);
+      const read: Promise<void> = readFound(node, guard, offset + at, length, part)
+        .catch((error: unknown) => {
+          failure ??= { error };
+        })
+        .finally(() => pending.delete(read));
+      pending.add(read);
+      if (pending.size >= MAX_PARALLEL) await Promise.race(pending);
+      if (failure !== null) break;
+      at += length;
+    }
+  } catch (error) {
+    failure ??= { error };
+  }
+  // The buffers belong to the caller again when we return: nothing may still be filling them.
+  await Promise.all(pending);
+  if (failure !== null) throw await toRequestError(node, guard, (failure as { error: unknown }).error);
+}
+
+/** Reads the extent that the last lookup has found. Starts synchronously: s.found is used before anything waits. */
+function readFound(
+  node: Qcow2Node,
+  guard: GraphReadGuard,
+  offset: number,
+  bytes: number,
+  vec: IoVector,
+): Promise<void> {
+  const s = node.state;
+  const { kind, host } = s.found;
+  switch (kind) {
+    case Mapping.data:
+      if (isDebugged(node)) {
+        return debugEvent(node, guard, 'read_aio').then(() =>
+          readData(node, guard, offset, host, bytes, vec),
+        );
+      }
+      return readData(node, guard, offset, host, bytes, vec);
+    case Mapping.unallocated:
+    case Mapping.unallocatedInCluster:
+      return readBacking(node, guard, offset, bytes, vec);
+    case Mapping.compressed:
+      return readCompressed(node, guard, s.found.entryHi, s.found.entryLo, offset % s.clusterBytes, vec);
+    default:
+      fillVector(vec, 0);
+      return DONE;
+  }
+}
+
+function readData(
+  node: Qcow2Node,
+  guard: GraphReadGuard,
+  offset: number,
+  host: number,
+  bytes: number,
+  vec: IoVector,
+): Promise<void> {
+  const s = node.state;
+  return s.extras.cipher === null
+    ? co.preadv(s.dataFile.node, guard, host, bytes, vec, 0)
+    : readEncrypted(node, guard, offset, host, bytes, vec);
+}
+
+async function readEncrypted(
+  node: Qcow2Node,
+  guard: GraphReadGuard,
+  offset: number,
+  host: number,
+  bytes: number,
+  vec: IoVector,
+): Promise<void> {
+  const s = node.state;
+  const mem = allocateIoMemory(bytes);
+  await co.preadv(s.dataFile.node, guard, host, bytes, vectorOf(mem), 0);
+  s.extras.cipher!.decrypt(mem.buf, s.extras.cipherUsesHostOffset ? host : offset);
+  copyToVector(vec, mem.buf);
+}

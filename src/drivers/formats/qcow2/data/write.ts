@@ -1,0 +1,330 @@
+/**
+ * Writing guest data: in place where the clusters are the image's own, else by allocation and copy on write.
+ */
+
+import {
+  allocateIoMemory,
+  concatVectors,
+  copyFromVector,
+  type IoVector,
+  sliceVector,
+  vectorOf,
+} from '../../../../aio/memory.ts';
+import type { GraphReadGuard } from '../../../../block/contract/guard.ts';
+import { co, sync } from '../../../../block/io/callbacks.ts';
+import { E } from '../../../../errors/errno.ts';
+import { ioError } from '../../../../errors/error.ts';
+import { checkAlive } from '../layout/damage.ts';
+import { mayOverlap } from '../layout/overlap.ts';
+import { type Allocation, Mapping, type Qcow2Node, type Qcow2State } from '../layout/state.ts';
+import { toRequestError } from '../metadata/corruption.ts';
+import { debugEvent, isDebugged } from '../metadata/debug.ts';
+import { lookup } from '../metadata/mapping.ts';
+import { checkOverlap } from '../metadata/metadata-io.ts';
+import { satisfy, trySatisfy } from '../metadata/needs.ts';
+import { isNeed, untakeCluster } from '../metadata/refcount.ts';
+import { flushMetadata } from '../metadata/writeback.ts';
+import {
+  abandonAllocation,
+  copyOnWriteRange,
+  endAllocation,
+  findAllocation,
+  linkAllocation,
+  planWrite,
+  type WritePlan,
+} from './allocation.ts';
+import { readExtents } from './read.ts';
+
+/** Parts of one request that are written at the same time. */
+const MAX_PARALLEL = 8;
+/** Zeroes around the data up to this size are written with it; more go as a zero write of their own. */
+const MERGED_ZEROES_BYTES = 64 * 1024;
+
+/**
+ * Writes within this turn: in place, or by an allocation around which nothing has to be copied or cleared. The
+ * allocation is linked before anybody else runs, so nobody can come in between.
+ */
+export function tryPwritev(
+  node: Qcow2Node,
+  guard: GraphReadGuard,
+  offset: number,
+  bytes: number,
+  vec: IoVector,
+): boolean {
+  const s = node.state;
+  if (s.extras.cipher !== null || s.dead) return false;
+  try {
+    const missing = lookup(s, offset, bytes);
+    if (missing !== null && !(trySatisfy(node, guard, missing) && lookup(s, offset, bytes) === null))
+      return false;
+    const { found } = s;
+    if (found.kind === Mapping.data && found.copied) {
+      return (
+        found.bytes === bytes &&
+        (s.hasDataFile || !mayOverlap(s, found.host, bytes)) &&
+        sync.tryPwritev(s.dataFile.node, guard, found.host, bytes, vec)
+      );
+    }
+    return tryAllocating(node, guard, offset, bytes, vec);
+  } catch {
+    // Damage is met again, and reported, on the long way.
+    return false;
+  }
+}
+
+function tryAllocating(
+  node: Qcow2Node,
+  guard: GraphReadGuard,
+  offset: number,
+  bytes: number,
+  vec: IoVector,
+): boolean {
+  const s = node.state;
+  // A compressed cluster or one shared with a snapshot has content that would have to move.
+  if (s.found.kind === Mapping.data || s.found.kind === Mapping.compressed) return false;
+  if (s.l2Cache.size > s.l2Cache.capacity * 2) return false;
+  const start = offset - (offset % s.clusterBytes);
+  const end = Math.ceil((offset + bytes) / s.clusterBytes) * s.clusterBytes;
+  if (s.allocations.length > 0 && findAllocation(s, start, end) !== null) return false;
+  if (!readsAsZero(node, start, end - start)) return false;
+  const plan = tryPlan(node, guard, offset, bytes);
+  if (plan === null || plan.kind !== 'allocate') return false;
+  const { allocation } = plan;
+  const whole = offset === start && offset + bytes === end;
+  const host = allocation.host + (offset - allocation.start);
+  let written = false;
+  try {
+    written =
+      plan.bytes === bytes &&
+      (allocation.fresh || whole) &&
+      (s.hasDataFile || !mayOverlap(s, allocation.host, end - start)) &&
+      sync.tryPwritev(s.dataFile.node, guard, host, bytes, vec);
+  } finally {
+    if (!written) takeBack(node, allocation);
+  }
+  if (!written) return false;
+  const { from, to } = copyOnWriteRange(s, allocation, offset, bytes);
+  linkAllocation(node, allocation, from, to);
+  return true;
+}
+
+/** The plan, if all tables it takes can be had at once. */
+function tryPlan(node: Qcow2Node, guard: GraphReadGuard, offset: number, bytes: number): WritePlan | null {
+  // A new table, then its slice: each need brings the plan a step further.
+  for (let attempt = 0; attempt < 4; attempt++) {
+    const plan = planWrite(node, offset, bytes);
+    if (!isNeed(plan)) return plan;
+    if (!trySatisfy(node, guard, plan)) return null;
+  }
+  return null;
+}
+
+/** Undoes a plan of this turn: nothing was written, nobody has seen it. */
+function takeBack(node: Qcow2Node, allocation: Allocation): void {
+  const s = node.state;
+  if (!allocation.keepsHost) {
+    const first = allocation.host / s.clusterBytes;
+    const count = (allocation.end - allocation.start) / s.clusterBytes;
+    for (let cluster = first; cluster < first + count; cluster++) untakeCluster(s, cluster);
+  }
+  endAllocation(s, allocation);
+}
+
+export function pwritev(
+  node: Qcow2Node,
+  guard: GraphReadGuard,
+  offset: number,
+  bytes: number,
+  vec: IoVector,
+  flags: number,
+): Promise<void> {
+  if (tryPwritev(node, guard, offset, bytes, vec)) return DONE;
+  return writeExtents(node, guard, offset, bytes, vec, flags);
+}
+
+const DONE = Promise.resolve();
+
+/** The general form of a write: part by part, waiting for what is in the way. */
+export async function writeExtents(
+  node: Qcow2Node,
+  guard: GraphReadGuard,
+  offset: number,
+  bytes: number,
+  vec: IoVector,
+  flags: number,
+): Promise<void> {
+  const s = node.state;
+  const pending = new Set<Promise<void>>();
+  let failure: { readonly error: unknown } | null = null;
+  try {
+    for (let at = 0; at < bytes && failure === null; ) {
+      checkAlive(node);
+      const start = offset + at;
+      const length = freeOfAllocations(s, start, bytes - at);
+      if (typeof length !== 'number') {
+        await length.waiters.wait();
+        continue;
+      }
+      const plan = planWrite(node, start, length);
+      if (isNeed(plan)) {
+        await satisfy(node, guard, plan);
+        continue;
+      }
+      const part = sliceVector(vec, at, plan.bytes);
+      const write: Promise<void> = (
+        plan.kind === 'in-place'
+          ? writeInPlace(node, guard, start, plan.host, part, flags)
+          : writeAllocating(node, guard, plan.allocation, start, part, flags)
+      )
+        .catch((error: unknown) => {
+          failure ??= { error };
+        })
+        .finally(() => pending.delete(write));
+      pending.add(write);
+      at += plan.bytes;
+      if (pending.size >= MAX_PARALLEL) await Promise.race(pending);
+    }
+  } catch (error) {
+    failure ??= { error };
+  }
+  await Promise.all(pending);
+  if (failure !== null) throw await toRequestError(node, guard, (failure as { error: unknown }).error);
+  // More changed tables than the cache should hold: whoever makes them waits for them to be written.
+  if (s.l2Cache.size > s.l2Cache.capacity * 2) await flushMetadata(node, guard);
+}
+
+/**
+ * How much of [start, start+bytes) can be planned now: up to the next cluster that is being allocated; or the
+ * allocation to wait for when that is the first one. The answer holds until something is awaited.
+ */
+export function freeOfAllocations(s: Qcow2State, start: number, bytes: number): number | Allocation {
+  if (s.allocations.length === 0) return bytes;
+  const from = start - (start % s.clusterBytes);
+  const to = Math.ceil((start + bytes) / s.clusterBytes) * s.clusterBytes;
+  const conflict = findAllocation(s, from, to);
+  if (conflict === null) return bytes;
+  return conflict.start > start ? conflict.start - start : conflict;
+}
+
+async function writeInPlace(
+  node: Qcow2Node,
+  guard: GraphReadGuard,
+  offset: number,
+  host: number,
+  vec: IoVector,
+  flags: number,
+): Promise<void> {
+  const s = node.state;
+  if (!s.hasDataFile) checkOverlap(node, host, vec.bytes, null);
+  if (isDebugged(node)) await debugEvent(node, guard, 'write_aio');
+  await co.pwritev(s.dataFile.node, guard, host, vec.bytes, encrypted(s, vec, offset, host), flags);
+}
+
+/** The vector as it goes to the disk. */
+function encrypted(s: Qcow2State, vec: IoVector, offset: number, host: number): IoVector {
+  const { cipher, cipherUsesHostOffset } = s.extras;
+  if (cipher === null) return vec;
+  const mem = allocateIoMemory(vec.bytes);
+  copyFromVector(vec, mem.buf);
+  cipher.encrypt(mem.buf, cipherUsesHostOffset ? host : offset);
+  return vectorOf(mem);
+}
+
+async function writeAllocating(
+  node: Qcow2Node,
+  guard: GraphReadGuard,
+  allocation: Allocation,
+  offset: number,
+  vec: IoVector,
+  flags: number,
+): Promise<void> {
+  const s = node.state;
+  const debug = isDebugged(node);
+  try {
+    if (debug) await debugEvent(node, guard, 'cluster_alloc');
+    const end = offset + vec.bytes;
+    const { from, to } = copyOnWriteRange(s, allocation, offset, vec.bytes);
+    const hostOf = (guest: number): number => allocation.host + (guest - allocation.start);
+    if (!s.hasDataFile) {
+      checkOverlap(node, hostOf(offset), vec.bytes, null);
+      checkOverlap(node, hostOf(from), to - from, null);
+    }
+    const around = [
+      await surrounding(node, guard, from, offset),
+      await surrounding(node, guard, end, to),
+    ] as const;
+    let first = offset;
+    let whole = vec;
+    // Zeroes need no writing where the host cluster is known to hold nothing else.
+    const skipZeroes = allocation.fresh && s.extras.cipher === null;
+    for (const [side, content] of around.entries()) {
+      if (content === null || (content === 'zero' && skipZeroes)) continue;
+      const guest = side === 0 ? from : end;
+      const bytes = side === 0 ? offset - from : to - end;
+      if (content === 'zero' && bytes > MERGED_ZEROES_BYTES && s.extras.cipher === null) {
+        if (debug) await debugEvent(node, guard, 'cluster_alloc_space');
+        await co.pwriteZeroes(s.dataFile.node, guard, hostOf(guest), bytes, 0);
+        continue;
+      }
+      const part = content === 'zero' ? zeroes(bytes) : content;
+      if (side === 0) first = from;
+      whole = side === 0 ? concatVectors(part, whole) : concatVectors(whole, part);
+    }
+    if (debug) await debugEvent(node, guard, 'write_aio');
+    if (debug && whole !== vec) await debugEvent(node, guard, 'cow_write');
+    await co.pwritev(
+      s.dataFile.node,
+      guard,
+      hostOf(first),
+      whole.bytes,
+      encrypted(s, whole, first, hostOf(first)),
+      flags,
+    );
+    if (s.dead) throw ioError(E.ENOMEDIUM);
+    linkAllocation(node, allocation, from, to);
+  } catch (error) {
+    abandonAllocation(node, allocation);
+    throw error;
+  }
+}
+
+function zeroes(bytes: number): IoVector {
+  const mem = allocateIoMemory(bytes);
+  mem.buf.fill(0);
+  return vectorOf(mem);
+}
+
+/** What guest [from, to) reads as now: the old content that has to move along. Null for an empty range. */
+async function surrounding(
+  node: Qcow2Node,
+  guard: GraphReadGuard,
+  from: number,
+  to: number,
+): Promise<IoVector | 'zero' | null> {
+  if (from === to) return null;
+  if (readsAsZero(node, from, to - from)) return 'zero';
+  if (isDebugged(node)) await debugEvent(node, guard, 'cow_read');
+  // What lies behind the end of the image is nobody's; it is written as zeroes.
+  const inside = Math.max(0, Math.min(to, node.totalBytes) - from);
+  const vec = zeroes(to - from);
+  if (inside > 0) await readExtents(node, guard, from, inside, sliceVector(vec, 0, inside));
+  return vec;
+}
+
+/** Whether the range is known to read as zeroes; false when that cannot be told from what is in memory. */
+export function readsAsZero(node: Qcow2Node, offset: number, bytes: number): boolean {
+  const s = node.state;
+  const backingBytes = node.child('backing')?.node.totalBytes ?? 0;
+  for (let at = offset; at < offset + bytes; at += s.found.bytes) {
+    try {
+      if (lookup(s, at, offset + bytes - at) !== null) return false;
+    } catch {
+      // Damage is reported by whoever needs the mapping.
+      return false;
+    }
+    const { kind } = s.found;
+    if (kind === Mapping.data || kind === Mapping.compressed) return false;
+    if (kind !== Mapping.zero && kind !== Mapping.zeroAllocated && at < backingBytes) return false;
+  }
+  return true;
+}

@@ -1,0 +1,62 @@
+/**
+ * The file driver's part in copies that the kernel makes from one file to another.
+ *
+ * Whoever copies a whole image will want it on stable storage in the end. So that the disk does not stand idle until
+ * then, the kernel is told every so often to begin writing what has been copied.
+ */
+
+import { copyFileRangeAsync } from '../../../aio/ffi.ts';
+import type { FilePlace, RangeSink } from '../../../block/contract/copy-range.ts';
+import type { FileNode, FileState } from './io.ts';
+
+/** Small enough to leave little for the flush in the end, large enough for the disk to work in long runs. */
+const WRITEBACK_BYTES = 16 * 1024 * 1024;
+
+export function copyRangeFrom(
+  { state: { fd } }: FileNode,
+  _guard: unknown,
+  offset: number,
+  bytes: number,
+  sink: RangeSink,
+): Promise<boolean> {
+  return sink({ fd, offset }, 0, bytes);
+}
+
+export async function copyRangeTo(
+  { state }: FileNode,
+  _guard: unknown,
+  offset: number,
+  bytes: number,
+  from: FilePlace,
+): Promise<boolean> {
+  for (let done = 0; done < bytes; ) {
+    const copied = await copyFileRangeAsync(
+      from.fd,
+      from.offset + done,
+      state.fd,
+      offset + done,
+      bytes - done,
+    );
+    // 0: the source ends here; what is behind its end reads as zeroes.
+    if (copied <= 0) return false;
+    done += copied;
+  }
+  beginWriteback(state, offset, bytes);
+  return true;
+}
+
+function beginWriteback({ writeback, engine, fd }: FileState, offset: number, bytes: number): void {
+  if (writeback.bytes === 0) writeback.from = offset;
+  writeback.from = Math.min(writeback.from, offset);
+  writeback.to = Math.max(writeback.to, offset + bytes);
+  writeback.bytes += bytes;
+  if (writeback.bytes < WRITEBACK_BYTES || writeback.running !== null) return;
+  const { from, to } = writeback;
+  writeback.bytes = 0;
+  writeback.to = 0;
+  // The length is a 32-bit number for the ring. Whether it worked does not matter: a flush will tell.
+  const running = engine.startWriteback(fd, from, Math.min(to - from, 2 ** 31)).then(() => {
+    writeback.running = null;
+  });
+  writeback.running = running;
+}

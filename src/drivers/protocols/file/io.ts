@@ -1,0 +1,212 @@
+/**
+ * Reads and writes of the file driver, and the state they work on.
+ *
+ * Buffered writes are made inline with pwrite: the kernel cannot do them without blocking and would hand each to a
+ * worker, which costs more than the copy. An inline write that was slow (the kernel throttles dirty pages) sends
+ * writes through the engine for a while, so that the loop never waits for the disk.
+ */
+
+import type { AioEngine } from '../../../aio/engine.ts';
+import * as ffi from '../../../aio/ffi.ts';
+import {
+  allocateIoMemory,
+  copyFromVector,
+  copyToVector,
+  fillVector,
+  type IoVector,
+  isAlignedVector,
+  sliceVector,
+  vectorOf,
+} from '../../../aio/memory.ts';
+import type { BlockNode } from '../../../block/graph/node.ts';
+import { E } from '../../../errors/errno.ts';
+import { ioError } from '../../../errors/error.ts';
+import type { NewDescription } from './access.ts';
+import type { FileLocks } from './locks.ts';
+
+/** An inline write that takes longer has met dirty-page throttling. */
+const SLOW_WRITE_MS = 8;
+/** How long writes then go through the engine. */
+const AVOID_INLINE_MS = 100;
+/** A read of what is not in the page cache makes this many reads go through the engine at once. */
+const READS_AFTER_MISS = 16;
+/** A larger copy would hold up the loop for too long. */
+const INLINE_MAX_BYTES = 512 * 1024;
+
+export interface FileStats {
+  discardOk: number;
+  discardFailed: number;
+  discardBytesOk: number;
+}
+
+export interface FileState {
+  readonly fd: number;
+  readonly filename: string;
+  readonly engine: AioEngine;
+  readonly isDevice: boolean;
+  /** How the file is open at present, and how it is about to be; owned by file/access.ts. */
+  writable: boolean;
+  direct: boolean;
+  next: NewDescription | null;
+  readonly locks: FileLocks | null;
+  /** The user's `aio` option allows requests within the turn. */
+  readonly mayInline: boolean;
+  inlineWrites: boolean;
+  /** Reads may be tried without waiting; cleared when the file system cannot. */
+  inlineReads: boolean;
+  /** Reads that are not tried inline: the last one that was found the page cache empty. */
+  skipInlineReads: number;
+  /** Cleared when the file system refuses; not asked again. */
+  canPunchHole: boolean;
+  canZeroRange: boolean;
+  /** performance.now() until which writes avoid the inline path. */
+  avoidInlineUntilMs: number;
+  /** Alignment of O_DIRECT requests and memory in bytes; 1 for buffered I/O. */
+  alignment: number;
+  readonly stats: FileStats;
+  /** Owned by file-copy-range.ts. */
+  readonly writeback: Writeback;
+}
+
+/** What copies have written and the kernel has not been told to write to the disk: within [from, to). */
+export interface Writeback {
+  from: number;
+  to: number;
+  bytes: number;
+  /** The kernel is being told; it uses the descriptor. */
+  running: Promise<unknown> | null;
+}
+
+export type FileNode = BlockNode<FileState>;
+
+// ---- reads and writes ----------------------------------------------------------------------------------------
+
+export async function preadv(
+  node: FileNode,
+  _guard: unknown,
+  offset: number,
+  bytes: number,
+  vec: IoVector,
+): Promise<void> {
+  const { state } = node;
+  if (state.direct && !isAlignedVector(vec, state.alignment)) {
+    const bounce = vectorOf(allocateIoMemory(bytes), 0, bytes);
+    await readFully(state, offset, bounce);
+    copyToVector(vec, bounce.segments[0]!.mem.buf.subarray(0, bytes));
+    return;
+  }
+  if (tryPreadv(node, _guard, offset, bytes, vec)) return;
+  const result = await state.engine.readv(state.fd, vec, offset);
+  if (result === bytes) return;
+  await finishRead(state, offset, vec, result);
+}
+
+/** Goes on after a short read; what lies past the end of the file reads as zeroes. */
+async function finishRead(state: FileState, offset: number, vec: IoVector, first: number): Promise<void> {
+  let result = first;
+  let done = 0;
+  for (;;) {
+    if (result === -E.EINTR || result === -E.EAGAIN) result = 0;
+    else if (result < 0) throw ioError(-result);
+    else if (result === 0) {
+      fillVector(sliceVector(vec, done, vec.bytes - done), 0);
+      return;
+    }
+    done += result;
+    if (done === vec.bytes) return;
+    result = await state.engine.readv(state.fd, sliceVector(vec, done, vec.bytes - done), offset + done);
+  }
+}
+
+async function readFully(state: FileState, offset: number, vec: IoVector): Promise<void> {
+  await finishRead(state, offset, vec, await state.engine.readv(state.fd, vec, offset));
+}
+
+/** Reads from the page cache within this turn, if everything is there. */
+export function tryPreadv(
+  { state }: FileNode,
+  _guard: unknown,
+  offset: number,
+  bytes: number,
+  vec: IoVector,
+): boolean {
+  if (!state.inlineReads || vec.segments.length !== 1 || bytes > INLINE_MAX_BYTES) return false;
+  if (state.skipInlineReads > 0) {
+    state.skipInlineReads--;
+    return false;
+  }
+  const { mem, start } = vec.segments[0]!;
+  const result = ffi.preadNowait(state.fd, mem.addr + start, bytes, offset);
+  if (result === bytes) return true;
+  if (result === -E.ENOTSUP || result === -E.EINVAL || result === -E.ENOSYS) state.inlineReads = false;
+  else state.skipInlineReads = READS_AFTER_MISS;
+  return false;
+}
+
+/** Writes to the page cache within this turn, unless the kernel has been holding up writers. */
+export function tryPwritev(
+  { state }: FileNode,
+  _guard: unknown,
+  offset: number,
+  bytes: number,
+  vec: IoVector,
+): boolean {
+  if (!state.inlineWrites || vec.segments.length !== 1 || bytes > INLINE_MAX_BYTES) return false;
+  const startMs = performance.now();
+  if (startMs < state.avoidInlineUntilMs) return false;
+  const { mem, start } = vec.segments[0]!;
+  const result = ffi.pwrite(state.fd, mem.addr + start, bytes, offset);
+  const endMs = performance.now();
+  if (endMs - startMs > SLOW_WRITE_MS) state.avoidInlineUntilMs = endMs + AVOID_INLINE_MS;
+  // A short or failed write is made again in full by the long way, which reports what is wrong.
+  return result === bytes;
+}
+
+export function pwritev(
+  node: FileNode,
+  _guard: unknown,
+  offset: number,
+  bytes: number,
+  vec: IoVector,
+): Promise<void> {
+  const { state } = node;
+  if (tryPwritev(node, _guard, offset, bytes, vec)) return DONE;
+  return writeThroughEngine(state, offset, bytes, vec);
+}
+
+const DONE = Promise.resolve();
+
+export async function writeThroughEngine(
+  state: FileState,
+  offset: number,
+  bytes: number,
+  vec: IoVector,
+): Promise<void> {
+  let source = vec;
+  if (state.direct && !isAlignedVector(vec, state.alignment)) {
+    const bounce = allocateIoMemory(bytes);
+    copyFromVector(vec, bounce.buf);
+    source = vectorOf(bounce, 0, bytes);
+  }
+  const result = await state.engine.writev(state.fd, source, offset);
+  if (result !== bytes) await finishWrite(state, offset, source, result);
+}
+
+/** Goes on after a short write. */
+async function finishWrite(state: FileState, offset: number, vec: IoVector, first: number): Promise<void> {
+  let result = first;
+  let done = 0;
+  for (;;) {
+    if (result === -E.EINTR || result === -E.EAGAIN) result = 0;
+    else if (result < 0) throw ioError(-result);
+    else if (result === 0) throw ioError(E.ENOSPC);
+    done += result;
+    if (done === vec.bytes) return;
+    result = await state.engine.writev(state.fd, sliceVector(vec, done, vec.bytes - done), offset + done);
+  }
+}
+
+export async function flush(node: FileNode): Promise<void> {
+  const result = await node.state.engine.fdatasync(node.state.fd);
+  if (result < 0) throw ioError(-result);
+}

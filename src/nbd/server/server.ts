@@ -1,0 +1,206 @@
+/**
+ * The NBD server: its listener, its connections and the names of its exports.
+ *
+ * Here: who may connect and when, and the way of a connection through its phases. Not here: what QMP knows of the
+ * server and of exports (src/exports).
+ */
+
+import type { Socket } from 'node:net';
+import type { SocketAddress } from '../../../schema/generated/types.ts';
+import type { AioEngine, ByteStream } from '../../aio/engine.ts';
+import { type Listener, listenOn } from '../../aio/sockets.ts';
+import { LISTEN_BACKLOG, MAX_WAITING_CONNECTIONS } from '../protocol/limits.ts';
+import { ConnectionEnded, ReceiveBuffer } from '../protocol/receive-buffer.ts';
+import { BufferPool } from './buffers.ts';
+import type { NbdExport } from './export.ts';
+import { type NegotiatedClient, NegotiationError, type NegotiationHost, negotiate } from './negotiation.ts';
+import type { TlsSettings } from './tls.ts';
+import { Transmission } from './transmission.ts';
+
+export interface NbdServerSettings {
+  readonly address: SocketAddress;
+  readonly tls: TlsSettings | null;
+  /** Clients at a time, those still shaking hands included; 0: no limit. */
+  readonly maxConnections: number;
+  /** Seconds until a client must be through the handshake; 0: no limit. */
+  readonly handshakeMaxSeconds: number;
+  /** The address comes from the command line, where it may name an inherited descriptor. */
+  readonly allowInheritedFd: boolean;
+  /** Calls its argument once clients may be served (they may come while the daemon is set up); default: at once. */
+  readonly whenServing?: (serve: () => void) => void;
+  /** Tells about clients that broke the protocol. */
+  readonly log: (message: string) => void;
+}
+
+export class NbdServer implements NegotiationHost {
+  readonly #engine: AioEngine;
+  readonly #settings: NbdServerSettings;
+  readonly #pool = new BufferPool();
+  readonly #exports = new Map<string, NbdExport>();
+  /** Streams of the connections being served. */
+  readonly #streams = new Set<ByteStream>();
+  readonly #connections = new Set<Promise<void>>();
+  /** Accepted by the kernel, but above the limit: not greeted yet. */
+  readonly #waiting: Socket[] = [];
+  #listener: Listener | null = null;
+  #stopped = false;
+  readonly startTls: NegotiationHost['startTls'];
+
+  /** A server that does not listen yet: see start(). */
+  constructor(engine: AioEngine, settings: NbdServerSettings) {
+    this.#engine = engine;
+    this.#settings = settings;
+    const { tls } = settings;
+    // node:tls is loaded when the first client wants it.
+    this.startTls =
+      tls === null
+        ? null
+        : async (stream, received) => (await import('./tls.ts')).startTls(stream, received, tls);
+  }
+
+  /** Starts to listen; throws BlockError. */
+  async start(): Promise<void> {
+    const { address, allowInheritedFd } = this.#settings;
+    const accept = (socket: Socket): void => {
+      socket.on('error', () => socket.destroy());
+      if (this.#settings.whenServing === undefined) this.#accept(socket);
+      else this.#settings.whenServing(() => this.#accept(socket));
+    };
+    this.#listener = await listenOn(address, accept, {
+      pauseOnConnect: true,
+      allowHalfOpen: true,
+      backlog: LISTEN_BACKLOG,
+      allowInheritedFd,
+    });
+  }
+
+  /** Addresses listened on. */
+  get addresses(): readonly SocketAddress[] {
+    return this.#listener?.addresses ?? [];
+  }
+
+  get maxConnections(): number {
+    return this.#settings.maxConnections;
+  }
+
+  /** Clients being served, those still shaking hands included. */
+  get connectionCount(): number {
+    return this.#streams.size;
+  }
+
+  findExport(name: string): NbdExport | null {
+    return this.#exports.get(name) ?? null;
+  }
+
+  listExports(): Iterable<NbdExport> {
+    return this.#exports.values();
+  }
+
+  /** Offers an export under its name, which must be free. */
+  addExport(exp: NbdExport): void {
+    this.#exports.set(exp.name, exp);
+  }
+
+  /** No new clients for this export. */
+  removeExport(exp: NbdExport): void {
+    if (this.#exports.get(exp.name) === exp) this.#exports.delete(exp.name);
+  }
+
+  /** Stops listening and ends all connections; resolves when the last one has gone. */
+  async stop(): Promise<void> {
+    this.#stopped = true;
+    this.#listener?.close();
+    for (const socket of this.#waiting.splice(0)) socket.destroy();
+    for (const stream of this.#streams) stream.close();
+    await Promise.all(this.#connections);
+    this.#pool.clear();
+  }
+
+  // ---- connections -------------------------------------------------------------------------------------------
+
+  #accept(socket: Socket): void {
+    if (socket.destroyed) return;
+    if (this.#stopped || this.#waiting.length >= MAX_WAITING_CONNECTIONS) {
+      socket.destroy();
+      return;
+    }
+    const { maxConnections } = this.#settings;
+    if (maxConnections > 0 && this.#streams.size >= maxConnections) {
+      this.#waiting.push(socket);
+      socket.once('close', () => {
+        const index = this.#waiting.indexOf(socket);
+        if (index >= 0) this.#waiting.splice(index, 1);
+      });
+      return;
+    }
+    this.#serveSocket(socket);
+  }
+
+  #serveSocket(socket: Socket): void {
+    socket.setNoDelay(true);
+    const stream = this.#engine.adoptSocket(socket);
+    this.#streams.add(stream);
+    const connection = this.#serve(stream).finally(() => {
+      stream.close();
+      this.#streams.delete(stream);
+      this.#connections.delete(connection);
+      this.#serveWaiting();
+    });
+    this.#connections.add(connection);
+  }
+
+  #serveWaiting(): void {
+    for (;;) {
+      const socket = this.#waiting.shift();
+      if (socket === undefined) return;
+      socket.removeAllListeners('close');
+      if (socket.destroyed) continue;
+      this.#serveSocket(socket);
+      return;
+    }
+  }
+
+  /** One connection from greeting to end. Never rejects. */
+  async #serve(stream: ByteStream): Promise<void> {
+    const rx = new ReceiveBuffer();
+    try {
+      const client = await this.#shakeHands(stream, rx);
+      // The export may have been removed while the last reply was on its way.
+      if (client === null || this.findExport(client.exp.name) !== client.exp) return;
+      await this.#transmit(client, rx);
+    } catch (error) {
+      if (this.#stopped) return;
+      if (error instanceof NegotiationError || error instanceof ConnectionEnded) {
+        this.#settings.log(`option negotiation failed: ${error.message}`);
+      } else {
+        this.#settings.log(
+          `NBD connection failed: ${error instanceof Error ? (error.stack ?? error.message) : error}`,
+        );
+      }
+    }
+  }
+
+  async #shakeHands(stream: ByteStream, rx: ReceiveBuffer): Promise<NegotiatedClient | null> {
+    const { handshakeMaxSeconds } = this.#settings;
+    let timer: NodeJS.Timeout | null = null;
+    if (handshakeMaxSeconds > 0) {
+      const milliseconds = Math.min(handshakeMaxSeconds * 1000, 2 ** 31 - 1);
+      timer = setTimeout(() => stream.close(), milliseconds).unref();
+    }
+    try {
+      return await negotiate(stream, rx, this);
+    } finally {
+      if (timer !== null) clearTimeout(timer);
+    }
+  }
+
+  async #transmit(client: NegotiatedClient, rx: ReceiveBuffer): Promise<void> {
+    const transmission = new Transmission(client, rx, this.#pool);
+    client.exp.attach(transmission);
+    try {
+      await transmission.run();
+    } finally {
+      client.exp.detach(transmission);
+    }
+  }
+}

@@ -1,0 +1,264 @@
+/** `convert`: the command line, and what it asks for. Opening and making the target is convert/target.ts. */
+
+import { infoOrNull } from '../../../block/io/callbacks.ts';
+import { BlockError } from '../../../errors/error.ts';
+import { openNamedImage, type ToolEnvironment } from '../../common/environment.ts';
+import { createProgress, type Progress } from '../../common/progress.ts';
+import {
+  type CommandContext,
+  FORCE_SHARE,
+  HELP,
+  IMAGE_OPTS,
+  joinOptions,
+  OBJECT,
+  readOptions,
+  readSize,
+  sourceCache,
+} from '../command.ts';
+import { printHelp } from '../create.ts';
+import { asksForHelp } from '../creation.ts';
+import { loadSnapshot, parseSnapshotParam, type SnapshotParam } from '../snapshot-param.ts';
+import { copyBitmaps } from './bitmaps.ts';
+import { Copy, PIECE_BYTES, type Source } from './copy.ts';
+import { openTarget, type TargetRequest } from './target.ts';
+
+const OPTIONS = {
+  help: HELP,
+  object: OBJECT,
+  imageOpts: IMAGE_OPTS,
+  forceShare: FORCE_SHARE,
+  targetImageOpts: { long: 'target-image-opts', argument: false },
+  salvage: { long: 'salvage', argument: false },
+  targetIsZero: { long: 'target-is-zero', argument: false },
+  bitmaps: { long: 'bitmaps', argument: false },
+  skipBrokenBitmaps: { long: 'skip-broken-bitmaps', argument: false },
+  format: { short: 'f', argument: true },
+  outFormat: { short: 'O', argument: true },
+  backingFile: { short: 'B', argument: true },
+  backingFormat: { short: 'F', argument: true },
+  offload: { short: 'C', argument: false },
+  compress: { short: 'c', argument: false },
+  options: { short: 'o', argument: true },
+  snapshot: { short: 'l', argument: true },
+  sparse: { short: 'S', argument: true },
+  progress: { short: 'p', argument: false },
+  quiet: { short: 'q', argument: false },
+  skipCreate: { short: 'n', argument: false },
+  targetCache: { short: 't', argument: true },
+  sourceCache: { short: 'T', argument: true },
+  coroutines: { short: 'm', argument: true },
+  anyOrder: { short: 'W', argument: false },
+  rate: { short: 'r', argument: true },
+} as const;
+
+const DEFAULT_SPARSE_BYTES = 4096;
+const MAX_SPARSE_BYTES = 16 * 1024 * 1024;
+const DEFAULT_COROUTINES = 8;
+const MAX_COROUTINES = 16;
+const SECTOR_BYTES = 512;
+
+/** Options that are given or not. */
+type Switches = Partial<Record<keyof typeof OPTIONS, boolean>>;
+
+interface Request {
+  readonly switches: Switches;
+  readonly format: string | null;
+  readonly outFormat: string | null;
+  readonly backingFile: string | null;
+  readonly backingFormat: string | null;
+  readonly options: string | null;
+  readonly snapshot: SnapshotParam | null;
+  /** Bytes; null: the default. */
+  readonly sparse: number | null;
+  readonly targetCache: string;
+  readonly sourceCache: string;
+  readonly coroutines: number;
+  readonly rate: number;
+  readonly operands: readonly string[];
+}
+
+export async function convert(context: CommandContext, words: readonly string[]): Promise<number> {
+  const request = await readRequest(context, words);
+  const { switches, options, operands } = request;
+  const outFormat = request.outFormat ?? 'raw';
+  checkSwitches(request);
+  if (options !== null && asksForHelp(options)) {
+    printHelp(context, outFormat, operands.at(-1) ?? null);
+    return 0;
+  }
+  if (operands.length < 2) throw new BlockError('Must specify image file name');
+  const names = operands.slice(0, -1);
+  if (request.backingFile !== null && names.length > 1) {
+    throw new BlockError(
+      'Having a backing file for the target makes no sense when concatenating multiple input images',
+    );
+  }
+  const progress = createProgress(context.output, switches.progress === true && switches.quiet !== true, 1);
+  try {
+    progress.set(0);
+    await run(context, request, names, progress);
+    return 0;
+  } finally {
+    progress.end();
+  }
+}
+
+async function readRequest(context: CommandContext, words: readonly string[]): Promise<Request> {
+  const { output } = context;
+  const switches: Switches = {};
+  const values: Partial<Record<keyof typeof OPTIONS, string>> = {};
+  let options: string | null = null;
+  let snapshot: SnapshotParam | null = null;
+  let sparse: number | null = null;
+  let coroutines = DEFAULT_COROUTINES;
+  let rate = 0;
+  const operands = await readOptions(context, 'convert', words, OPTIONS, (name, value) => {
+    if (name === 'options') options = joinOptions(options, value);
+    else if (name === 'snapshot') snapshot = parseSnapshotParam(output, value);
+    else if (name === 'sparse') sparse = readSparse(context, value);
+    else if (name === 'coroutines') coroutines = readCoroutines(value);
+    else if (name === 'rate') rate = readSize(output, 'rate limit', value);
+    else if (OPTIONS[name].argument) values[name] = value;
+    else switches[name] = true;
+  });
+  return {
+    switches,
+    format: values.format ?? null,
+    outFormat: values.outFormat ?? null,
+    backingFile: values.backingFile ?? null,
+    backingFormat: values.backingFormat ?? null,
+    options,
+    snapshot,
+    sparse,
+    targetCache: values.targetCache ?? 'unsafe',
+    sourceCache: values.sourceCache ?? 'writeback',
+    coroutines,
+    rate,
+    operands,
+  };
+}
+
+function readSparse({ output }: CommandContext, value: string): number {
+  const bytes = readSize(output, 'buffer size for sparse output', value);
+  if (bytes % SECTOR_BYTES === 0 && bytes <= MAX_SPARSE_BYTES) return bytes;
+  throw new BlockError(
+    `Invalid buffer size for sparse output specified. Valid sizes are multiples of ${SECTOR_BYTES} up to ` +
+      `${MAX_SPARSE_BYTES}. Select 0 to disable sparse detection (fully allocates output).`,
+  );
+}
+
+function readCoroutines(value: string): number {
+  const count = /^\s*[+-]?\d{1,9}$/.test(value) ? Number(value) : 0;
+  if (count >= 1 && count <= MAX_COROUTINES) return count;
+  throw new BlockError(
+    `Invalid number of coroutines. Allowed number of coroutines is between 1 and ${MAX_COROUTINES}`,
+  );
+}
+
+/** Options that exclude one another, in the order in which the original finds them. */
+function checkSwitches({ switches, format, outFormat, options, sparse, snapshot, operands }: Request): void {
+  const exclusive = '--image-opts and --format are mutually exclusive';
+  const rules: readonly (readonly [boolean | undefined, string])[] = [
+    [switches.skipCreate !== true && switches.targetImageOpts, '--target-image-opts requires use of -n flag'],
+    [
+      switches.skipBrokenBitmaps === true && switches.bitmaps !== true,
+      'Use of --skip-broken-bitmaps requires --bitmaps',
+    ],
+    [switches.skipCreate === true && options !== null, '-o has no effect when skipping image creation'],
+    [outFormat !== null && switches.targetImageOpts, exclusive],
+    [format !== null && switches.imageOpts, exclusive],
+    [switches.skipCreate !== true && switches.targetIsZero, '--target-is-zero requires use of -n flag'],
+    [switches.offload === true && sparse !== null, 'Cannot enable copy offloading when -S is used'],
+    [switches.offload === true && switches.compress, 'Cannot enable copy offloading when -c is used'],
+    [switches.offload === true && switches.salvage, 'Cannot use copy offloading in salvaging mode'],
+    [snapshot !== null && operands.length > 2, 'No support for concatenating multiple snapshot'],
+  ];
+  for (const [applies, message] of rules) if (applies === true) throw new BlockError(message);
+}
+
+async function run(
+  context: CommandContext,
+  request: Request,
+  names: readonly string[],
+  progress: Progress,
+): Promise<void> {
+  const env = context.environment();
+  const sources = await openSources(env, request, names);
+  const totalBytes = sources.reduce((sum, { bytes }) => sum + bytes, 0);
+  if (request.snapshot !== null) await loadSnapshot(sources[0]!.image, request.snapshot);
+  const { switches } = request;
+  const sparse = request.sparse ?? DEFAULT_SPARSE_BYTES;
+  const target = await openTarget(env, targetRequest(request, totalBytes, sparse), sources);
+  const targetNode = target.image.node;
+  // Blocks of zeroes are worth a hole where the target can have one.
+  const alignmentBytes = Math.max(
+    2 ** Math.floor(Math.log2(sparse || 1)),
+    targetNode.limits.requestAlignment,
+  );
+  const copy = new Copy({
+    sources,
+    totalBytes,
+    target: target.image,
+    targetIsZero: target.isZero,
+    targetBackingBytes: target.backingBytes,
+    zeroes: sparse === 0 ? null : { alignmentBytes, leastBytes: sparse },
+    offload: switches.offload === true,
+    compressBytes: target.compressBytes,
+    coroutines: request.coroutines,
+    inOrder: switches.anyOrder !== true,
+    salvage: switches.salvage === true,
+    rate: request.rate,
+    output: context.output,
+    progress,
+  });
+  await copy.run();
+  if (switches.bitmaps === true) copyBitmaps(sources[0]!.image.node, targetNode, context.output);
+  await target.image.close();
+}
+
+async function openSources(
+  env: ToolEnvironment,
+  request: Request,
+  names: readonly string[],
+): Promise<readonly Source[]> {
+  const cache = sourceCache(request.sourceCache);
+  const sources: Source[] = [];
+  let start = 0;
+  for (const name of names) {
+    const image = await openNamedImage(env, {
+      name,
+      cache,
+      imageOpts: request.switches.imageOpts === true,
+      forceShare: request.switches.forceShare === true,
+      format: request.format,
+    });
+    const { node } = image;
+    const clusterBytes = (await infoOrNull(node))?.clusterSizeBytes ?? 0;
+    const alignmentBytes = Math.max(clusterBytes, node.limits.requestAlignment);
+    sources.push({ image, start, bytes: node.totalBytes, alignmentBytes });
+    start += node.totalBytes;
+  }
+  if (start > Number.MAX_SAFE_INTEGER || start < 0) throw new BlockError('The images are too large');
+  return sources;
+}
+
+function targetRequest(request: Request, totalBytes: number, sparse: number): TargetRequest {
+  const { switches, operands } = request;
+  return {
+    name: operands.at(-1)!,
+    format: request.outFormat,
+    imageOpts: switches.targetImageOpts === true,
+    skipCreate: switches.skipCreate === true,
+    knownZero: switches.targetIsZero === true,
+    compress: switches.compress === true,
+    bitmaps: switches.bitmaps === true,
+    skipBrokenBitmaps: switches.skipBrokenBitmaps === true,
+    unmap: sparse > 0,
+    backingFile: request.backingFile,
+    backingFormat: request.backingFormat,
+    options: request.options,
+    cache: request.targetCache,
+    bytes: totalBytes,
+    pieceBytes: PIECE_BYTES,
+  };
+}

@@ -1,0 +1,377 @@
+/**
+ * The copying of `convert`: from one or several images, one behind the other, into a target.
+ *
+ * The sources' block status decides what is done with each extent: data is read and written, zeroes are written as
+ * zeroes unless the target is known to have them already, and what the target's backing image shows anyway is left
+ * out. In data, blocks of zeroes are looked for as well. Several extents are moved at once; their writes start in
+ * order, unless the user allows any order, so that the target's data lies in the order of the guest's. Moving the data
+ * is the mover's (block/copy/mover.ts).
+ */
+
+import { allocateIoMemory, type IoMemory, isZero, vectorOf } from '../../../aio/memory.ts';
+import { Status } from '../../../block/contract/request.ts';
+import {
+  asksKernel,
+  type CopyFailure,
+  createMover,
+  type Mover,
+  moveExtent,
+  requestBytes,
+  type WriteOrder,
+  writeBuffer,
+  type ZeroFinder,
+} from '../../../block/copy/mover.ts';
+import { skipFilters } from '../../../block/graph/chain.ts';
+import { backingOf } from '../../../block/io/status-chain.ts';
+import { CoMutex } from '../../../coroutine/co-mutex.ts';
+import { strerror } from '../../../errors/errno.ts';
+import { BlockError, errnoOf } from '../../../errors/error.ts';
+import type { ToolImage } from '../../common/environment.ts';
+import type { ToolOutput } from '../../common/output.ts';
+import type { Progress } from '../../common/progress.ts';
+import { firstRun, type ZeroRules } from './zero-runs.ts';
+
+/** Longest piece of data that is read and written at once. */
+export const PIECE_BYTES = 2 * 1024 * 1024;
+const SECTOR_BYTES = 512;
+
+export interface Source {
+  readonly image: ToolImage;
+  /** Where its first byte goes in the target. */
+  readonly start: number;
+  readonly bytes: number;
+  /** Extents end at multiples of this where they can. */
+  readonly alignmentBytes: number;
+}
+
+export interface CopySettings {
+  readonly sources: readonly Source[];
+  readonly totalBytes: number;
+  readonly target: ToolImage;
+  /** The target reads as zeroes where nothing is written. */
+  readonly targetIsZero: boolean;
+  /** Length of the target's backing image; null: it has none that matters. */
+  readonly targetBackingBytes: number | null;
+  /** Null: nothing is looked for, zeroes are written as data. */
+  readonly zeroes: ZeroRules | null;
+  /** The kernel copies where it can; blocks of zeroes in data then stay data. */
+  readonly offload: boolean;
+  /** Bytes of a compressed unit; null: nothing is compressed. */
+  readonly compressBytes: number | null;
+  readonly coroutines: number;
+  readonly inOrder: boolean;
+  /** Go on after read errors, with zeroes. */
+  readonly salvage: boolean;
+  /** Bytes a second; 0: no limit. */
+  readonly rate: number;
+  readonly output: ToolOutput;
+  readonly progress: Progress;
+}
+
+type Kind = 'data' | 'zero' | 'backing';
+
+interface Extent {
+  readonly offset: number;
+  readonly bytes: number;
+  readonly kind: Kind;
+}
+
+interface Piece extends Extent {
+  /** The turn comes when the writes of everything before this piece have started, and but one are done. */
+  readonly order: WriteOrder;
+  readonly done: () => void;
+}
+
+const AT_ONCE: WriteOrder = { turn: Promise.resolve(), begun: () => undefined };
+
+export class Copy {
+  readonly #settings: CopySettings;
+  readonly #movers: ReadonlyMap<Source, Mover>;
+  /** The status that holds up to `#statusEnd`. */
+  #kind: Kind = 'data';
+  #statusEnd = 0;
+  #position = 0;
+  #dataBytes = 0;
+  #dataDone = 0;
+  readonly #next = new CoMutex();
+  /** Of the pieces that have been given out: the last has started, has been written; the one before has been written. */
+  #lastStarted: Promise<void> = Promise.resolve();
+  #lastDone: Promise<void> = Promise.resolve();
+  #doneBeforeLast: Promise<void> = Promise.resolve();
+  #failure: { readonly error: unknown } | null = null;
+  /** When the next byte may go, with a rate limit. */
+  #freeAtMs = 0;
+
+  constructor(settings: CopySettings) {
+    this.#settings = settings;
+    this.#movers = new Map(settings.sources.map((source) => [source, moverFor(source, settings)]));
+  }
+
+  async run(): Promise<void> {
+    const { totalBytes, compressBytes, target, coroutines } = this.#settings;
+    await this.#countData();
+    await Promise.all(Array.from({ length: coroutines }, () => this.#worker()));
+    if (this.#failure !== null) throw (this.#failure as { readonly error: unknown }).error;
+    if (compressBytes !== null) await target.backend.pwritevCompressed(0, 0, { segments: [], bytes: 0 });
+    if (totalBytes > 0) this.#settings.progress.set(100);
+  }
+
+  /** What progress is measured by. */
+  async #countData(): Promise<void> {
+    for (let at = 0; at < this.#settings.totalBytes; ) {
+      const extent = await this.#extentAt(at);
+      if (this.#isWork(extent.kind)) this.#dataBytes += extent.bytes;
+      at += extent.bytes;
+    }
+    this.#statusEnd = 0;
+  }
+
+  #isWork(kind: Kind): boolean {
+    return kind === 'data' || (this.#settings.zeroes === null && kind === 'zero');
+  }
+
+  // ---- what is where -----------------------------------------------------------------------------------------
+
+  /** The extent at `offset`, as far as it is handled in one go. */
+  async #extentAt(offset: number): Promise<Extent> {
+    const { totalBytes, compressBytes } = this.#settings;
+    if (offset >= this.#statusEnd) await this.#readStatus(offset);
+    let kind = this.#kind;
+    let bytes = this.#statusEnd - offset;
+    if (kind === 'data') bytes = Math.min(bytes, this.#pieceBytes(offset));
+    if (compressBytes === null) return { offset, bytes, kind };
+    // Compressed units are written as a whole, so one with any data in it is all data.
+    if (bytes < compressBytes) {
+      kind = 'data';
+      bytes = Math.min(compressBytes, totalBytes - offset);
+    } else {
+      bytes -= bytes % compressBytes;
+    }
+    return { offset, bytes, kind };
+  }
+
+  #pieceBytes(offset: number): number {
+    const mover = this.#movers.get(this.#sourceAt(offset))!;
+    return asksKernel(mover) ? requestBytes(mover, 'data') : PIECE_BYTES;
+  }
+
+  async #readStatus(offset: number): Promise<void> {
+    const { targetBackingBytes, salvage } = this.#settings;
+    const source = this.#sourceAt(offset);
+    const within = offset - source.start;
+    let length = source.bytes - within;
+    const behindBacking = targetBackingBytes !== null && offset >= targetBackingBytes;
+    if (targetBackingBytes !== null && !behindBacking) length = Math.min(length, targetBackingBytes - offset);
+    const { node, backend } = source.image;
+    // What the source leaves to its backing image, the target leaves to its own.
+    const base = targetBackingBytes === null ? null : backingOf(skipFilters(node));
+    let flags: number = Status.data;
+    try {
+      const status = await backend.chainStatus(within, length, base);
+      length = status.bytes;
+      ({ flags } = status);
+    } catch (error) {
+      const reason = strerror(errnoOf(error));
+      if (!salvage)
+        throw new BlockError(`error while reading block status at offset ${offset}: ${reason}`, {
+          errno: errnoOf(error),
+        });
+      this.#settings.output.warn(`error while reading block status at offset ${offset}: ${reason}`);
+      length = Math.min(length, SECTOR_BYTES);
+    }
+    const tail = (within + length) % source.alignmentBytes;
+    if (length > tail) length -= tail;
+    this.#statusEnd = offset + length;
+    this.#kind = this.#kindOf(flags, behindBacking);
+  }
+
+  #kindOf(flags: number, behindBacking: boolean): Kind {
+    if ((flags & Status.zero) !== 0) return behindBacking ? 'backing' : 'zero';
+    if ((flags & Status.data) !== 0) return 'data';
+    return this.#settings.targetBackingBytes === null ? 'data' : 'backing';
+  }
+
+  #sourceAt(offset: number): Source {
+    return this.#settings.sources.find(({ start, bytes }) => offset < start + bytes)!;
+  }
+
+  // ---- workers -----------------------------------------------------------------------------------------------
+
+  async #worker(): Promise<void> {
+    for (;;) {
+      let piece: Piece | null = null;
+      try {
+        piece = await this.#nextPiece();
+        if (piece === null) return;
+        if (piece.kind !== 'backing') await this.#move(piece);
+      } catch (error) {
+        this.#failure ??= { error };
+      } finally {
+        piece?.order.begun();
+        piece?.done();
+      }
+    }
+  }
+
+  /** The next piece nobody works on; null when there is none, or something has failed. */
+  #nextPiece(): Promise<Piece | null> {
+    return this.#next.with('the next piece', async () => {
+      const { totalBytes, zeroes, inOrder, compressBytes } = this.#settings;
+      if (this.#failure !== null || this.#position >= totalBytes) return null;
+      let extent = await this.#extentAt(this.#position);
+      if (zeroes === null && extent.kind === 'zero')
+        extent = { ...extent, bytes: Math.min(extent.bytes, PIECE_BYTES) };
+      this.#position += extent.bytes;
+      if (this.#isWork(extent.kind)) await this.#account(extent.bytes);
+      // One write is done by the kernel while the next is prepared; more would only wait for the file's lock.
+      const turn = Promise.all([this.#lastStarted, this.#doneBeforeLast]).then(() => {
+        // What has been read is not written any more.
+        if (this.#failure !== null) throw this.#failure.error;
+      });
+      // Whoever fails before his turn does not look at it.
+      turn.catch(() => undefined);
+      const started = createSignal();
+      const done = createSignal();
+      this.#lastStarted = started.promise;
+      this.#doneBeforeLast = this.#lastDone;
+      this.#lastDone = done.promise;
+      // Compressed clusters are written one by one: their order in the file does not matter.
+      const order = inOrder && compressBytes === null ? { turn, begun: started.fire } : AT_ONCE;
+      if (order === AT_ONCE) started.fire();
+      return { ...extent, order, done: done.fire };
+    });
+  }
+
+  /** Shows progress, in the steps in which the original works, and keeps to the rate. */
+  async #account(bytes: number): Promise<void> {
+    const step = this.#settings.compressBytes ?? bytes;
+    for (let at = 0; at < bytes; at += step) {
+      this.#dataDone += Math.min(step, bytes - at);
+      this.#settings.progress.set((this.#dataDone / this.#dataBytes) * 100);
+    }
+    await this.#waitForRate(bytes);
+  }
+
+  async #waitForRate(bytes: number): Promise<void> {
+    const { rate } = this.#settings;
+    if (rate === 0) return;
+    const now = performance.now();
+    const wait = this.#freeAtMs - now;
+    this.#freeAtMs = Math.max(now, this.#freeAtMs) + (bytes / rate) * 1000;
+    if (wait > 0) await new Promise((resolve) => setTimeout(resolve, wait));
+  }
+
+  // ---- data --------------------------------------------------------------------------------------------------
+
+  async #move(piece: Piece): Promise<void> {
+    const { salvage, target, zeroes } = this.#settings;
+    const source = this.#sourceAt(piece.offset);
+    const mover = this.#movers.get(source)!;
+    const isWithin = piece.offset + piece.bytes <= source.start + source.bytes;
+    const { graphLock } = target.node.layer;
+    const kind = piece.kind === 'zero' && zeroes !== null ? 'zero' : 'data';
+    if (kind === 'zero' || isWithin) {
+      const failure = await graphLock.withRead((guard) =>
+        moveExtent(mover, guard, piece.offset - source.start, piece.bytes, kind, piece.order),
+      );
+      if (failure === null) return;
+      if (!failure.isRead || !salvage) throw this.#explained(failure, piece);
+    }
+    const memory = await this.#gather(piece);
+    const vector = vectorOf(memory, 0, piece.bytes);
+    try {
+      await graphLock.withRead((guard) =>
+        writeBuffer(mover, guard, piece.offset - source.start, vector, piece.order),
+      );
+    } catch (error) {
+      throw this.#explained({ error, isRead: false, offset: 0 }, piece);
+    }
+  }
+
+  #explained({ error, isRead }: CopyFailure, { offset }: Piece): unknown {
+    // Somebody else has failed, and what he failed with is told.
+    if (this.#failure !== null) return error;
+    const doing = isRead ? 'reading' : 'writing';
+    return new BlockError(`error while ${doing} at byte ${offset}: ${strerror(errnoOf(error))}`, {
+      errno: errnoOf(error),
+    });
+  }
+
+  /** Reads a piece that lies in several sources, or could not be read as a whole. */
+  async #gather(piece: Piece): Promise<IoMemory> {
+    const memory = allocateIoMemory(piece.bytes);
+    const end = piece.offset + piece.bytes;
+    for (let at = piece.offset; at < end; ) {
+      const source = this.#sourceAt(at);
+      const length = Math.min(end - at, source.start + source.bytes - at);
+      await this.#readFrom(source, at, length, memory, at - piece.offset);
+      at += length;
+    }
+    return memory;
+  }
+
+  async #readFrom(
+    source: Source,
+    offset: number,
+    bytes: number,
+    memory: IoMemory,
+    position: number,
+  ): Promise<void> {
+    try {
+      await source.image.backend.preadv(offset - source.start, bytes, vectorOf(memory, position, bytes), 0);
+    } catch (error) {
+      const reason = strerror(errnoOf(error));
+      if (!this.#settings.salvage)
+        throw new BlockError(`error while reading at byte ${offset}: ${reason}`, { errno: errnoOf(error) });
+      if (bytes > SECTOR_BYTES) {
+        // Sector by sector, so that no more is lost than must be.
+        for (let at = 0; at < bytes; at += SECTOR_BYTES)
+          await this.#readFrom(source, offset + at, SECTOR_BYTES, memory, position + at);
+        return;
+      }
+      this.#settings.output.warn(`error while reading offset ${offset}: ${reason}`);
+      memory.buf.fill(0, position, position + bytes);
+    }
+  }
+}
+
+function moverFor({ image, start }: Source, settings: CopySettings): Mover {
+  const { target, targetIsZero, compressBytes, offload } = settings;
+  const mover = createMover({
+    source: () => image.node,
+    target: () => target.node,
+    clusterBytes: compressBytes ?? SECTOR_BYTES,
+    targetStart: start,
+    writeFlags: target.writeFlags,
+    bufferBytes: PIECE_BYTES,
+    findZeroes: zeroFinder(settings),
+    leavesZeroes: targetIsZero ? 'always' : 'never',
+  });
+  mover.compress = compressBytes !== null;
+  mover.useCopyRange = offload;
+  return mover;
+}
+
+function zeroFinder({ zeroes, compressBytes }: CopySettings): ZeroFinder | null {
+  if (zeroes === null) return null;
+  if (compressBytes !== null) return (data) => firstUnits(data, compressBytes);
+  return (data, offset) => firstRun(data, offset, zeroes);
+}
+
+function createSignal(): { readonly promise: Promise<void>; readonly fire: () => void } {
+  let fire = (): void => undefined;
+  const promise = new Promise<void>((resolve) => {
+    fire = resolve;
+  });
+  return { promise, fire };
+}
+
+/** The compressed units at the start of `data` that are all zeroes, or all have data. */
+function firstUnits(data: Buffer, unitBytes: number): { readonly bytes: number; readonly isData: boolean } {
+  const isZeroUnit = (at: number): boolean =>
+    isZero(data.subarray(at, Math.min(at + unitBytes, data.length)));
+  const zero = isZeroUnit(0);
+  let end = unitBytes;
+  while (end < data.length && isZeroUnit(end) === zero) end += unitBytes;
+  return { bytes: Math.min(end, data.length), isData: !zero };
+}
