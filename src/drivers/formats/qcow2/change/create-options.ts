@@ -13,10 +13,9 @@ import type {
   ImageCreation,
 } from '../../../../block/contract/image.ts';
 import type { BlockLayer } from '../../../../block/layer.ts';
-import { protocolOptions } from '../../../../block/open/image-name.ts';
 import { E } from '../../../../errors/errno.ts';
 import { BlockError } from '../../../../errors/error.ts';
-import { createProtocolFile, removeProtocolFile } from '../../../protocols/protocol-create.ts';
+import { choice, createInFiles } from '../../shared/creation.ts';
 import { AMEND_OPTIONS } from './amend.ts';
 import { createImage, type Qcow2CreateOptions } from './create.ts';
 
@@ -67,13 +66,6 @@ export const CREATE_OPTIONS: readonly CreateOption[] = [
 ];
 
 // ---- values --------------------------------------------------------------------------------------------------
-
-/** One of the values of an enumeration of the schema, under the name the schema has for the option. */
-function choice<T extends string>(name: string, value: string, choices: readonly T[]): T {
-  const found = choices.find((each) => each === value);
-  if (found === undefined) throw new BlockError(`Parameter '${name}' does not accept value '${value}'`);
-  return found;
-}
 
 const CIPHER_ALGORITHMS = [
   'aes-128',
@@ -182,17 +174,7 @@ function encryptMember(values: CreateOptionValues): { readonly encrypt?: QCrypto
 
 // ---- creation ------------------------------------------------------------------------------------------------
 
-/** Options that concern the file itself; how much of it is allocated is decided by the image. */
-function fileValues(values: CreateOptionValues): CreateOptionValues {
-  const { nocow, extent_size_hint: hint } = values;
-  return {
-    size: '0',
-    ...(nocow !== undefined && { nocow }),
-    ...(hint !== undefined && { extent_size_hint: hint }),
-  };
-}
-
-/** The tools' way. What was made is removed when the image does not come about. */
+/** The tools' way. */
 async function createFile(
   layer: BlockLayer,
   filename: string,
@@ -201,24 +183,15 @@ async function createFile(
 ): Promise<void> {
   checkAlias(values);
   const dataFile = values.data_file;
-  const made: string[] = [];
-  try {
-    await createProtocolFile(layer, filename, fileValues(values), progress);
-    made.push(filename);
-    if (dataFile !== undefined) {
-      await createProtocolFile(layer, dataFile, fileValues(values), progress);
-      made.push(dataFile);
-    }
+  const filenames = dataFile === undefined ? [filename] : [filename, dataFile];
+  await createInFiles(layer, filenames, values, progress, async ([file, data]) => {
     const options: Qcow2CreateOptions = {
       ...creationOptions(layer, values),
-      file: protocolOptions(layer, filename),
-      ...(dataFile !== undefined && { 'data-file': protocolOptions(layer, dataFile) }),
+      file,
+      ...(data !== undefined && { 'data-file': data }),
     };
     await createImage(layer, options, progress);
-  } catch (error) {
-    for (const name of made) removeProtocolFile(layer, name);
-    throw error;
-  }
+  });
 }
 
 export const creation: ImageCreation = {

@@ -13,9 +13,7 @@
 import type { QCryptoBlockCreateOptions } from '../../../../../schema/generated/types.ts';
 import { allocateIoMemory, vectorOf } from '../../../../aio/memory.ts';
 import type { BlockBackend } from '../../../../block/backend.ts';
-import type { CreateProgress, DriverOptions, PreallocMode } from '../../../../block/contract/image.ts';
-import { Perm } from '../../../../block/contract/request.ts';
-import { findNode } from '../../../../block/graph/find-node.ts';
+import type { CreateProgress, PreallocMode } from '../../../../block/contract/image.ts';
 import type { BlockNode } from '../../../../block/graph/node.ts';
 import { co, wrapped } from '../../../../block/io/callbacks.ts';
 import type { BlockLayer } from '../../../../block/layer.ts';
@@ -24,6 +22,7 @@ import { openFromOptions } from '../../../../block/open/open.ts';
 import { E } from '../../../../errors/errno.ts';
 import { BlockError, errnoError, errnoOf } from '../../../../errors/error.ts';
 import { CREATE_OWNER } from '../../../protocols/protocol-create.ts';
+import { takeNode, WRITING, withBackend } from '../../shared/creation.ts';
 import { encodeHeader, type Header } from '../layout/header.ts';
 import {
   Autoclear,
@@ -195,34 +194,6 @@ async function writeEmptyImage(node: BlockNode, header: Header): Promise<void> {
 
 // ---- creation ------------------------------------------------------------------------------------------------
 
-/** A node named by the options, or opened for the creation only; kept alive by a backend that takes nothing. */
-async function takeNode(layer: BlockLayer, reference: unknown): Promise<BlockBackend> {
-  let node: BlockNode;
-  if (typeof reference === 'string') {
-    node = findNode(layer, reference);
-  } else {
-    node = await openFromOptions(layer, reference as DriverOptions);
-  }
-  return layer.createBackend(node, { perm: 0, shared: Perm.all }, CREATE_OWNER);
-}
-
-/** Runs `action` with a backend that is closed afterwards; of two errors the action's is the one that counts. */
-async function withBackend<T>(
-  opened: Promise<BlockBackend>,
-  action: (backend: BlockBackend) => Promise<T>,
-): Promise<T> {
-  const backend = await opened;
-  let result: T;
-  try {
-    result = await action(backend);
-  } catch (error) {
-    await backend.close().catch(() => undefined);
-    throw error;
-  }
-  await backend.close();
-  return result;
-}
-
 /** Creates an image as blockdev-create does; `options` is validated. */
 export async function createImage(
   layer: BlockLayer,
@@ -254,9 +225,8 @@ async function createIn(
   data: BlockNode | null,
   checked: () => Promise<void>,
 ): Promise<void> {
-  const use = { perm: Perm.write | Perm.resize, shared: Perm.all };
   // Given back before the image's own node takes the file for itself.
-  await withBackend(layer.createBackend(file, use, CREATE_OWNER), async () => {
+  await withBackend(layer.createBackend(file, WRITING, CREATE_OWNER), async () => {
     await checked();
     await writeEmptyImage(file, initialHeader(options, data === null ? null : nodeFilename(data)));
   });
@@ -266,7 +236,7 @@ async function createIn(
     ...(data !== null && { 'data-file': data.name }),
   });
   // Nobody else holds the node: it is written back, flushed and closed with the backend.
-  await withBackend(layer.createBackend(node, use, CREATE_OWNER), (image) =>
+  await withBackend(layer.createBackend(node, WRITING, CREATE_OWNER), (image) =>
     finishImage(image, node as unknown as Qcow2Node, options),
   );
 }
