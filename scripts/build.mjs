@@ -7,7 +7,7 @@ import { fileURLToPath, pathToFileURL } from 'node:url';
 
 const root = path.resolve(path.dirname(fileURLToPath(import.meta.url)), '..');
 const stampFile = path.join(root, 'dist/.built');
-const inputs = ['schema', 'src', 'daemon', 'bench', 'package.json', 'tsconfig.json', 'scripts'];
+const inputs = ['schema', 'src', 'daemon', 'client', 'bench', 'package.json', 'tsconfig.json', 'scripts'];
 
 /** Newest modification time (ms) below the given paths; generated files do not count. */
 function newestMs(paths) {
@@ -33,7 +33,9 @@ export function build({ force = false } = {}) {
   if (!force && builtMs >= newest) return false;
   const tsc = path.join(root, 'node_modules/typescript/bin/tsc');
   if (force) rmSync(path.join(root, 'dist'), { recursive: true, force: true });
-  const schemaMs = newestMs(['schema', 'package.json'].map((entry) => path.join(root, entry)));
+  const schemaMs = newestMs(
+    ['schema', 'client/python', 'package.json'].map((entry) => path.join(root, entry)),
+  );
   if (force || schemaMs > builtMs || !existsSync(path.join(root, 'schema/generated/types.ts'))) {
     run(process.execPath, [tsc, '-p', 'schema/generator']);
     run(process.execPath, ['dist/schema/generator/main.js']);

@@ -4,7 +4,9 @@
 
 import { mkdirSync, readFileSync, writeFileSync } from 'node:fs';
 import path from 'node:path';
+import { emitClient } from './emit-client.ts';
 import { emitIntrospection } from './emit-introspection.ts';
+import { emitPython } from './emit-python.ts';
 import { emitReference } from './emit-reference.ts';
 import { emitTypes } from './emit-types.ts';
 import { emitValidators } from './emit-validators.ts';
@@ -29,10 +31,15 @@ function write(file: string, text: string): void {
 const model = loadModel(path.join(root, 'schema'));
 const validators = emitValidators(model);
 write('schema/generated/types.ts', await emitTypes(model));
+write('schema/generated/client.ts', emitClient(model));
 write('schema/generated/visitor-tables.ts', emitVisitorTables(model));
 write('schema/generated/introspection.ts', emitIntrospection(model));
 write('schema/generated/validators.d.ts', validators.declarations);
 write('schema/generated/validators.js', validators.code);
 write('dist/schema/generated/validators.js', validators.code); // tsc copies no .js file
 write('schema/generated/qmp.schema.json', `${JSON.stringify(expandModel(model, 'plain'), null, 1)}\n`);
+write(
+  'dist/client/qblockd_client.py',
+  emitPython(model, readFileSync(path.join(root, 'client/python/base.py'), 'utf8')),
+);
 write('schema/generated/REFERENCE.md', emitReference(model));

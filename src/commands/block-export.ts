@@ -13,8 +13,7 @@ type Names =
   | 'nbd-server-stop'
   | 'block-export-add'
   | 'block-export-del'
-  | 'query-block-exports'
-  | 'x-query-block-exports';
+  | 'query-block-exports';
 
 export const blockExportCommands = {
   'nbd-server-start': async ({ exports }, { addr, ...options }) => {
@@ -49,6 +48,4 @@ export const blockExportCommands = {
   },
 
   'query-block-exports': ({ exports }) => exports.query(),
-
-  'x-query-block-exports': ({ exports }) => exports.queryDetails(),
 } satisfies Handlers<CommandContext, Names>;

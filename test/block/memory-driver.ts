@@ -34,8 +34,7 @@ export function memoryDisk(
   };
 }
 
-/** A driver that keeps its bytes in `disk`. */
-export function memoryDriver(disk: MemoryDisk): BlockDriver {
+function memoryDriver(disk: MemoryDisk): BlockDriver {
   const called = async (node: BlockNode, name: string, offset: number, bytes: number): Promise<void> => {
     disk.calls.push(name);
     const { requestAlignment, maxTransfer } = node.limits;

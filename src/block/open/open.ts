@@ -8,7 +8,6 @@
 
 import { BlockError, errnoError, errnoOf, InvariantError } from '../../errors/error.ts';
 import type { BlockDriver, OpenContext, OpenPurpose } from '../contract/driver.ts';
-import type { DriverFace } from '../contract/face.ts';
 import type { BackingName, DriverOptions } from '../contract/image.ts';
 import { Role } from '../contract/request.ts';
 import { changeGraph } from '../graph/change.ts';
@@ -55,9 +54,7 @@ async function openNode(
   purpose: OpenPurpose = 'io',
 ): Promise<BlockNode> {
   if (depth > MAX_DEPTH) throw new BlockError('Block device nesting is too deep');
-  const found = layer.driver(String(options.driver));
-  // Whole drivers are taken within the turn.
-  const driver = found instanceof Promise ? await found : found;
+  const driver = layer.drivers[String(options.driver)];
   if (driver === undefined) throw new BlockError(`Unknown driver '${String(options.driver)}'`);
   const settings = nodeSettings(layer, options, driver, inherited);
   const node = new BlockNode(layer, driver, settings);
@@ -278,7 +275,7 @@ async function imageOptions(
 }
 
 /** The node of the protocol that the user has named for `name`, which may be another's by itself (`own`). */
-function namedProtocol(driver: DriverFace, own: DriverOptions, name: string): DriverOptions {
+function namedProtocol(driver: BlockDriver, own: DriverOptions, name: string): DriverOptions {
   const [option] = driver.nameOptions ?? [];
   if (own.driver === driver.name) return own;
   if (option === undefined && driver.parseName !== undefined)
@@ -288,7 +285,7 @@ function namedProtocol(driver: DriverFace, own: DriverOptions, name: string): Dr
 }
 
 /** Whether a format goes on top: the node shows bytes that somebody else keeps, as they are. */
-function isProtocol(driver: DriverFace): boolean {
+function isProtocol(driver: BlockDriver): boolean {
   return driver.kind === 'protocol' || driver.isProtocolFilter === true;
 }
 

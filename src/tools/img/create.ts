@@ -68,7 +68,7 @@ export async function create(context: CommandContext, words: readonly string[]):
   });
   const [filename, sizeText, extra] = operands;
   if (options !== null && asksForHelp(options)) {
-    await printHelp(context, format, filename ?? null);
+    printHelp(context, format, filename ?? null);
     return 0;
   }
   if (filename === undefined) throw new UsageError('Expecting image file name');
@@ -84,13 +84,9 @@ export async function create(context: CommandContext, words: readonly string[]):
 }
 
 /** Prints the options of a format; with a file name those of its protocol too. */
-export async function printHelp(
-  context: CommandContext,
-  format: string,
-  filename: string | null,
-): Promise<void> {
+export function printHelp(context: CommandContext, format: string, filename: string | null): void {
   const { layer } = context.environment();
-  const driver = await findFormat(layer, format);
+  const driver = findFormat(layer, format);
   if (driver.creation === undefined)
     throw new BlockError(`Format driver '${format}' does not support image creation`);
   const { output } = context;
@@ -100,7 +96,7 @@ export async function printHelp(
     output.print('Specify the target filename to include those options.\n');
     return;
   }
-  const protocol = await findProtocol(layer, filename);
+  const protocol = findProtocol(layer, filename);
   checkCreatable(driver, protocol);
   output.print(`Supported options:\n${optionHelp(creationOptions(driver, protocol))}`);
 }
@@ -108,8 +104,8 @@ export async function printHelp(
 async function createImage(context: CommandContext, request: Request): Promise<void> {
   const env = context.environment();
   const { filename, format } = request;
-  const driver = await findFormat(env.layer, format);
-  const protocol = await findProtocol(env.layer, filename);
+  const driver = findFormat(env.layer, format);
+  const protocol = findProtocol(env.layer, filename);
   checkCreatable(driver, protocol);
   const options = creationOptions(driver, protocol);
   const values = parseValues(options, request.options);

@@ -113,8 +113,7 @@ async function createOverlay({ layer }: ToolEnvironment, bytes: number): Promise
   closeSync(openSync(filename, 'wx', 0o600));
   try {
     const progress = { update: () => undefined };
-    const qcow2 = await layer.driver('qcow2');
-    await qcow2!.creation!.createFile(layer, filename, { size: String(bytes) }, progress);
+    await layer.drivers.qcow2!.creation!.createFile(layer, filename, { size: String(bytes) }, progress);
   } catch (error) {
     unlinkSync(filename);
     throw error;
