@@ -14,6 +14,7 @@ import type { TlsCredentials } from '../objects/tls-creds.ts';
 import { BlockBackend } from './backend.ts';
 import type { BackendOwner } from './contract/backend-io.ts';
 import type { BlockDriver } from './contract/driver.ts';
+import { driverBehind, type LazyDriver } from './contract/face.ts';
 import { Perm, type PermissionPair } from './contract/request.ts';
 import type { EventSink } from './events.ts';
 import { changeGraph } from './graph/change.ts';
@@ -32,7 +33,7 @@ export interface BlockLayerParts {
   readonly engine: AioEngine;
   readonly events: EventSink;
   /** Every driver that can be opened, by name. */
-  readonly drivers: Readonly<Record<string, BlockDriver>>;
+  readonly drivers: Readonly<Record<string, BlockDriver | LazyDriver>>;
   /** The bytes of the secret object `id`; throws when there is none. Default: there are no secrets. */
   readonly secret?: (id: string) => Buffer;
   /** The TLS credentials object `id` for a client; throws when there is none. Default: there are none. */
@@ -52,7 +53,8 @@ export interface BlockLayerParts {
 export class BlockLayer {
   readonly engine: AioEngine;
   readonly events: EventSink;
-  readonly drivers: Readonly<Record<string, BlockDriver>>;
+  /** By name; what is not known before loading is asked of `driver`. */
+  readonly drivers: Readonly<Record<string, BlockDriver | LazyDriver>>;
   /** The bytes of the secret object `id`; throws when there is none. */
   readonly secret: (id: string) => Buffer;
   /** The TLS credentials object `id` for a client; throws when there is none. */
@@ -108,6 +110,12 @@ export class BlockLayer {
   /** Oldest first. */
   get nodes(): readonly BlockNode[] {
     return [...this.#nodes.values()];
+  }
+
+  /** The driver of that name, loaded if it was not yet; undefined: there is none. */
+  driver(name: string): BlockDriver | Promise<BlockDriver> | undefined {
+    const face = Object.hasOwn(this.drivers, name) ? this.drivers[name] : undefined;
+    return face && driverBehind(face);
   }
 
   findNode(name: string): BlockNode | null {

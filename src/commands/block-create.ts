@@ -22,7 +22,7 @@ async function start(jobs: JobTable, id: string, driver: JobDriver): Promise<voi
 
 export const blockCreateCommands = {
   'blockdev-create': async ({ layer, jobs }, { 'job-id': id, options }) => {
-    const creation = layer.drivers[options.driver]?.creation;
+    const creation = (await layer.driver(options.driver))?.creation;
     if (creation?.create === undefined) throw new BlockError('Driver does not support blockdev-create');
     await start(jobs, id, createImageJob(layer, creation.create, options as unknown as DriverOptions));
     return {};

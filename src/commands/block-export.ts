@@ -13,7 +13,8 @@ type Names =
   | 'nbd-server-stop'
   | 'block-export-add'
   | 'block-export-del'
-  | 'query-block-exports';
+  | 'query-block-exports'
+  | 'x-query-block-exports';
 
 export const blockExportCommands = {
   'nbd-server-start': async ({ exports }, { addr, ...options }) => {
@@ -48,4 +49,6 @@ export const blockExportCommands = {
   },
 
   'query-block-exports': ({ exports }) => exports.query(),
+
+  'x-query-block-exports': ({ exports }) => exports.queryDetails(),
 } satisfies Handlers<CommandContext, Names>;

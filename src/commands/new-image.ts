@@ -14,7 +14,7 @@ export interface NewImage {
 /** Makes the file and the image in it. Throws in the words of the original. */
 export async function makeImage(layer: BlockLayer, image: NewImage): Promise<void> {
   const { filename, format, sizeBytes, backing = null } = image;
-  const driver = layer.drivers[format];
+  const driver = await layer.driver(format);
   if (driver === undefined) throw new BlockError(`Unknown file format '${format}'`);
   const { creation } = driver;
   if (creation === undefined)

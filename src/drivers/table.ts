@@ -1,41 +1,100 @@
-/** The one list of block drivers. */
+/**
+ * The one list of block drivers.
+ *
+ * What nearly every user needs is there at once. The others are listed by their faces, and loaded when a node of theirs
+ * is opened or an image made: a new driver goes there. A face has what its driver has of FACE_MEMBERS (block/contract/face.ts);
+ * callbacks of a face come from a small file beside the driver.
+ */
 
 import type { BlockdevDriver } from '../../schema/generated/types.ts';
 import type { BlockDriver } from '../block/contract/driver.ts';
-import { blkdebug } from './filters/blkdebug/blkdebug.ts';
-import { blklogwrites } from './filters/blklogwrites.ts';
-import { blkreplay } from './filters/blkreplay.ts';
-import { blkverify } from './filters/blkverify.ts';
-import { compress } from './filters/compress.ts';
-import { copyBeforeWrite } from './filters/copy-before-write.ts';
-import { copyOnRead } from './filters/copy-on-read.ts';
-import { preallocate } from './filters/preallocate.ts';
-import { quorum } from './filters/quorum/quorum.ts';
-import { snapshotAccess } from './filters/snapshot-access.ts';
-import { throttle } from './filters/throttle.ts';
+import type { LazyDriver } from '../block/contract/face.ts';
+import { blkdebugNames, blkverifyNames } from './filters/test-names.ts';
 import { qcow2 } from './formats/qcow2/driver.ts';
 import { raw } from './formats/raw.ts';
 import { file, hostDevice } from './protocols/file/file.ts';
-import { nbd } from './protocols/nbd/nbd.ts';
-import { nullAio, nullCo } from './protocols/null.ts';
+import { nbdNames } from './protocols/nbd/names.ts';
 
-export const drivers: Readonly<Record<BlockdevDriver, BlockDriver>> = {
-  blkdebug,
-  blklogwrites,
-  blkreplay,
-  blkverify,
-  compress,
-  'copy-before-write': copyBeforeWrite,
-  'copy-on-read': copyOnRead,
-  file,
-  host_device: hostDevice,
-  nbd,
-  'null-aio': nullAio,
-  'null-co': nullCo,
-  preallocate,
-  qcow2,
-  quorum,
-  raw,
-  'snapshot-access': snapshotAccess,
-  throttle,
-};
+const whole = { file, host_device: hostDevice, qcow2, raw } as const;
+
+const lazy = {
+  blkdebug: {
+    name: 'blkdebug',
+    kind: 'filter',
+    isProtocolFilter: true,
+    ...blkdebugNames,
+    load: async () => (await import('./filters/blkdebug/blkdebug.ts')).blkdebug as BlockDriver,
+  },
+  blklogwrites: {
+    name: 'blklogwrites',
+    kind: 'filter',
+    load: async () => (await import('./filters/blklogwrites.ts')).blklogwrites as BlockDriver,
+  },
+  blkreplay: {
+    name: 'blkreplay',
+    kind: 'filter',
+    load: async () => (await import('./filters/blkreplay.ts')).blkreplay as BlockDriver,
+  },
+  blkverify: {
+    name: 'blkverify',
+    kind: 'filter',
+    isProtocolFilter: true,
+    ...blkverifyNames,
+    load: async () => (await import('./filters/blkverify.ts')).blkverify as BlockDriver,
+  },
+  compress: {
+    name: 'compress',
+    kind: 'filter',
+    load: async () => (await import('./filters/compress.ts')).compress as BlockDriver,
+  },
+  'copy-before-write': {
+    name: 'copy-before-write',
+    kind: 'filter',
+    load: async () => (await import('./filters/copy-before-write.ts')).copyBeforeWrite as BlockDriver,
+  },
+  'copy-on-read': {
+    name: 'copy-on-read',
+    kind: 'filter',
+    load: async () => (await import('./filters/copy-on-read.ts')).copyOnRead as BlockDriver,
+  },
+  nbd: {
+    name: 'nbd',
+    kind: 'protocol',
+    ...nbdNames,
+    load: async () => (await import('./protocols/nbd/nbd.ts')).nbd as BlockDriver,
+  },
+  'null-aio': {
+    name: 'null-aio',
+    kind: 'protocol',
+    load: async () => (await import('./protocols/null.ts')).nullAio as BlockDriver,
+  },
+  'null-co': {
+    name: 'null-co',
+    kind: 'protocol',
+    load: async () => (await import('./protocols/null.ts')).nullCo as BlockDriver,
+  },
+  preallocate: {
+    name: 'preallocate',
+    kind: 'filter',
+    load: async () => (await import('./filters/preallocate.ts')).preallocate as BlockDriver,
+  },
+  quorum: {
+    name: 'quorum',
+    kind: 'format',
+    load: async () => (await import('./filters/quorum/quorum.ts')).quorum as BlockDriver,
+  },
+  'snapshot-access': {
+    name: 'snapshot-access',
+    kind: 'format',
+    load: async () => (await import('./filters/snapshot-access.ts')).snapshotAccess as BlockDriver,
+  },
+  throttle: {
+    name: 'throttle',
+    kind: 'filter',
+    load: async () => (await import('./filters/throttle.ts')).throttle as BlockDriver,
+  },
+} as const satisfies Readonly<Record<string, LazyDriver>>;
+
+export const drivers = { ...lazy, ...whole } as const satisfies Readonly<
+  Record<BlockdevDriver, BlockDriver | LazyDriver>
+>;

@@ -1,8 +1,8 @@
 /**
- * All exports, and the NBD server most of them are offered by.
+ * All exports: ids, life cycles, and the checks and error texts of the commands, whose order is the original's.
  *
- * Here: ids, life cycles, and the checks and error texts of the commands, whose order is the original's. Not here:
- * the parsing of commands (src/commands/block-export.ts), the wire (src/nbd).
+ * Not here: the parsing of commands (src/commands/block-export.ts), what all exports have in common (export.ts), what
+ * is particular to a kind (types.ts and the folders).
  */
 
 import type {
@@ -11,38 +11,29 @@ import type {
   BlockExportRemoveMode,
   NbdServerAddOptions,
   NbdServerOptions,
+  XBlockExportDetails,
 } from '../../schema/generated/types.ts';
-import type { BlockBackend } from '../block/backend.ts';
-import { Perm } from '../block/contract/request.ts';
 import { findNode } from '../block/graph/find-node.ts';
 import type { BlockNode } from '../block/graph/node.ts';
 import type { BlockLayer } from '../block/layer.ts';
 import { BlockError } from '../errors/error.ts';
-import { DEFAULT_HANDSHAKE_MAX_SECONDS, DEFAULT_MAX_CONNECTIONS } from '../nbd/protocol/limits.ts';
-import { NbdServer } from '../nbd/server/server.ts';
-import type { TlsSettings } from '../nbd/server/tls.ts';
+import type { NbdServer } from '../nbd/server/server.ts';
 import { isIdentifier, type ObjectTree } from '../objects/tree.ts';
-import { bitmapToExport } from './bitmaps.ts';
-import { checkExportTexts, ExportOwner, NbdBlockExport } from './nbd-export.ts';
-
-/** Where an NBD server was asked for: only the command line may name inherited descriptors. */
-export type Origin = 'qmp' | 'command-line';
-
-/** An export of any kind. */
-type BlockExport = NbdBlockExport;
+import type { ExportType } from './contract.ts';
+import { type BlockExport, createExport, nodeNameOf, shutDownExport } from './export.ts';
+import { NbdService, type Origin } from './nbd/service.ts';
+import { latencyBordersUs, REQUEST_KINDS } from './statistics.ts';
+import { createExportTypes, type ExportTypes } from './types.ts';
 
 export class ExportTable {
   readonly #layer: BlockLayer;
   readonly #objects: ObjectTree;
-  readonly #log: (message: string) => void;
-  readonly #whenServing: (serve: () => void) => void;
+  readonly #nbd: NbdService;
+  readonly #types: ExportTypes;
   /** By id, oldest first. Ids of exports that are being made map to null. */
   readonly #exports = new Map<string, BlockExport | null>();
   /** Iothread each node was moved to by an export; by node name. */
   readonly #iothreads = new Map<string, string>();
-  #server: NbdServer | null = null;
-  /** A server is being started or stopped. */
-  #serverBusy = false;
 
   /**
    * `log` is told about clients that break the protocol; `whenServing` calls its argument once clients may be served:
@@ -56,67 +47,34 @@ export class ExportTable {
   ) {
     this.#layer = layer;
     this.#objects = objects;
-    this.#log = log;
-    this.#whenServing = whenServing;
+    const mayInheritFds = (): boolean => layer.allowInheritedFd;
+    const environment = { layer, objects, log, whenServing, mayInheritFds };
+    this.#nbd = new NbdService(environment);
+    this.#types = createExportTypes(environment, this.#nbd);
   }
 
   // ---- the NBD server ----------------------------------------------------------------------------------------
 
   /** nbd-server-start and --nbd-server. */
-  async startNbdServer(options: NbdServerOptions, origin: Origin): Promise<void> {
-    if (this.#server !== null || this.#serverBusy) throw new BlockError('NBD server already running');
-    const server = new NbdServer(this.#layer.engine, {
-      address: options.addr,
-      tls: this.#tlsSettings(options),
-      maxConnections: options['max-connections'] ?? DEFAULT_MAX_CONNECTIONS,
-      handshakeMaxSeconds: options['handshake-max-seconds'] ?? DEFAULT_HANDSHAKE_MAX_SECONDS,
-      allowInheritedFd: origin === 'command-line',
-      whenServing: this.#whenServing,
-      log: this.#log,
-    });
-    this.#serverBusy = true;
-    try {
-      await server.start();
-      this.#server = server;
-    } finally {
-      this.#serverBusy = false;
-    }
-  }
-
-  #tlsSettings(options: NbdServerOptions): TlsSettings | null {
-    const id = options['tls-creds'];
-    if (id === undefined) return null;
-    return {
-      credentials: this.#objects.tlsCreds(id, 'server'),
-      authzId: options['tls-authz'] ?? null,
-      findAuthorizer: (authzId) => this.#objects.authz(authzId),
-    };
+  startNbdServer(options: NbdServerOptions, origin: Origin): Promise<void> {
+    return this.#nbd.start(options, origin);
   }
 
   /** nbd-server-stop: its exports go with it. */
-  async stopNbdServer(): Promise<void> {
-    const server = this.#server;
-    if (server === null) throw new BlockError('NBD server not running');
-    this.#server = null;
-    this.#serverBusy = true;
-    try {
-      await this.#closeExports(server);
-      await server.stop();
-    } finally {
-      this.#serverBusy = false;
-    }
+  stopNbdServer(): Promise<void> {
+    return this.#nbd.stop(() => this.#closeExports((exp) => exp.type === 'nbd'));
   }
 
   /** Addresses the NBD server listens on; empty when there is none. */
   get nbdAddresses(): NbdServer['addresses'] {
-    return this.#server?.addresses ?? [];
+    return this.#nbd.server?.addresses ?? [];
   }
 
-  /** Closes all exports, oldest first; their clients are disconnected all at once. */
-  async #closeExports(server: NbdServer): Promise<void> {
+  /** Closes exports, oldest first; their clients are disconnected all at once. */
+  async #closeExports(which: (exp: BlockExport) => boolean): Promise<void> {
     const closing = [...this.#exports.values()]
-      .filter((exp) => exp !== null)
-      .map((exp) => ({ exp, done: this.#shutDown(exp, server) }));
+      .filter((exp) => exp !== null && which(exp))
+      .map((exp) => ({ exp: exp as BlockExport, done: shutDownExport(exp as BlockExport) }));
     for (const { exp, done } of closing) {
       await done;
       this.#finish(exp);
@@ -137,7 +95,8 @@ export class ExportTable {
     // The id is taken from here on, although making the export takes a while.
     this.#exports.set(id, null);
     try {
-      const exp = await this.#create(options, node, writable);
+      const type: ExportType = this.#types[options.type];
+      const exp = await createExport(this.#layer, type, options, node, writable);
       this.#exports.set(id, exp);
     } catch (error) {
       this.#exports.delete(id);
@@ -165,13 +124,13 @@ export class ExportTable {
     const exp = this.#exports.get(id) ?? null;
     if (exp === null) throw new BlockError(`Export '${id}' is not found`);
     if (exp.shuttingDown) throw new BlockError(`Export '${id}' is already shutting down`);
-    const busy = exp.clientCount > 0;
+    const busy = exp.running.inUse;
     if (busy && mode === 'safe') {
       throw new BlockError(`export '${id}' still in use`, {
         hint: "Use mode='hard' to force client disconnect",
       });
     }
-    const done = this.#shutDown(exp, this.#server).then(() => this.#finish(exp));
+    const done = shutDownExport(exp).then(() => this.#finish(exp));
     if (!busy) await done;
   }
 
@@ -181,16 +140,41 @@ export class ExportTable {
       .filter((exp) => exp !== null)
       .reverse()
       .map((exp) => ({
-        'node-name': exp.nodeName,
+        'node-name': nodeNameOf(exp),
         'shutting-down': exp.shuttingDown,
-        type: 'nbd',
+        type: exp.type,
         id: exp.id,
+      }));
+  }
+
+  /** x-query-block-exports: what exports do, newest first. */
+  queryDetails(): XBlockExportDetails[] {
+    const borders = latencyBordersUs();
+    return [...this.#exports.values()]
+      .filter((exp) => exp !== null)
+      .reverse()
+      .map(({ id, running, statistics }) => ({
+        id,
+        clients: running.clientCount,
+        'latency-borders-us': borders,
+        requests: REQUEST_KINDS.map((kind) => {
+          const { operations, failed, bytes, totalUs, latency } = statistics[kind];
+          return {
+            kind,
+            operations,
+            failed,
+            bytes,
+            'total-time-us': Math.round(totalUs),
+            'latency-histogram': [...latency],
+          };
+        }),
       }));
   }
 
   /** Ends everything, at shutdown. */
   async closeAll(): Promise<void> {
-    if (this.#server !== null) await this.stopNbdServer();
+    if (this.#nbd.server !== null) await this.stopNbdServer();
+    await this.#closeExports(() => true);
   }
 
   /**
@@ -201,7 +185,7 @@ export class ExportTable {
     const { iothread } = options;
     if (iothread === undefined) return;
     this.#objects.iothread(iothread);
-    const inUse = [...this.#exports.values()].some((exp) => exp?.nodeName === node.name);
+    const inUse = [...this.#exports.values()].some((exp) => exp !== null && nodeNameOf(exp) === node.name);
     if (!inUse) {
       this.#iothreads.set(node.name, iothread);
     } else if (options['fixed-iothread'] === true && this.#iothreads.get(node.name) !== iothread) {
@@ -209,67 +193,13 @@ export class ExportTable {
     }
   }
 
-  async #create(options: BlockExportOptions, node: BlockNode, writable: boolean): Promise<NbdBlockExport> {
-    const owner = new ExportOwner();
-    // The size is promised to the clients: nobody may change it.
-    const want = {
-      perm: Perm.consistentRead | (writable ? Perm.write : 0),
-      shared: Perm.all & ~Perm.resize,
-    };
-    const backend = await this.#layer.createBackend(node, want, owner);
-    try {
-      const sizeBytes = await backend.getLength();
-      return this.#offer(options, node, writable, backend, owner, sizeBytes);
-    } catch (error) {
-      await backend.close();
-      throw error;
-    }
-  }
-
-  /** The part of the creation that cannot be interrupted: from the look for the server to the name taken there. */
-  #offer(
-    options: BlockExportOptions,
-    node: BlockNode,
-    writable: boolean,
-    backend: BlockBackend,
-    owner: ExportOwner,
-    sizeBytes: number,
-  ): NbdBlockExport {
-    const server = this.#server;
-    if (server === null) throw new BlockError('NBD server not running');
-    const { name = node.name, description = '' } = options;
-    checkExportTexts(name, description);
-    if (server.findExport(name) !== null)
-      throw new BlockError(`NBD server already has export named '${name}'`);
-    const bitmaps = (options.bitmaps ?? []).map((bitmap) =>
-      bitmapToExport(this.#layer, node, writable, bitmap),
-    );
-    const settings = {
-      id: options.id,
-      name,
-      description,
-      writable,
-      writethrough: options.writethrough ?? false,
-      allocationDepth: options['allocation-depth'] ?? false,
-      bitmaps,
-      multiConn: server.maxConnections !== 1,
-    };
-    const exp = new NbdBlockExport(settings, backend, owner, sizeBytes);
-    server.addExport(exp);
-    return exp;
-  }
-
-  async #shutDown(exp: NbdBlockExport, server: NbdServer | null): Promise<void> {
-    server?.removeExport(exp);
-    await exp.shutDown();
-  }
-
   /** The export has gone. */
-  #finish(exp: NbdBlockExport): void {
+  #finish(exp: BlockExport): void {
     if (this.#exports.get(exp.id) !== exp) return;
     this.#exports.delete(exp.id);
-    if (![...this.#exports.values()].some((other) => other?.nodeName === exp.nodeName)) {
-      this.#iothreads.delete(exp.nodeName);
+    const nodeName = nodeNameOf(exp);
+    if (![...this.#exports.values()].some((other) => other !== null && nodeNameOf(other) === nodeName)) {
+      this.#iothreads.delete(nodeName);
     }
     this.#layer.events.emit('BLOCK_EXPORT_DELETED', { id: exp.id });
   }

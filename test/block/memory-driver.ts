@@ -34,7 +34,8 @@ export function memoryDisk(
   };
 }
 
-function memoryDriver(disk: MemoryDisk): BlockDriver {
+/** A driver that keeps its bytes in `disk`. */
+export function memoryDriver(disk: MemoryDisk): BlockDriver {
   const called = async (node: BlockNode, name: string, offset: number, bytes: number): Promise<void> => {
     disk.calls.push(name);
     const { requestAlignment, maxTransfer } = node.limits;

@@ -14,7 +14,7 @@ import { ioError } from '../../src/errors/error.ts';
 import { type PreparedBackup, prepareBackup } from '../../src/jobs/backup.ts';
 import { JobTable, withJobLock } from '../../src/jobs/job-common.ts';
 import { cancelJob } from '../../src/jobs/job-monitor.ts';
-import { memoryDisk, memoryLayer } from '../block/memory-driver.ts';
+import { memoryDisk, memoryDriver, memoryLayer } from '../block/memory-driver.ts';
 
 const SIZE = 256 * 1024;
 const OWNER = { describe: () => 'users', drainedBegin: () => undefined, drainedEnd: () => undefined };
@@ -28,7 +28,7 @@ function silentDriver(): { readonly driver: BlockDriver; readonly waiting: () =>
       name === 'pwritev' ? new Promise<void>((_resolve, reject) => waiting.push(reject)) : undefined,
   });
   const driver = {
-    ...memoryLayer(disk).drivers.memory!,
+    ...memoryDriver(disk),
     name: 'silent',
     cancelInFlight() {
       for (const reject of waiting) reject(ioError(E.EIO));

@@ -28,7 +28,7 @@ const noProgress = { update: () => undefined };
 const owner = { describe: () => 'the test', drainedBegin: () => undefined, drainedEnd: () => undefined };
 
 async function openOverlay(layer: BlockLayer, dir: string): Promise<BlockNode> {
-  const { qcow2 } = layer.drivers;
+  const qcow2 = await layer.driver('qcow2');
   for (const name of ['base', 'top']) {
     const file = path.join(dir, name);
     await qcow2!.creation!.createFile(layer, file, { size: String(SIZE) }, noProgress);

@@ -77,7 +77,7 @@ async function byUs(dir: string, format: string, filename: string, values: Value
   });
   let error: string | null = null;
   try {
-    const creation = layer.drivers[format]?.creation;
+    const creation = (await layer.driver(format))?.creation;
     await creation?.createFile(layer, filename, values, { update: () => undefined });
   } catch (thrown) {
     if (!(thrown instanceof BlockError)) throw thrown;

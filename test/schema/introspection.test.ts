@@ -10,11 +10,12 @@ import type { SchemaInfo } from '../../schema/generated/types.ts';
 import { type RunningDaemon, startDaemon } from '../peers/daemons.ts';
 import { missingPeer, requirePeer } from '../peers/requires.ts';
 
-/** Commands that the original's 7.2 does not have. Newer releases of it do. */
-const NEWER_COMMANDS = new Set(['block-job-change']);
+/** Commands that the original's 7.2 does not have. Newer releases of it do, except for those that start with x-. */
+const NEWER_COMMANDS = new Set(['block-job-change', 'x-query-block-exports']);
 
-/** What the original's 7.2 does not have: [owner, member]. Newer releases of it do. */
+/** What the original's 7.2 does not have: [owner, member]. Newer releases of it do, except for what starts with x-. */
 const NEWER = new Set([
+  'block-export-add x-throttle-group',
   'nbd-server-start handshake-max-seconds',
   'blockdev-add/qcow2 discard-no-unref',
   'blockdev-backup discard-source',

@@ -8,6 +8,7 @@
 
 import { BlockError, errnoError, errnoOf, InvariantError } from '../../errors/error.ts';
 import type { BlockDriver, OpenContext, OpenPurpose } from '../contract/driver.ts';
+import type { DriverFace } from '../contract/face.ts';
 import type { BackingName, DriverOptions } from '../contract/image.ts';
 import { Role } from '../contract/request.ts';
 import { changeGraph } from '../graph/change.ts';
@@ -54,7 +55,9 @@ async function openNode(
   purpose: OpenPurpose = 'io',
 ): Promise<BlockNode> {
   if (depth > MAX_DEPTH) throw new BlockError('Block device nesting is too deep');
-  const driver = layer.drivers[String(options.driver)];
+  const found = layer.driver(String(options.driver));
+  // Whole drivers are taken within the turn.
+  const driver = found instanceof Promise ? await found : found;
   if (driver === undefined) throw new BlockError(`Unknown driver '${String(options.driver)}'`);
   const settings = nodeSettings(layer, options, driver, inherited);
   const node = new BlockNode(layer, driver, settings);
@@ -275,7 +278,7 @@ async function imageOptions(
 }
 
 /** The node of the protocol that the user has named for `name`, which may be another's by itself (`own`). */
-function namedProtocol(driver: BlockDriver, own: DriverOptions, name: string): DriverOptions {
+function namedProtocol(driver: DriverFace, own: DriverOptions, name: string): DriverOptions {
   const [option] = driver.nameOptions ?? [];
   if (own.driver === driver.name) return own;
   if (option === undefined && driver.parseName !== undefined)
@@ -285,7 +288,7 @@ function namedProtocol(driver: BlockDriver, own: DriverOptions, name: string): D
 }
 
 /** Whether a format goes on top: the node shows bytes that somebody else keeps, as they are. */
-function isProtocol(driver: BlockDriver): boolean {
+function isProtocol(driver: DriverFace): boolean {
   return driver.kind === 'protocol' || driver.isProtocolFilter === true;
 }
 

@@ -12,8 +12,9 @@ import { Perm, type PermissionPair, Req, Role } from '../../block/contract/reque
 import type { BlockNode } from '../../block/graph/node.ts';
 import { co } from '../../block/io/callbacks.ts';
 import { exactFilename } from '../../block/open/filename.ts';
-import { BlockError, errnoOf } from '../../errors/error.ts';
+import { errnoOf } from '../../errors/error.ts';
 import { firstDifference } from './compare.ts';
+import { blkverifyNames } from './test-names.ts';
 
 interface BlkverifyState {
   readonly raw: () => BlockNode;
@@ -81,12 +82,7 @@ export const blkverify: BlockDriver<BlkverifyState> = {
   noPlace: 'Cannot generate a base directory for blkverify nodes',
   supportedWriteFlags: Req.writeUnchanged,
   supportedZeroFlags: 0,
-  nameOptions: ['x-image', 'x-raw'],
-  parseName(rest) {
-    const colon = rest.indexOf(':');
-    if (colon < 0) throw new BlockError('blkverify requires raw copy and original image path');
-    return { 'x-raw': rest.slice(0, colon), 'x-image': rest.slice(colon + 1) };
-  },
+  ...blkverifyNames,
   open,
   exactFilename({ children }) {
     const [raw, test] = children.map((edge) => exactFilename(edge.node));

@@ -40,7 +40,7 @@ export async function createProtocolFile(
   progress: CreateProgress,
 ): Promise<void> {
   const protocol = protocolOf(layer, filename);
-  const creation = layer.drivers[protocol]?.creation;
+  const creation = (await layer.driver(protocol))?.creation;
   if (creation === undefined) {
     throw new BlockError(`Protocol driver '${protocol}' does not support image creation`, {
       errno: E.ENOTSUP,

@@ -51,7 +51,7 @@ export async function amend(context: CommandContext, words: readonly string[]): 
   const env = context.environment();
   const { output } = context;
   if (format !== null && asksForHelp(options)) {
-    output.print(amendHelp(findFormat(env.layer, format)));
+    output.print(amendHelp(await findFormat(env.layer, format)));
     return 0;
   }
   const name = operands.at(-1);

@@ -68,7 +68,7 @@ export async function create(context: CommandContext, words: readonly string[]):
   });
   const [filename, sizeText, extra] = operands;
   if (options !== null && asksForHelp(options)) {
-    printHelp(context, format, filename ?? null);
+    await printHelp(context, format, filename ?? null);
     return 0;
   }
   if (filename === undefined) throw new UsageError('Expecting image file name');
@@ -84,9 +84,13 @@ export async function create(context: CommandContext, words: readonly string[]):
 }
 
 /** Prints the options of a format; with a file name those of its protocol too. */
-export function printHelp(context: CommandContext, format: string, filename: string | null): void {
+export async function printHelp(
+  context: CommandContext,
+  format: string,
+  filename: string | null,
+): Promise<void> {
   const { layer } = context.environment();
-  const driver = findFormat(layer, format);
+  const driver = await findFormat(layer, format);
   if (driver.creation === undefined)
     throw new BlockError(`Format driver '${format}' does not support image creation`);
   const { output } = context;
@@ -96,7 +100,7 @@ export function printHelp(context: CommandContext, format: string, filename: str
     output.print('Specify the target filename to include those options.\n');
     return;
   }
-  const protocol = findProtocol(layer, filename);
+  const protocol = await findProtocol(layer, filename);
   checkCreatable(driver, protocol);
   output.print(`Supported options:\n${optionHelp(creationOptions(driver, protocol))}`);
 }
@@ -104,8 +108,8 @@ export function printHelp(context: CommandContext, format: string, filename: str
 async function createImage(context: CommandContext, request: Request): Promise<void> {
   const env = context.environment();
   const { filename, format } = request;
-  const driver = findFormat(env.layer, format);
-  const protocol = findProtocol(env.layer, filename);
+  const driver = await findFormat(env.layer, format);
+  const protocol = await findProtocol(env.layer, filename);
   checkCreatable(driver, protocol);
   const options = creationOptions(driver, protocol);
   const values = parseValues(options, request.options);

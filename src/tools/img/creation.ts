@@ -15,16 +15,16 @@ import { parseSize } from '../common/size.ts';
 /** Values by option name: sizes and numbers as decimal digits, switches as on or off. */
 export type Values = Map<string, string>;
 
-export function findFormat(layer: BlockLayer, name: string): BlockDriver {
-  const driver = layer.drivers[name];
+export async function findFormat(layer: BlockLayer, name: string): Promise<BlockDriver> {
+  const driver = await layer.driver(name);
   if (driver === undefined) throw new BlockError(`Unknown file format '${name}'`);
   return driver;
 }
 
 /** The driver of the protocol that a file name stands for. */
-export function findProtocol(layer: BlockLayer, filename: string): BlockDriver {
+export async function findProtocol(layer: BlockLayer, filename: string): Promise<BlockDriver> {
   if (protocolPrefix(filename) === 'json') throw new BlockError("Unknown protocol 'json'");
-  return layer.drivers[String(protocolOptions(layer, filename).driver)]!;
+  return (await layer.driver(String(protocolOptions(layer, filename).driver)))!;
 }
 
 /** Throws unless images can be made with both. */

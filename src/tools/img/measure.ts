@@ -70,8 +70,8 @@ export async function measure(context: CommandContext, words: readonly string[])
   const image =
     name === undefined ? null : await openNamedImage(env, { name, format, imageOpts, forceShare });
   if (image !== null && snapshot !== null) await loadSnapshot(image, snapshot);
-  const driver = findFormat(env.layer, outFormat);
-  const values = readValues(context, outFormat, options);
+  const driver = await findFormat(env.layer, outFormat);
+  const values = await readValues(context, outFormat, options);
   if (driver.measure === undefined)
     throw new BlockError(`Block driver '${outFormat}' does not support size measurement`);
   const source = image === null ? emptySource(size ?? 0) : await imageSource(image);
@@ -87,9 +87,9 @@ export async function measure(context: CommandContext, words: readonly string[])
   return 0;
 }
 
-function readValues(context: CommandContext, format: string, options: string | null): Values {
+async function readValues(context: CommandContext, format: string, options: string | null): Promise<Values> {
   const { layer } = context.environment();
-  const known = creationOptions(findFormat(layer, format), layer.drivers.file ?? null);
+  const known = creationOptions(await findFormat(layer, format), (await layer.driver('file')) ?? null);
   try {
     return parseValues(known, options);
   } catch (error) {

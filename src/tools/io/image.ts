@@ -113,7 +113,8 @@ async function createOverlay({ layer }: ToolEnvironment, bytes: number): Promise
   closeSync(openSync(filename, 'wx', 0o600));
   try {
     const progress = { update: () => undefined };
-    await layer.drivers.qcow2!.creation!.createFile(layer, filename, { size: String(bytes) }, progress);
+    const qcow2 = await layer.driver('qcow2');
+    await qcow2!.creation!.createFile(layer, filename, { size: String(bytes) }, progress);
   } catch (error) {
     unlinkSync(filename);
     throw error;

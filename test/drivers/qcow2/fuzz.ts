@@ -14,6 +14,7 @@ import type { AioEngine } from '../../../src/aio/engine.ts';
 import { allocateIoMemory, vectorOf } from '../../../src/aio/memory.ts';
 import type { BlockBackend } from '../../../src/block/backend.ts';
 import type { BlockDriver, OpenPurpose } from '../../../src/block/contract/driver.ts';
+import type { LazyDriver } from '../../../src/block/contract/face.ts';
 import { Perm, Req } from '../../../src/block/contract/request.ts';
 import type { BlockNode } from '../../../src/block/graph/node.ts';
 import { co, wrapped } from '../../../src/block/io/callbacks.ts';
@@ -97,7 +98,7 @@ async function withImage(
   use: (session: Session) => Promise<void>,
 ): Promise<boolean> {
   const side = createDisk(Buffer.alloc(192 * KiB, 7));
-  const known: Record<string, BlockDriver> = {
+  const known: Record<string, BlockDriver | LazyDriver> = {
     ...drivers,
     image: fuzzDriver('image', c.disk),
     // Whatever file the image names.

@@ -17,6 +17,7 @@ import { co } from '../../../block/io/callbacks.ts';
 import { exactFilename } from '../../../block/open/filename.ts';
 import { E } from '../../../errors/errno.ts';
 import { BlockError, errnoError, errnoOf, ioError } from '../../../errors/error.ts';
+import { blkdebugNames } from '../test-names.ts';
 import { parseConfig } from './config-file.ts';
 import {
   addBreakpoint,
@@ -184,13 +185,7 @@ export const blkdebug: BlockDriver<BlkdebugState> = {
   supportedWriteFlags: Req.writeUnchanged,
   supportedZeroFlags: Req.mayUnmap | Req.noFallback | Req.writeUnchanged,
   strongOptions: STRONG_OPTIONS,
-  nameOptions: ['x-image'],
-  parseName(rest) {
-    const colon = rest.indexOf(':');
-    if (colon < 0) throw new BlockError('blkdebug requires both config file and image path');
-    const config = rest.slice(0, colon);
-    return { ...(config !== '' && { config }), 'x-image': rest.slice(colon + 1) };
-  },
+  ...blkdebugNames,
   open,
   reopenPrepare: async () => undefined,
   exactFilename(node) {

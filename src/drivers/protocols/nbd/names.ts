@@ -9,6 +9,7 @@
 
 import type { SocketAddress } from '../../../../schema/generated/types.ts';
 import type { DriverOptions } from '../../../block/contract/image.ts';
+import type { NameCallbacks } from '../../../block/contract/names.ts';
 import { E } from '../../../errors/errno.ts';
 import { BlockError } from '../../../errors/error.ts';
 
@@ -19,7 +20,7 @@ function einval(message: string): BlockError {
 }
 
 /** Options for an image name that starts with "nbd:", "nbd+tcp:" or "nbd+unix:". */
-export function parseName(name: string): DriverOptions {
+function parseName(name: string): DriverOptions {
   if (name.includes('://')) {
     const options = parseUri(name);
     if (options === null) throw einval('No valid URL specified');
@@ -78,7 +79,7 @@ function parseColonForm(name: string): DriverOptions {
 }
 
 /** Options of the time before `server`: host and port, or path. */
-export function modernOptions(options: DriverOptions): DriverOptions {
+function modernOptions(options: DriverOptions): DriverOptions {
   const { host, port, path, server, ...rest } = options;
   const isServer = typeof server === 'object' && server !== null;
   if (host === undefined && port === undefined && path === undefined) {
@@ -105,3 +106,10 @@ export function exactName(options: DriverOptions): string | null {
   if (server.type === 'inet') return `nbd://${server.host}:${server.port}${path}`;
   return null;
 }
+
+/** The names' part of the driver. */
+export const nbdNames = {
+  namePrefixes: ['nbd+tcp', 'nbd+unix'],
+  parseName: (rest, prefix) => parseName(prefix === '' ? rest : `${prefix}:${rest}`),
+  modernOptions,
+} as const satisfies NameCallbacks;

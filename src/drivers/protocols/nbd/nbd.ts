@@ -26,7 +26,7 @@ import {
   STRING_MAX_BYTES,
 } from '../../../nbd/protocol/messages.ts';
 import { existingCreation } from '../protocol-create.ts';
-import { exactName, modernOptions, parseName } from './names.ts';
+import { exactName, nbdNames } from './names.ts';
 
 interface NbdOptions {
   readonly server: SocketAddress;
@@ -297,9 +297,7 @@ export const nbd: BlockDriver<NbdState> = {
   costlyStatus: true,
   supportedWriteFlags: Req.fua,
   supportedZeroFlags: Req.fua | Req.mayUnmap | Req.noFallback,
-  namePrefixes: ['nbd+tcp', 'nbd+unix'],
-  parseName: (rest, prefix) => parseName(prefix === '' ? rest : `${prefix}:${rest}`),
-  modernOptions,
+  ...nbdNames,
   strongOptions: ['export', 'server', 'tls-creds', 'tls-hostname'],
   open,
   close: ({ state }) => state.session.close(),

@@ -83,7 +83,7 @@ export async function convert(context: CommandContext, words: readonly string[])
   const outFormat = request.outFormat ?? 'raw';
   checkSwitches(request);
   if (options !== null && asksForHelp(options)) {
-    printHelp(context, outFormat, operands.at(-1) ?? null);
+    await printHelp(context, outFormat, operands.at(-1) ?? null);
     return 0;
   }
   if (operands.length < 2) throw new BlockError('Must specify image file name');

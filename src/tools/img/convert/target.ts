@@ -62,9 +62,9 @@ export async function openTarget(
   request: TargetRequest,
   sources: readonly Source[],
 ): Promise<Target> {
-  const planned = request.skipCreate ? null : plan(env, request);
+  const planned = request.skipCreate ? null : await plan(env, request);
   const driver =
-    planned?.driver ?? (request.format === null ? null : (env.layer.drivers[request.format] ?? null));
+    planned?.driver ?? (request.format === null ? null : ((await env.layer.driver(request.format)) ?? null));
   await checkForBitmaps(request, driver, sources);
   const cache = targetCache(request.cache);
   if (planned !== null) await make(env, planned, request);
@@ -88,11 +88,11 @@ interface Plan {
 }
 
 /** What is to be made, with every check that needs no file. */
-function plan(env: ToolEnvironment, request: TargetRequest): Plan {
+async function plan(env: ToolEnvironment, request: TargetRequest): Promise<Plan> {
   const { layer } = env;
   const format = request.format ?? 'raw';
-  const driver = findFormat(layer, format);
-  const protocol = findProtocol(layer, request.name);
+  const driver = await findFormat(layer, format);
+  const protocol = await findProtocol(layer, request.name);
   checkCreatable(driver, protocol);
   const options = creationOptions(driver, protocol);
   const values = parseValues(options, request.options);

@@ -29,11 +29,11 @@ import {
   MAX_BITMAPS,
   MAX_CLUSTER_BITS,
   MIN_CLUSTER_BITS,
-  QCOW_MAGIC,
   readU64,
   viewOf,
   writeU64,
 } from './layout.ts';
+import { QCOW_MAGIC } from './magic.ts';
 
 const V2_HEADER_BYTES = 72;
 const V3_HEADER_BYTES = 104;
@@ -94,11 +94,6 @@ function invalid(message: string, errno: number = E.EINVAL): BlockError {
 function text(data: Buffer): string {
   const end = data.indexOf(0);
   return data.toString('utf8', 0, end < 0 ? data.length : end);
-}
-
-/** Whether `start` begins with the magic number and a version this driver reads. */
-export function isQcow2(start: Buffer): boolean {
-  return start.length >= 8 && start.readUInt32BE(0) === QCOW_MAGIC && start.readUInt32BE(4) >= 2;
 }
 
 /** Size of the header with extensions that has to be read: the first cluster. Throws what the original says. */

@@ -6,8 +6,6 @@
  * Reading and writing the header is header.ts.
  */
 
-export const QCOW_MAGIC = 0x514649fb;
-
 export const Incompat = { dirty: 1, corrupt: 2, dataFile: 4, compressionType: 8, extendedL2: 16 } as const;
 /** Incompatible features this driver knows. */
 export const INCOMPAT_KNOWN = 31;

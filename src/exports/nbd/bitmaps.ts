@@ -1,10 +1,10 @@
 /** Which dirty bitmap an export means by a name, and whether it may be exported. */
 
-import type { BlockDirtyBitmapOrStr } from '../../schema/generated/types.ts';
-import { checkUsable, type DirtyBitmap, findBitmap, lookUpBitmap } from '../block/bitmaps/dirty-bitmap.ts';
-import type { BlockNode } from '../block/graph/node.ts';
-import type { BlockLayer } from '../block/layer.ts';
-import { BlockError } from '../errors/error.ts';
+import type { BlockDirtyBitmapOrStr } from '../../../schema/generated/types.ts';
+import { checkUsable, type DirtyBitmap, findBitmap, lookUpBitmap } from '../../block/bitmaps/dirty-bitmap.ts';
+import type { BlockNode } from '../../block/graph/node.ts';
+import type { BlockLayer } from '../../block/layer.ts';
+import { BlockError } from '../../errors/error.ts';
 
 /** The node below that this one shows where it has nothing of its own: a backing image, or what a filter filters. */
 function shownThrough(node: BlockNode): BlockNode | null {

@@ -1,0 +1,14 @@
+/** The one list of kinds of exports. */
+
+import type { ExportEnvironment, ExportType, ExportTypeName } from './contract.ts';
+import { nbdExportType } from './nbd/nbd-export.ts';
+import type { NbdService } from './nbd/service.ts';
+
+export type ExportTypes = { readonly [T in ExportTypeName]: ExportType<T> };
+
+/** Every kind, with the state its exports share. */
+export function createExportTypes(environment: ExportEnvironment, nbd: NbdService): ExportTypes {
+  return {
+    nbd: nbdExportType(environment, nbd),
+  };
+}

@@ -1,0 +1,111 @@
+/** What is the same for exports of every kind: counters, latencies, limits of a throttle group changed at run time. */
+
+import { afterEach, beforeEach, expect, test } from 'vitest';
+import type { XBlockExportDetails } from '../../schema/generated/types.ts';
+import { Command } from '../../src/nbd/protocol/messages.ts';
+import { RawClient } from '../nbd/raw-client.ts';
+import { type RunningDaemon, startDaemon } from '../peers/daemons.ts';
+import type { QmpClient } from '../peers/qmp-client.ts';
+
+let daemon: RunningDaemon;
+let qmp: QmpClient;
+
+beforeEach(async () => {
+  daemon = await startDaemon('qblockd');
+  qmp = await daemon.connect();
+  await qmp.negotiate();
+  await qmp.execute('blockdev-add', {
+    driver: 'null-co',
+    'node-name': 'n',
+    size: 1048576,
+    'read-zeroes': true,
+  });
+  await qmp.execute('nbd-server-start', { addr: { type: 'unix', data: { path: `${daemon.dir}/nbd` } } });
+});
+
+afterEach(async () => {
+  qmp.close();
+  await daemon.stop();
+});
+
+async function details(): Promise<XBlockExportDetails> {
+  const [first] = (await qmp.execute('x-query-block-exports')) as XBlockExportDetails[];
+  if (first === undefined) throw new Error('no export');
+  return first;
+}
+
+function read(client: RawClient, length: bigint): Promise<string> {
+  return client.request({ type: Command.READ, length }).reply(Number(length));
+}
+
+async function enter(): Promise<RawClient> {
+  const client = await RawClient.connect(`${daemon.dir}/nbd`);
+  await client.enter('n');
+  return client;
+}
+
+test('requests are counted by kind, with their latencies', async () => {
+  await qmp.execute('block-export-add', { type: 'nbd', id: 'e', 'node-name': 'n', writable: true });
+  const client = await enter();
+  for (let i = 0; i < 5; i++) await read(client, 4096n);
+  await client.request({ type: Command.WRITE, length: 512n }, Buffer.alloc(512)).reply();
+  await client.request({ type: Command.FLUSH }).reply();
+  await client.request({ type: Command.TRIM, length: 65536n }).reply();
+  const { clients, requests, 'latency-borders-us': borders } = await details();
+  expect(clients).toBe(1);
+  const byKind = new Map(requests.map((entry) => [entry.kind, entry]));
+  expect([...byKind].map(([kind, { operations, bytes }]) => [kind, operations, bytes])).toEqual([
+    ['read', 5, 20480],
+    ['write', 1, 512],
+    ['flush', 1, 0],
+    ['discard', 1, 65536],
+    ['write-zeroes', 0, 0],
+  ]);
+  for (const { operations, 'latency-histogram': histogram } of requests) {
+    expect(histogram).toHaveLength(borders.length + 1);
+    expect(histogram.reduce((sum, count) => sum + count, 0)).toBe(operations);
+  }
+  client.close();
+});
+
+test('a throttle group limits the clients, and its limits change while they wait', async () => {
+  await expect(
+    qmp.execute('block-export-add', { type: 'nbd', id: 'e', 'node-name': 'n', 'x-throttle-group': 'g' }),
+  ).rejects.toThrow("Throttle group 'g' does not exist");
+  await qmp.execute('object-add', { 'qom-type': 'throttle-group', id: 'g', limits: { 'iops-total': 1 } });
+  await qmp.execute('block-export-add', {
+    type: 'nbd',
+    id: 'e',
+    'node-name': 'n',
+    'x-throttle-group': 'g',
+  });
+  await expect(qmp.execute('object-del', { id: 'g' })).rejects.toThrow('in use');
+  const client = await enter();
+  for (let i = 0; i < 50; i++) client.request({ type: Command.READ, length: 512n });
+  await new Promise((resolve) => setTimeout(resolve, 200));
+  expect((await details()).requests[0]?.operations).toBeLessThan(10);
+  // At one request a second the rest would take longer than the test may.
+  await qmp.execute('qom-set', { path: 'g', property: 'limits', value: { 'iops-total': 0 } });
+  for (let i = 0; i < 50; i++) await client.reply(512);
+  expect((await details()).requests[0]?.operations).toBe(50);
+  client.close();
+});
+
+test('what waits for its turn keeps no export', async () => {
+  await qmp.execute('object-add', { 'qom-type': 'throttle-group', id: 'g', limits: { 'iops-total': 1 } });
+  await qmp.execute('block-export-add', {
+    type: 'nbd',
+    id: 'e',
+    'node-name': 'n',
+    'x-throttle-group': 'g',
+  });
+  const client = await enter();
+  for (let i = 0; i < 50; i++) client.request({ type: Command.READ, length: 512n });
+  // The first one is through, the others would wait for most of a minute.
+  await client.reply(512);
+  await qmp.execute('block-export-del', { id: 'e', mode: 'hard' });
+  client.close();
+  while (((await qmp.execute('query-block-exports')) as unknown[]).length > 0);
+  await qmp.execute('object-del', { id: 'g' });
+  await qmp.execute('blockdev-del', { 'node-name': 'n' });
+});
