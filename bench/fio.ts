@@ -6,7 +6,7 @@
 import { spawnSync } from 'node:child_process';
 import { closeSync, fsyncSync, openSync } from 'node:fs';
 import path from 'node:path';
-import { pinned } from './measure.ts';
+import { cpuOf, pinned } from './measure.ts';
 
 export interface Load {
   readonly name: string;
@@ -32,31 +32,127 @@ export function syncFile(file: string): void {
   closeSync(fd);
 }
 
-/** Runs fio against the socket and returns requests a second. */
+/** What one run of fio against a server found. */
+export interface Figures {
+  readonly requestsPerSecond: number;
+  /** CPU time of the server, in microseconds a request. */
+  readonly userUs: number;
+  readonly kernelUs: number;
+  /** The client's share of its processor, 0..1: near 1 it is the client that is measured. */
+  readonly clientShare: number;
+  /** 99th percentile of the time of a request, microseconds. */
+  readonly p99Us: number;
+}
+
+interface FioDirection {
+  readonly iops: number;
+  readonly total_ios: number;
+  readonly clat_ns: { readonly percentile?: Readonly<Record<string, number>> };
+}
+
+interface FioReport {
+  readonly jobs: readonly {
+    readonly read: FioDirection;
+    readonly write: FioDirection;
+    readonly usr_cpu: number;
+    readonly sys_cpu: number;
+    readonly error: number;
+  }[];
+}
+
+/** What else fio is told. */
+export interface FioSettings {
+  /** Processes at a time, each with its own connection and depth. */
+  readonly connections?: number;
+  readonly extra?: readonly string[];
+}
+
+/** Runs fio against the socket of the server with process id `serverPid`. */
 export function runFio(
   socket: string,
+  serverPid: number,
   { rw, blockSize, depth }: Load,
   runtimeSeconds: number,
   sizeMib: number,
-  extra: readonly string[] = [],
-): number {
+  { connections = 1, extra = [] }: FioSettings = {},
+): Figures {
   const argv = pinned(CLIENT_CPU, [
     ...(['fio', '--name=bench', '--ioengine=nbd', `--uri=nbd+unix:///?socket=${socket}`] as const),
     ...[`--rw=${rw}`, `--bs=${blockSize}`, `--iodepth=${depth}`, `--size=${sizeMib}m`],
+    ...[`--numjobs=${connections}`, '--group_reporting'],
     ...[`--runtime=${runtimeSeconds}`, '--time_based', '--randseed=1', '--output-format=json'],
     ...extra,
   ]);
   const [program, ...args] = argv;
+  const before = cpuOf(serverPid);
   const result = spawnSync(program, args, { encoding: 'utf8', maxBuffer: 64 << 20 });
+  const after = cpuOf(serverPid);
   // fio puts warnings before the JSON text.
   const start = result.stdout.search(/^\{/m);
   if (result.status !== 0 || start < 0) throw new Error(`fio failed: ${result.stderr || result.stdout}`);
-  const report = JSON.parse(result.stdout.slice(start)) as {
-    jobs: { read: { iops: number }; write: { iops: number }; error: number }[];
-  };
+  const report = JSON.parse(result.stdout.slice(start)) as FioReport;
   const job = report.jobs[0];
   if (job === undefined || job.error !== 0) throw new Error(`fio: error ${job?.error}`);
-  return job.read.iops + job.write.iops;
+  const direction = job.read.total_ios > 0 ? job.read : job.write;
+  return {
+    requestsPerSecond: direction.iops,
+    userUs: ((after.userSeconds - before.userSeconds) * 1e6) / direction.total_ios,
+    kernelUs: ((after.kernelSeconds - before.kernelSeconds) * 1e6) / direction.total_ios,
+    // The processes of a group share one processor, and fio gives the mean of their shares.
+    clientShare: ((job.usr_cpu + job.sys_cpu) / 100) * connections,
+    p99Us: (direction.clat_ns.percentile?.['99.000000'] ?? Number.NaN) / 1000,
+  };
+}
+
+/** Keeps `depth` reads of libnbd under way over TLS for so long; prints requests, seconds and CPU seconds. */
+const TLS_READER = `
+import nbd, sys, time, resource
+socket, keys, size, depth, runtime, span = sys.argv[1], sys.argv[2], *map(int, sys.argv[3:7])
+h = nbd.NBD()
+h.set_tls(nbd.TLS_REQUIRE); h.set_tls_username('qemu'); h.set_tls_psk_file(keys + '/keys.psk')
+h.connect_unix(socket)
+buffers = [nbd.Buffer(size) for _ in range(depth)]
+start = time.monotonic(); done = at = 0; free = list(range(depth)); count = span // size
+def begin(slot):
+    global at
+    at = (at * 5 + 1) % count if size < 65536 else (at + 1) % count
+    def ended(error):
+        global done
+        done += 1; free.append(slot); return 1
+    h.aio_pread(buffers[slot], at * size, ended)
+while time.monotonic() - start < runtime:
+    while free: begin(free.pop())
+    h.poll(-1)
+usage = resource.getrusage(resource.RUSAGE_SELF)
+print(done, time.monotonic() - start, usage.ru_utime + usage.ru_stime)
+`;
+
+/** Reads over TLS, which fio's engine cannot be told to speak. No times of single requests. `keys`: folder of keys.psk. */
+export function runTlsClient(
+  socket: string,
+  keys: string,
+  serverPid: number,
+  { blockSize, depth }: Load,
+  runtimeSeconds: number,
+  sizeMib: number,
+): Figures {
+  const numbers = [Number.parseInt(blockSize, 10) * 1024, depth, runtimeSeconds, sizeMib * 1048576];
+  const [program, ...args] = pinned(CLIENT_CPU, [
+    ...(['/usr/bin/python3', '-c', TLS_READER, socket, keys] as const),
+    ...numbers.map(String),
+  ]);
+  const before = cpuOf(serverPid);
+  const result = spawnSync(program, args, { encoding: 'utf8' });
+  const after = cpuOf(serverPid);
+  if (result.status !== 0) throw new Error(`python3 with libnbd: ${result.stderr}`);
+  const [requests = 0, seconds = 0, clientSeconds = 0] = result.stdout.trim().split(' ').map(Number);
+  return {
+    requestsPerSecond: requests / seconds,
+    userUs: ((after.userSeconds - before.userSeconds) * 1e6) / requests,
+    kernelUs: ((after.kernelSeconds - before.kernelSeconds) * 1e6) / requests,
+    clientShare: clientSeconds / seconds,
+    p99Us: Number.NaN,
+  };
 }
 
 /** Where the file lives, for the caption: the type of the file system. */

@@ -3,7 +3,7 @@
  */
 
 import { type ChildProcess, spawn, spawnSync } from 'node:child_process';
-import { existsSync } from 'node:fs';
+import { existsSync, readFileSync } from 'node:fs';
 
 /** A command line. */
 export type Argv = readonly [string, ...string[]];
@@ -55,6 +55,25 @@ export async function startUntil(argv: Argv, file: string): Promise<Background> 
       await ended;
       clearTimeout(killer);
     },
+  };
+}
+
+/** Kernel clock ticks a second in /proc: USER_HZ, 100 on every Linux in use. */
+const TICKS_PER_SECOND = 100;
+
+export interface CpuTime {
+  readonly userSeconds: number;
+  readonly kernelSeconds: number;
+}
+
+/** CPU time that a process has used so far, all its threads together (proc(5), /proc/PID/stat). */
+export function cpuOf(pid: number): CpuTime {
+  const stat = readFileSync(`/proc/${pid}/stat`, 'utf8');
+  // The name, in parentheses, may hold anything; utime and stime are fields 14 and 15.
+  const fields = stat.slice(stat.lastIndexOf(')') + 2).split(' ');
+  return {
+    userSeconds: Number(fields[11]) / TICKS_PER_SECOND,
+    kernelSeconds: Number(fields[12]) / TICKS_PER_SECOND,
   };
 }
 

@@ -11,16 +11,9 @@
 import { mkdtempSync, rmSync } from 'node:fs';
 import { cpus, tmpdir } from 'node:os';
 import path from 'node:path';
-import { CLIENT_CPU, load, qblockd, ratio, runFio, SERVER_CPU, thousands } from './fio.ts';
-import {
-  type Background,
-  hasProgram,
-  markdownTable,
-  median,
-  parseOptions,
-  pinned,
-  startUntil,
-} from './measure.ts';
+import { FiguresTable } from './figures.ts';
+import { CLIENT_CPU, load, qblockd, runFio, SERVER_CPU, thousands } from './fio.ts';
+import { type Background, hasProgram, parseOptions, pinned, startUntil } from './measure.ts';
 
 const LOADS = [
   ...[1, 16, 64].map((depth) => load('randread', '4k', depth)),
@@ -31,7 +24,7 @@ const LOADS = [
 
 const DAEMONS = [
   { name: 'qblockd', program: qblockd },
-  { name: 'qemu-storage-daemon', program: 'qemu-storage-daemon' },
+  { name: 'qemu', program: 'qemu-storage-daemon' },
 ] as const;
 
 async function main(): Promise<void> {
@@ -42,7 +35,8 @@ async function main(): Promise<void> {
   const loads = LOADS.filter(({ name }) => name.includes(options.load));
   const folder = mkdtempSync(path.join(tmpdir(), 'qb-bench-'));
   const running: Background[] = [];
-  const results = new Map<string, number[]>();
+  const pids = new Map<string, number>();
+  const table = new FiguresTable();
   try {
     const disk = path.join(folder, 'disk');
     running.push(
@@ -59,15 +53,24 @@ async function main(): Promise<void> {
         ...['--export', 'nbd,id=disk,node-name=disk,name=,writable=on'],
         ...['--pidfile', `${socket}.pid`],
       ]);
-      running.push(await startUntil(argv, `${socket}.pid`));
+      const daemon = await startUntil(argv, `${socket}.pid`);
+      running.push(daemon);
+      pids.set(name, daemon.child.pid!);
     }
     for (let round = 0; round < rounds; round++) {
       for (const each of loads) {
         for (const { name } of round % 2 === 0 ? DAEMONS : DAEMONS.toReversed()) {
-          const iops = runFio(path.join(folder, name), each, Number(options.runtime), Number(options.size));
-          const key = `${name} ${each.name}`;
-          results.set(key, [...(results.get(key) ?? []), iops]);
-          process.stderr.write(`round ${round + 1}/${rounds}, ${each.name}, ${name}: ${thousands(iops)}\n`);
+          const figures = runFio(
+            path.join(folder, name),
+            pids.get(name)!,
+            each,
+            Number(options.runtime),
+            Number(options.size),
+          );
+          table.add(each.name, name, figures);
+          process.stderr.write(
+            `round ${round + 1}/${rounds}, ${each.name}, ${name}: ${thousands(figures.requestsPerSecond)}\n`,
+          );
         }
       }
     }
@@ -75,14 +78,7 @@ async function main(): Promise<void> {
     for (const each of running.reverse()) await each.stop();
     rmSync(folder, { recursive: true, force: true });
   }
-  const rows = loads.map((each) => {
-    const [ours = Number.NaN, theirs = Number.NaN] = DAEMONS.map(({ name }) =>
-      median(results.get(`${name} ${each.name}`) ?? []),
-    );
-    return [each.name, thousands(ours), thousands(theirs), ratio(ours, theirs)];
-  });
-  const header = ['requests a second through the nbd driver', ...DAEMONS.map(({ name }) => name), 'ratio'];
-  process.stdout.write(`${markdownTable(header, rows)}\n\n`);
+  process.stdout.write(`${table.format('qblockd', [])}\n`);
   process.stdout.write(
     `${new Date().toISOString().slice(0, 10)}, ${cpus()[0]?.model.trim() ?? 'unknown CPU'}; daemon on one CPU, nbdkit ` +
       `memory and fio on another; ${rounds} rounds of ${options.runtime} s, interleaved.\n`,

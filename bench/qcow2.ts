@@ -13,27 +13,19 @@ import { copyFileSync, mkdtempSync, rmSync, writeFileSync } from 'node:fs';
 import { createConnection } from 'node:net';
 import { cpus, tmpdir } from 'node:os';
 import path from 'node:path';
+import { FiguresTable } from './figures.ts';
 import {
+  type Figures,
   fileSystemOf,
   type Load,
   load,
   qblockd,
-  ratio,
   runFio,
   SERVER_CPU,
   syncFile,
   thousands,
 } from './fio.ts';
-import {
-  type Argv,
-  hasProgram,
-  markdownTable,
-  median,
-  parseOptions,
-  pinned,
-  sleep,
-  startUntil,
-} from './measure.ts';
+import { type Argv, hasProgram, median, parseOptions, pinned, sleep, startUntil } from './measure.ts';
 
 interface ImageLoad extends Load {
   readonly image: 'full' | 'empty' | 'chain' | 'scattered';
@@ -80,8 +72,8 @@ interface Server {
 
 const SERVERS: readonly Server[] = [
   { name: 'qblockd', program: qblockd, aio: '' },
-  { name: 'qemu-storage-daemon threads', program: 'qemu-storage-daemon', aio: 'threads' },
-  { name: 'qemu-storage-daemon io_uring', program: 'qemu-storage-daemon', aio: 'io_uring' },
+  { name: 'qemu threads', program: 'qemu-storage-daemon', aio: 'threads' },
+  { name: 'qemu io_uring', program: 'qemu-storage-daemon', aio: 'io_uring' },
 ];
 
 function serverArgv({ program, aio }: Server, image: string, socket: string): Argv {
@@ -157,14 +149,14 @@ async function measure(
   folder: string,
   runtimeSeconds: number,
   sizeMib: number,
-): Promise<number> {
+): Promise<Figures> {
   const image = prepare(each, templates, folder);
   syncFile(image);
   const socket = path.join(folder, 'socket');
-  const { stop } = await startUntil(pinned(SERVER_CPU, serverArgv(server, image, socket)), socket);
+  const { child, stop } = await startUntil(pinned(SERVER_CPU, serverArgv(server, image, socket)), socket);
   try {
     await sleep(300);
-    return runFio(socket, each, runtimeSeconds, each.spanMib ?? sizeMib, each.extra);
+    return runFio(socket, child.pid!, each, runtimeSeconds, each.spanMib ?? sizeMib, { extra: each.extra });
   } finally {
     await stop();
     rmSync(socket, { force: true });
@@ -210,25 +202,6 @@ async function measureOpen(server: Server, image: string, folder: string): Promi
   }
 }
 
-type Results = Map<string, Map<string, number[]>>;
-
-function table(servers: readonly Server[], loads: readonly ImageLoad[], results: Results): string {
-  const rows = loads.map(({ name: loadName }) => {
-    const medians = servers.map(({ name }) => median(results.get(name)?.get(loadName) ?? []));
-    const best = Math.max(...medians.filter((_, i) => servers[i]!.name !== 'qblockd'));
-    const uring = medians[servers.findIndex(({ aio }) => aio === 'io_uring')] ?? Number.NaN;
-    const ours = medians[servers.findIndex(({ name }) => name === 'qblockd')] ?? Number.NaN;
-    return [loadName, ...medians.map(thousands), ratio(ours, uring), ratio(ours, best)];
-  });
-  const header = [
-    'requests a second (median)',
-    ...servers.map(({ name }) => name),
-    'to io_uring',
-    'to best qemu',
-  ];
-  return markdownTable(header, rows);
-}
-
 async function main(): Promise<void> {
   const options = parseOptions(process.argv.slice(2), {
     runtime: '2',
@@ -252,9 +225,7 @@ async function main(): Promise<void> {
     ({ name, program }) => options.only.split(',').some((part) => name.includes(part)) && hasProgram(program),
   );
   const folder = mkdtempSync(path.join(options.dir, 'qb-bench-'));
-  const results: Results = new Map(
-    servers.map(({ name }) => [name, new Map(loads.map((each) => [each.name, []]))]),
-  );
+  const table = new FiguresTable();
   const opening = new Map<string, number[]>(servers.map(({ name }) => [name, []]));
   try {
     process.stderr.write('making the images\n');
@@ -265,15 +236,16 @@ async function main(): Promise<void> {
         opening.get(server.name)?.push(await measureOpen(server, templates.scattered, folder));
       for (const each of loads) {
         for (const server of order) {
-          const iops = await measure(server, each, templates, folder, runtimeSeconds, sizeMib);
-          results.get(server.name)?.get(each.name)?.push(iops);
+          const figures = await measure(server, each, templates, folder, runtimeSeconds, sizeMib);
+          table.add(each.name, server.name, figures);
           process.stderr.write(
-            `round ${round + 1}/${rounds}, ${each.name}, ${server.name}: ${thousands(iops)}\n`,
+            `round ${round + 1}/${rounds}, ${each.name}, ${server.name}: ${thousands(figures.requestsPerSecond)}, ` +
+              `${(figures.userUs + figures.kernelUs).toFixed(1)} us\n`,
           );
         }
       }
     }
-    process.stdout.write(`${table(servers, loads, results)}\n\n`);
+    process.stdout.write(`${table.format('qblockd', [])}\n`);
     const times = servers.map(({ name }) => `${name} ${median(opening.get(name) ?? []).toFixed(1)} ms`);
     process.stdout.write(`Opening the 1 TiB image (blockdev-add, median): ${times.join(', ')}.\n`);
     process.stdout.write(
@@ -281,10 +253,7 @@ async function main(): Promise<void> {
         `CPU each; ${sizeMib} MiB of data on ${fileSystemOf(folder)} in the page cache, UNIX socket; ` +
         `${rounds} rounds of ${runtimeSeconds} s, interleaved.\n`,
     );
-    if (options.json !== '') {
-      const plain = [...results].map(([name, figures]) => ({ name, ...Object.fromEntries(figures) }));
-      writeFileSync(options.json, JSON.stringify(plain, null, 1));
-    }
+    if (options.json !== '') writeFileSync(options.json, JSON.stringify(table, null, 1));
   } finally {
     rmSync(folder, { recursive: true, force: true });
   }

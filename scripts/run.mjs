@@ -169,6 +169,7 @@ const benches = {
   'bench-control': 'control',
   'bench-nbd-client': 'nbd-client',
   'bench-start': 'start',
+  'bench-tools': 'tools',
 };
 
 const [command, ...args] = process.argv.slice(2);
@@ -199,11 +200,12 @@ switch (command) {
   case 'bench-control':
   case 'bench-nbd-client':
   case 'bench-start':
+  case 'bench-tools':
     prepare();
     become(process.execPath, [path.join(root, `dist/bench/${benches[command]}.js`), ...args]);
     break;
   default:
     fail(
-      'Usage: node scripts/run.mjs start|test|soak|graph|bench|bench-qcow2|bench-jobs|bench-control|bench-nbd-client|bench-start [ARGS]',
+      'Usage: node scripts/run.mjs start|test|soak|graph|bench|bench-qcow2|bench-jobs|bench-control|bench-nbd-client|bench-start|bench-tools [ARGS]',
     );
 }
