@@ -111,4 +111,4 @@ async function main(): Promise<void> {
   }
 }
 
-await main();
+void main();

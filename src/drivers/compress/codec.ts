@@ -23,8 +23,11 @@ const MAX_FRAMES = 1024;
 /** With room for one more byte than expected zlib ends in one call instead of coming back for an empty rest. */
 const ROOM_BYTES = 64;
 
-const deflateRaw: (input: Buffer, options: zlib.ZlibOptions) => Promise<Buffer> = promisify(zlib.deflateRaw);
-const inflateRaw: (input: Buffer, options: zlib.ZlibOptions) => Promise<Buffer> = promisify(zlib.inflateRaw);
+// Most runs compress nothing, and node:zlib is loaded with its first use (scripts/bundle.mjs).
+const deflateRaw = (input: Buffer, options: zlib.ZlibOptions): Promise<Buffer> =>
+  promisify<Buffer, zlib.ZlibOptions, Buffer>(zlib.deflateRaw)(input, options);
+const inflateRaw = (input: Buffer, options: zlib.ZlibOptions): Promise<Buffer> =>
+  promisify<Buffer, zlib.ZlibOptions, Buffer>(zlib.inflateRaw)(input, options);
 
 type ZstdCallback = (error: Error | null, result: Buffer) => void;
 
@@ -77,11 +80,9 @@ function systemZstd(): ZstdCodec | null {
   };
 }
 
-const builtInZstd = nodeZstd();
-
 // The library is loaded when an image first asks for it.
 function findZstd(): ZstdCodec | null {
-  return builtInZstd ?? systemZstd();
+  return nodeZstd() ?? systemZstd();
 }
 
 /** Whether this host can compress and decompress with zstd. */

@@ -9,8 +9,6 @@ import type { QCryptoHashAlgorithm } from '../../../schema/generated/types.ts';
 import { E } from '../../errors/errno.ts';
 import { errnoError } from '../../errors/error.ts';
 
-const derive = promisify(pbkdf2);
-
 /** What node:crypto takes; LUKS headers could say twice as much, which would be minutes per attempt. */
 export const MAX_ITERATIONS = 2 ** 31 - 1;
 
@@ -27,7 +25,7 @@ export function deriveKey(
   iterations: number,
   bytes: number,
 ): Promise<Buffer> {
-  return derive(passphrase, salt, iterations, bytes, hash);
+  return promisify(pbkdf2)(passphrase, salt, iterations, bytes, hash);
 }
 
 /** Iterations per second for keys of `bytes` bytes. Takes less than a second. */

@@ -119,13 +119,13 @@ async function run(env: ToolEnvironment, words: readonly string[]): Promise<numb
   return session.failed ? 1 : 0;
 }
 
-/** Runs the tool with the words behind its name; returns the exit status. */
-export async function main(words: readonly string[]): Promise<number> {
+/** Runs the program with the arguments of the process. */
+async function main(): Promise<void> {
   const output = createToolOutput(PROGRAM);
   const env = createEnvironment(output);
   let status = 1;
   try {
-    status = await run(env, words);
+    status = await run(env, process.argv.slice(2));
   } catch (error) {
     output.error(error);
   }
@@ -136,5 +136,7 @@ export async function main(words: readonly string[]): Promise<number> {
     status = 1;
   }
   output.flush();
-  return status;
+  process.exitCode = status;
 }
+
+void main();
