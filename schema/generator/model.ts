@@ -104,6 +104,7 @@ const MODULE_ORDER = [
   'block-filters',
   'test-drivers',
   'copy-before-write',
+  'virtual-disks',
   'block-graph',
   'job',
   'block-job',

@@ -12,6 +12,7 @@ import type { LazyDriver } from '../block/contract/face.ts';
 import { blkdebugNames, blkverifyNames } from './filters/test-names.ts';
 import { qcow2 } from './formats/qcow2/driver.ts';
 import { raw } from './formats/raw.ts';
+import { probeVdi } from './formats/vdi/probe.ts';
 import { file, hostDevice } from './protocols/file/file.ts';
 import { nbdNames } from './protocols/nbd/names.ts';
 
@@ -92,6 +93,12 @@ const lazy = {
     name: 'throttle',
     kind: 'filter',
     load: async () => (await import('./filters/throttle.ts')).throttle as BlockDriver,
+  },
+  vdi: {
+    name: 'vdi',
+    kind: 'format',
+    probe: probeVdi,
+    load: async () => (await import('./formats/vdi/driver.ts')).vdi as BlockDriver,
   },
 } as const satisfies Readonly<Record<string, LazyDriver>>;
 

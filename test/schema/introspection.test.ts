@@ -200,6 +200,7 @@ test('only what works is listed', () => {
     'raw',
     'snapshot-access',
     'throttle',
+    'vdi',
   ]);
   expect(variantsOf('block-export-add')).toEqual(['nbd']);
 });

@@ -11,6 +11,7 @@
  */
 
 import { CoQueue } from '../../../../coroutine/co-queue.ts';
+import type { CachedTable } from '../../shared/table-cache.ts';
 import { hex, ImageCorruption } from '../layout/damage.ts';
 import {
   decodeCompressed,
@@ -30,7 +31,6 @@ import {
   type Qcow2Node,
   type Qcow2State,
 } from '../layout/state.ts';
-import type { CachedTable } from '../metadata/cache.ts';
 import { reportHarmless } from '../metadata/corruption.ts';
 import {
   isL2Copied,

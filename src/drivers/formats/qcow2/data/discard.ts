@@ -10,10 +10,10 @@ import { Req } from '../../../../block/contract/request.ts';
 import { co } from '../../../../block/io/callbacks.ts';
 import { E } from '../../../../errors/errno.ts';
 import { ioError } from '../../../../errors/error.ts';
+import type { CachedTable } from '../../shared/table-cache.ts';
 import { checkAlive } from '../layout/damage.ts';
 import { Autoclear, entryOffset, HI_COMPRESSED, HI_COPIED, LO_ZERO } from '../layout/layout.ts';
 import type { FreeReason, Need, Qcow2Node, Qcow2State } from '../layout/state.ts';
-import type { CachedTable } from '../metadata/cache.ts';
 import { toRequestError } from '../metadata/corruption.ts';
 import {
   l1IndexOf,

@@ -13,7 +13,7 @@ import type { OpenPurpose } from '../../../../block/contract/driver.ts';
 import type { BlockChild, BlockNode } from '../../../../block/graph/node.ts';
 import type { CoMutex } from '../../../../coroutine/co-mutex.ts';
 import type { CoQueue } from '../../../../coroutine/co-queue.ts';
-import type { CachedTable, TableCache } from '../metadata/cache.ts';
+import type { CachedTable, TableCache } from '../../shared/table-cache.ts';
 import type { Header } from './header.ts';
 import type { MetadataMap, OverlapChecks } from './overlap.ts';
 

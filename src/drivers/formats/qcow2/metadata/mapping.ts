@@ -8,6 +8,7 @@
  * Source: qcow2 specification, "Cluster mapping", "Extended L2 Entries".
  */
 
+import type { CachedTable } from '../../shared/table-cache.ts';
 import { hex, ImageCorruption } from '../layout/damage.ts';
 import {
   entryOffset,
@@ -19,7 +20,6 @@ import {
   SUBCLUSTERS,
 } from '../layout/layout.ts';
 import { type Found, Mapping, type MappingKind, type Need, type Qcow2State } from '../layout/state.ts';
-import type { CachedTable } from './cache.ts';
 
 /** Index in the L1 table of the entry for a guest offset. */
 export function l1IndexOf(s: Qcow2State, offset: number): number {

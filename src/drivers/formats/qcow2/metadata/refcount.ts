@@ -9,10 +9,10 @@
 
 import { E } from '../../../../errors/errno.ts';
 import { ioError } from '../../../../errors/error.ts';
+import type { CachedTable } from '../../shared/table-cache.ts';
 import { hex, ImageCorruption } from '../layout/damage.ts';
 import { MAX_HOST_OFFSET } from '../layout/layout.ts';
 import type { FreeReason, Need, Qcow2Node, Qcow2State } from '../layout/state.ts';
-import type { CachedTable } from './cache.ts';
 
 const TWO_32 = 2 ** 32;
 

@@ -12,6 +12,7 @@ import { co } from '../../../../block/io/callbacks.ts';
 import { CoMutex } from '../../../../coroutine/co-mutex.ts';
 import { E } from '../../../../errors/errno.ts';
 import { BlockError, errnoError, errnoOf } from '../../../../errors/error.ts';
+import { TableCache } from '../../shared/table-cache.ts';
 import { loadBitmaps, markBitmapsInUse } from '../bitmaps/bitmaps.ts';
 import { check } from '../check/check.ts';
 import {
@@ -37,7 +38,6 @@ import {
 } from '../layout/layout.ts';
 import { MetadataMap, rebuildMetadata } from '../layout/overlap.ts';
 import type { Qcow2Node, Qcow2State } from '../layout/state.ts';
-import { TableCache } from '../metadata/cache.ts';
 import { toRequestError } from '../metadata/corruption.ts';
 import { debugEvent } from '../metadata/debug.ts';
 import { createFound } from '../metadata/mapping.ts';

@@ -8,10 +8,10 @@
 import type { ReopenContext } from '../../../../block/contract/reopen.ts';
 import { E } from '../../../../errors/errno.ts';
 import { BlockError } from '../../../../errors/error.ts';
+import { TableCache } from '../../shared/table-cache.ts';
 import { markBitmapsInUse, storeBitmapsOrThrow } from '../bitmaps/bitmaps.ts';
 import { Incompat } from '../layout/layout.ts';
 import type { Qcow2Node, Qcow2State } from '../layout/state.ts';
-import { TableCache } from '../metadata/cache.ts';
 import { barrier, writeHeader } from '../metadata/metadata-io.ts';
 import { settleMetadata } from '../metadata/writeback.ts';
 import { afterOpen, startCleaning, stopCleaning } from './open.ts';

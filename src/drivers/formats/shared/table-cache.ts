@@ -1,17 +1,16 @@
 /**
- * A cache of metadata tables (slices of L2 tables, refcount blocks) in memory, write-back.
+ * A cache of metadata tables (slices of L2 tables, refcount blocks, allocation tables) in memory, write-back.
  *
  * Lookup is synchronous and takes no lock: between two awaits nobody else runs, so whoever finds a table may read and
  * change it at once. Reading a table that is not there is the only thing that waits. Dirty tables are written by
- * writeback.ts, which knows the order in which metadata must reach the disk; this file knows nothing of it.
+ * the format, which knows the order in which metadata must reach the disk; this file knows nothing of it.
  *
  * Replacement is a clock: a hit sets one flag, so the hit path allocates nothing. Dirty and pinned tables are never
  * dropped: rather does the cache grow for a while.
  */
 
-import { allocateIoMemory, type IoMemory } from '../../../../aio/memory.ts';
-import { assert } from '../../../../errors/error.ts';
-import { viewOf } from '../layout/layout.ts';
+import { allocateIoMemory, type IoMemory } from '../../../aio/memory.ts';
+import { assert } from '../../../errors/error.ts';
 
 export interface CachedTable {
   /** Host offset in bytes. */
@@ -117,7 +116,7 @@ export class TableCache {
 
   #insert(offset: number, mem: IoMemory): CachedTable {
     this.#trim(1);
-    const view = viewOf(mem.buf);
+    const view = new DataView(mem.buf.buffer, mem.buf.byteOffset, mem.buf.byteLength);
     const table: CachedTable = {
       offset,
       mem,

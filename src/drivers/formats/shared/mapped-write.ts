@@ -1,0 +1,304 @@
+/**
+ * Writing guest data of an image that maps blocks: in place where a block has one, else by giving it one and copying
+ * what surrounds the data.
+ *
+ * Two requests that need the same new block meet in `allocations`: the later one waits and starts over, and then finds
+ * the block mapped. No lock is held across data I/O.
+ */
+
+import {
+  allocateIoMemory,
+  concatVectors,
+  type IoVector,
+  sliceVector,
+  vectorOf,
+} from '../../../aio/memory.ts';
+import type { GraphReadGuard } from '../../../block/contract/guard.ts';
+import type { BlockNode } from '../../../block/graph/node.ts';
+import { co, sync } from '../../../block/io/callbacks.ts';
+import { E } from '../../../errors/errno.ts';
+import { ioError } from '../../../errors/error.ts';
+import { type Allocation, type BlockMap, isNeed, type MappedState, Place } from './mapped-image.ts';
+import { tryLookup } from './mapped-read.ts';
+import { loadTable, tryLoadTable } from './table-io.ts';
+import { scheduleWriteBack } from './write-back.ts';
+
+/** Parts of one request that are written at the same time. */
+const MAX_PARALLEL = 8;
+/** Zeroes around the data up to this size are written with it; more go as a zero write of their own. */
+const MERGED_ZEROES_BYTES = 64 * 1024;
+const DONE = Promise.resolve();
+
+/** Writes within this turn: in place, or into a new block around which nothing has to be copied or cleared. */
+export function tryWriteMapped<S extends MappedState>(
+  map: BlockMap<S>,
+  node: BlockNode<S>,
+  guard: GraphReadGuard,
+  offset: number,
+  bytes: number,
+  vec: IoVector,
+): boolean {
+  if (!tryLookup(map, node, guard, offset, bytes)) return false;
+  const { found } = node.state;
+  if (found.kind === Place.data)
+    return found.bytes === bytes && sync.tryPwritev(found.child!.node, guard, found.host, bytes, vec);
+  if (found.kind === Place.packed || map.plan === undefined) return false;
+  return tryAllocating(map, node, guard, offset, bytes, vec);
+}
+
+function tryAllocating<S extends MappedState>(
+  map: BlockMap<S>,
+  node: BlockNode<S>,
+  guard: GraphReadGuard,
+  offset: number,
+  bytes: number,
+  vec: IoVector,
+): boolean {
+  const { found, allocations } = node.state;
+  const readsAsZero = found.kind === Place.zero || node.child('backing') === null;
+  if (allocations.length > 0 && findAllocation(allocations, offset, offset + bytes) !== null) return false;
+  let allocation: Allocation;
+  try {
+    let planned = map.plan!(node, offset);
+    if (isNeed(planned)) {
+      if (!tryLoadTable(planned, guard)) return false;
+      planned = map.plan!(node, offset);
+      if (isNeed(planned)) return false;
+    }
+    allocation = planned;
+  } catch {
+    return false;
+  }
+  const { start, end, host, child, fresh } = allocation;
+  const whole = offset === start && offset + bytes === end;
+  const written =
+    offset + bytes <= end &&
+    (whole || (fresh && readsAsZero)) &&
+    sync.tryPwritev(child.node, guard, host + (offset - start), bytes, vec);
+  if (written) map.link!(node, allocation);
+  else map.abandon!(node, allocation, true);
+  if (written) scheduleWriteBack(map, node);
+  return written;
+}
+
+/** The allocation that overlaps the range and begins first; null when there is none. */
+function findAllocation(list: readonly Allocation[], from: number, to: number): Allocation | null {
+  let first: Allocation | null = null;
+  for (const each of list) {
+    if (each.start < to && each.end > from && (first === null || each.start < first.start)) first = each;
+  }
+  return first;
+}
+
+export function writeMapped<S extends MappedState>(
+  map: BlockMap<S>,
+  node: BlockNode<S>,
+  guard: GraphReadGuard,
+  offset: number,
+  bytes: number,
+  vec: IoVector,
+): Promise<void> {
+  if (tryWriteMapped(map, node, guard, offset, bytes, vec)) return DONE;
+  return writeExtents(map, node, guard, offset, bytes, vec);
+}
+
+async function writeExtents<S extends MappedState>(
+  map: BlockMap<S>,
+  node: BlockNode<S>,
+  guard: GraphReadGuard,
+  offset: number,
+  bytes: number,
+  vec: IoVector,
+): Promise<void> {
+  const s = node.state;
+  const pending = new Set<Promise<void>>();
+  let failure: { readonly error: unknown } | null = null;
+  try {
+    for (let at = 0; at < bytes && failure === null; ) {
+      const start = offset + at;
+      const missing = map.lookup(node, start, bytes - at);
+      if (missing !== null) {
+        await loadTable(missing, guard);
+        continue;
+      }
+      const { kind, host, child } = s.found;
+      let length = s.found.bytes;
+      let step: Promise<void>;
+      if (kind === Place.data) {
+        step = co.pwritev(child!.node, guard, host, length, sliceVector(vec, at, length), 0);
+      } else {
+        // Compressed blocks cannot be written to again, as in the original.
+        if (kind === Place.packed || map.plan === undefined) throw ioError(E.EIO);
+        const conflict = findAllocation(s.allocations, start, start + 1);
+        if (conflict !== null) {
+          await conflict.waiters.wait();
+          continue;
+        }
+        const planned = map.plan(node, start);
+        if (isNeed(planned)) {
+          await loadTable(planned, guard);
+          continue;
+        }
+        length = Math.min(bytes - at, planned.end - start);
+        const readsAsZero = kind === Place.zero;
+        s.allocations.push(planned);
+        const part = sliceVector(vec, at, length);
+        step = writeAllocating(map, node, guard, planned, start, part, readsAsZero);
+      }
+      const write: Promise<void> = step
+        .catch((error: unknown) => {
+          failure ??= { error };
+        })
+        .finally(() => pending.delete(write));
+      pending.add(write);
+      at += length;
+      if (pending.size >= MAX_PARALLEL) await Promise.race(pending);
+    }
+  } catch (error) {
+    failure ??= { error };
+  }
+  await Promise.all(pending);
+  if (failure !== null) throw (failure as { readonly error: unknown }).error;
+}
+
+async function writeAllocating<S extends MappedState>(
+  map: BlockMap<S>,
+  node: BlockNode<S>,
+  guard: GraphReadGuard,
+  allocation: Allocation,
+  offset: number,
+  vec: IoVector,
+  readsAsZero: boolean,
+): Promise<void> {
+  const { start, end, host, child, fresh } = allocation;
+  let linked = false;
+  try {
+    let first = offset;
+    let whole = vec;
+    const stop = offset + vec.bytes;
+    for (const [from, to] of [
+      [start, offset],
+      [stop, end],
+    ] as const) {
+      if (from === to) continue;
+      const part = readsAsZero ? null : await backingPart(node, guard, from, to);
+      if (part === null && fresh) continue;
+      if (part === null && to - from > MERGED_ZEROES_BYTES) {
+        await co.pwriteZeroes(child.node, guard, host + (from - start), to - from, 0);
+        continue;
+      }
+      const content = part ?? zeroes(to - from);
+      if (from === start) first = from;
+      whole = from === start ? concatVectors(content, whole) : concatVectors(whole, content);
+    }
+    await co.pwritev(child.node, guard, host + (first - start), whole.bytes, whole, 0);
+    map.link!(node, allocation);
+    linked = true;
+  } finally {
+    const list = node.state.allocations;
+    list.splice(list.indexOf(allocation), 1);
+    if (!linked) map.abandon!(node, allocation, false);
+    allocation.waiters.wakeAll();
+  }
+  scheduleWriteBack(map, node);
+}
+
+function zeroes(bytes: number): IoVector {
+  const memory = allocateIoMemory(bytes);
+  memory.buf.fill(0);
+  return vectorOf(memory);
+}
+
+/** What the backing image has of [from, to), zeroes behind its end; null: it has nothing there. */
+async function backingPart(
+  node: BlockNode,
+  guard: GraphReadGuard,
+  from: number,
+  to: number,
+): Promise<IoVector | null> {
+  const backing = node.child('backing');
+  const inside = backing === null ? 0 : Math.min(to, backing.node.totalBytes) - from;
+  if (inside <= 0) return null;
+  const vec = zeroes(to - from);
+  await co.preadv(backing!.node, guard, from, inside, sliceVector(vec, 0, inside), 0);
+  return vec;
+}
+
+/**
+ * Makes a range read as zeroes: nothing to do where it does already, a hole in the file where there is data. ENOTSUP
+ * where zeroes would have to be written to a block that has no place.
+ */
+export async function zeroMapped<S extends MappedState>(
+  map: BlockMap<S>,
+  node: BlockNode<S>,
+  guard: GraphReadGuard,
+  offset: number,
+  bytes: number,
+  flags: number,
+): Promise<void> {
+  const s = node.state;
+  for (let at = offset; at < offset + bytes; ) {
+    const left = offset + bytes - at;
+    const missing = map.lookup(node, at, left);
+    if (missing !== null) {
+      await loadTable(missing, guard);
+      continue;
+    }
+    const { kind, host, child, bytes: found } = s.found;
+    if (kind === Place.packed) throw ioError(E.ENOTSUP);
+    if (kind === Place.data) {
+      const zeroed = map.zero?.(node, at, found) ?? 0;
+      if (typeof zeroed !== 'number') await loadTable(zeroed, guard);
+      else if (zeroed > 0) at += zeroed;
+      else {
+        await co.pwriteZeroes(child!.node, guard, host, found, flags);
+        at += found;
+      }
+      continue;
+    }
+    // A block that is getting a place gets data, too: it is looked at when that is there.
+    const conflict = findAllocation(s.allocations, at, at + found);
+    if (conflict !== null) {
+      if (conflict.start > at && readsAsZeroes(node, kind, at)) at = conflict.start;
+      else await conflict.waiters.wait();
+      continue;
+    }
+    if (!readsAsZeroes(node, kind, at)) {
+      const zeroed = map.zero?.(node, at, found) ?? 0;
+      if (typeof zeroed !== 'number') {
+        await loadTable(zeroed, guard);
+        continue;
+      }
+      if (zeroed === 0) throw ioError(E.ENOTSUP);
+      at += zeroed;
+      continue;
+    }
+    at += found;
+  }
+  scheduleWriteBack(map, node);
+}
+
+function readsAsZeroes(node: BlockNode, kind: number, offset: number): boolean {
+  const backing = node.child('backing');
+  return kind === Place.zero || backing === null || offset >= backing.node.totalBytes;
+}
+
+/** Passes a discard of data on to the file below. */
+export async function discardMapped<S extends MappedState>(
+  map: BlockMap<S>,
+  node: BlockNode<S>,
+  guard: GraphReadGuard,
+  offset: number,
+  bytes: number,
+): Promise<void> {
+  for (let at = offset; at < offset + bytes; ) {
+    const missing = map.lookup(node, at, offset + bytes - at);
+    if (missing !== null) {
+      await loadTable(missing, guard);
+      continue;
+    }
+    const { kind, host, child, bytes: found } = node.state.found;
+    if (kind === Place.data) await co.pdiscard(child!.node, guard, host, found);
+    at += found;
+  }
+}
