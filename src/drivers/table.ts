@@ -13,6 +13,7 @@ import { blkdebugNames, blkverifyNames } from './filters/test-names.ts';
 import { qcow2 } from './formats/qcow2/driver.ts';
 import { raw } from './formats/raw.ts';
 import { probeVdi } from './formats/vdi/probe.ts';
+import { probeVpc } from './formats/vpc/probe.ts';
 import { file, hostDevice } from './protocols/file/file.ts';
 import { nbdNames } from './protocols/nbd/names.ts';
 
@@ -99,6 +100,13 @@ const lazy = {
     kind: 'format',
     probe: probeVdi,
     load: async () => (await import('./formats/vdi/driver.ts')).vdi as BlockDriver,
+  },
+  vpc: {
+    name: 'vpc',
+    kind: 'format',
+    supportsBacking: true,
+    probe: probeVpc,
+    load: async () => (await import('./formats/vpc/driver.ts')).vpc as BlockDriver,
   },
 } as const satisfies Readonly<Record<string, LazyDriver>>;
 

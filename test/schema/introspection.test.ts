@@ -18,6 +18,8 @@ const NEWER = new Set([
   'block-export-add x-throttle-group',
   'nbd-server-start handshake-max-seconds',
   'blockdev-add/qcow2 discard-no-unref',
+  'blockdev-add/vpc backing',
+  'blockdev-create.options/vpc azure',
   'blockdev-backup discard-source',
   'drive-backup discard-source',
   'transaction.actions[]/blockdev-backup.data discard-source',
@@ -201,6 +203,7 @@ test('only what works is listed', () => {
     'snapshot-access',
     'throttle',
     'vdi',
+    'vpc',
   ]);
   expect(variantsOf('block-export-add')).toEqual(['nbd']);
 });

@@ -55,8 +55,8 @@ export async function check(
     corruptionsFixed,
     leaksFixed: 0,
     imageEndOffset: 0,
-    totalClusters: header.blocks,
-    allocatedClusters: allocated,
+    totalClusters: 0,
+    allocatedClusters: 0,
     fragmentedClusters: 0,
     compressedClusters: 0,
   };

@@ -37,14 +37,15 @@ function createImage(layer: BlockLayer, options: VdiCreateOptions, progress: Cre
 async function writeImage(file: BlockBackend, size: number, isStatic: boolean): Promise<void> {
   const blocks = Math.ceil(size / DEFAULT_BLOCK_BYTES);
   const end = HEADER_BYTES + mapBytes(blocks);
+  // What was there before is gone.
   await file.truncate(0, false, 'off').catch(() => undefined);
+  await file.truncate(isStatic ? end + blocks * DEFAULT_BLOCK_BYTES : end, false, 'off');
   for (let at = 0; at < blocks * 4; at += MAP_PIECE_BYTES) {
     const piece = Buffer.alloc(Math.min(MAP_PIECE_BYTES, mapBytes(blocks) - at));
     const entries = Math.min(MAP_PIECE_BYTES, blocks * 4 - at) / 4;
     for (let i = 0; i < entries; i++) piece.writeUInt32LE(isStatic ? at / 4 + i : 0xffffffff, i * 4);
     await writeAt(file, HEADER_BYTES + at, piece);
   }
-  await file.truncate(isStatic ? end + blocks * DEFAULT_BLOCK_BYTES : end, false, 'off');
   await writeAt(file, 0, newHeader(size, isStatic));
 }
 
