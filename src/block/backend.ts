@@ -176,9 +176,9 @@ export class BlockBackend implements BackendIo, RootParent {
     return this.node.totalBytes;
   }
 
-  /** Sets the length of the node; see coTruncate. */
-  truncate(length: number, exact: boolean, prealloc: PreallocMode): Promise<void> {
-    return this.#run((guard) => co.truncate(this.node, guard, length, exact, prealloc, false));
+  /** Sets the length of the node; see coTruncate. `zeroFill`: what is new reads as zeroes, whatever is below. */
+  truncate(length: number, exact: boolean, prealloc: PreallocMode, zeroFill = false): Promise<void> {
+    return this.#run((guard) => co.truncate(this.node, guard, length, exact, prealloc, zeroFill));
   }
 
   /** Waits for its requests, then gives up the node. */

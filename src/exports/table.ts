@@ -95,7 +95,8 @@ export class ExportTable {
     // The id is taken from here on, although making the export takes a while.
     this.#exports.set(id, null);
     try {
-      const type: ExportType = this.#types[options.type];
+      // The options' type says which kind they are for, which the compiler cannot follow through a look-up.
+      const type = this.#types[options.type] as unknown as ExportType;
       const exp = await createExport(this.#layer, type, options, node, writable);
       this.#exports.set(id, exp);
     } catch (error) {

@@ -1,6 +1,7 @@
 /** The one list of kinds of exports. */
 
 import type { ExportEnvironment, ExportType, ExportTypeName } from './contract.ts';
+import { fuseExportType } from './fuse/fuse.ts';
 import { nbdExportType } from './nbd/nbd-export.ts';
 import type { NbdService } from './nbd/service.ts';
 
@@ -10,5 +11,6 @@ export type ExportTypes = { readonly [T in ExportTypeName]: ExportType<T> };
 export function createExportTypes(environment: ExportEnvironment, nbd: NbdService): ExportTypes {
   return {
     nbd: nbdExportType(environment, nbd),
+    fuse: fuseExportType(),
   };
 }

@@ -56,7 +56,9 @@ function start(options: { readonly 'max-connections'?: number } = {}): Promise<v
   return exports.startNbdServer({ addr: { type: 'unix', path: socketPath }, ...options }, 'qmp');
 }
 
-function add(id: string, options: Partial<BlockExportOptions> = {}): Promise<void> {
+type NbdOptions = Extract<BlockExportOptions, { type: 'nbd' }>;
+
+function add(id: string, options: Partial<NbdOptions> = {}): Promise<void> {
   return exports.add({ type: 'nbd', id, 'node-name': 'n', ...options });
 }
 
@@ -120,7 +122,7 @@ describe('adding', () => {
   test('checks in the order of the original', async () => {
     await start();
     await add('e');
-    const cases: [Partial<BlockExportOptions> & { id: string }, string][] = [
+    const cases: [Partial<NbdOptions> & { id: string }, string][] = [
       [{ id: '1a', 'node-name': 'nope' }, 'Invalid block export id'],
       [{ id: '', 'node-name': 'nope' }, 'Invalid block export id'],
       [{ id: 'e', 'node-name': 'nope' }, "Block export id 'e' is already in use"],

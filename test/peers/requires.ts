@@ -28,6 +28,9 @@ export const PEERS = {
   socat: { probe: ['socat', '-V'], debianPackage: 'socat' },
   certtool: { probe: ['certtool', '--version'], debianPackage: 'gnutls-bin' },
   psktool: { probe: ['psktool', '--version'], debianPackage: 'gnutls-bin' },
+  // Mounting by root; fusermount3 for everybody else.
+  fuse: { probe: ['sh', '-c', 'test -w /dev/fuse && fusermount3 --version'], debianPackage: 'fuse3' },
+  'mkfs.ext4': { probe: ['mkfs.ext4', '-V'], debianPackage: 'e2fsprogs' },
   strace: { probe: ['strace', '-V'], debianPackage: 'strace' },
 } as const satisfies Record<string, Peer>;
 

@@ -205,5 +205,5 @@ test('only what works is listed', () => {
     'vdi',
     'vpc',
   ]);
-  expect(variantsOf('block-export-add')).toEqual(['nbd']);
+  expect(variantsOf('block-export-add')).toEqual(['nbd', 'fuse']);
 });

@@ -1,0 +1,6 @@
+/** QMP transcripts of both daemons: exports other than NBD. */
+
+import { compareTranscripts } from './transcript-comparison.ts';
+import { fuseTranscripts } from './transcripts/fuse.ts';
+
+compareTranscripts(fuseTranscripts);
