@@ -101,6 +101,7 @@ const MODULE_ORDER = [
   'error',
   'block-nbd',
   'block-core',
+  'image-formats',
   'block-filters',
   'test-drivers',
   'copy-before-write',

@@ -41,6 +41,9 @@ function bind(self: Library) {
   };
 }
 
+/** Whether the legacy provider is there; undefined: not asked for yet. */
+let legacy: boolean | undefined;
+
 let bound: ReturnType<typeof bind> | null | undefined;
 
 function bindings(): ReturnType<typeof bind> | null {
@@ -52,6 +55,23 @@ function bindings(): ReturnType<typeof bind> | null {
     }
   }
   return bound;
+}
+
+/**
+ * Makes the algorithms of OpenSSL's legacy provider (CAST5, Whirlpool) known to this module and to node:crypto. False:
+ * they are not to be had here.
+ */
+export function loadLegacyProvider(): boolean {
+  if (legacy === undefined) {
+    try {
+      const load = koffi.load(null).func('OSSL_PROVIDER_load', 'uintptr_t', ['uintptr_t', 'str']);
+      // Loading one provider by name takes the place of the default one unless that is loaded by name as well.
+      legacy = load(0, 'default') !== 0 && load(0, 'legacy') !== 0;
+    } catch {
+      legacy = false;
+    }
+  }
+  return legacy;
 }
 
 /** EVP_CipherInit_ex: keep the direction the context has. */

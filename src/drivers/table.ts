@@ -10,6 +10,7 @@ import type { BlockdevDriver } from '../../schema/generated/types.ts';
 import type { BlockDriver } from '../block/contract/driver.ts';
 import type { LazyDriver } from '../block/contract/face.ts';
 import { blkdebugNames, blkverifyNames } from './filters/test-names.ts';
+import { probeLuks } from './formats/luks/probe.ts';
 import { qcow2 } from './formats/qcow2/driver.ts';
 import { raw } from './formats/raw.ts';
 import { probeVdi } from './formats/vdi/probe.ts';
@@ -58,6 +59,12 @@ const lazy = {
     name: 'copy-on-read',
     kind: 'filter',
     load: async () => (await import('./filters/copy-on-read.ts')).copyOnRead as BlockDriver,
+  },
+  luks: {
+    name: 'luks',
+    kind: 'format',
+    probe: probeLuks,
+    load: async () => (await import('./formats/luks/driver.ts')).luks as BlockDriver,
   },
   nbd: {
     name: 'nbd',

@@ -32,6 +32,9 @@ export const PEERS = {
   fuse: { probe: ['sh', '-c', 'test -w /dev/fuse && fusermount3 --version'], debianPackage: 'fuse3' },
   'mkfs.ext4': { probe: ['mkfs.ext4', '-V'], debianPackage: 'e2fsprogs' },
   strace: { probe: ['strace', '-V'], debianPackage: 'strace' },
+  cryptsetup: { probe: ['cryptsetup', '--version'], debianPackage: 'cryptsetup-bin' },
+  mtools: { probe: ['mdir', '-V'], debianPackage: 'mtools' },
+  'fsck.fat': { probe: ['mkfs.fat', '--help'], debianPackage: 'dosfstools' },
 } as const satisfies Record<string, Peer>;
 
 export type PeerName = keyof typeof PEERS;

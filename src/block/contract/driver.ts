@@ -78,6 +78,8 @@ export interface BlockDriver<S = unknown>
   readonly name: string;
   /** Bytes behind the end come into being as zeroes when something is written further on. */
   readonly growsWithZeroes?: boolean;
+  /** What has never been written does not read as zeroes, whatever the file below does. */
+  readonly freshIsNoise?: boolean;
   /** A truncate waits for all requests and holds back new ones: it rebuilds what they rely on. */
   readonly exclusiveTruncate?: boolean;
   /** Runs when the node is open and has its permissions: what an opening has to write. */

@@ -42,7 +42,7 @@ export async function imageInfo(node: BlockNode): Promise<ImageInfo> {
 }
 
 function isEncrypted(specific: ImageInfoSpecific | undefined): boolean {
-  return specific !== undefined && 'encrypt' in specific.data;
+  return specific !== undefined && (specific.type === 'luks' || 'encrypt' in specific.data);
 }
 
 function addBackingName(node: BlockNode, image: ImageInfo): void {

@@ -10,6 +10,7 @@ import type {
   QCryptoHashAlgorithm,
   QCryptoIVGenAlgorithm,
 } from '../../../schema/generated/types.ts';
+import { loadLegacyProvider } from '../../aio/evp.ts';
 import { E } from '../../errors/errno.ts';
 import { BlockError } from '../../errors/error.ts';
 
@@ -38,8 +39,11 @@ export const CIPHERS: Readonly<Record<QCryptoCipherAlgorithm, Cipher>> = {
 
 const CIPHER_NAMES = Object.keys(CIPHERS) as QCryptoCipherAlgorithm[];
 
-const MODES: readonly QCryptoCipherMode[] = ['ecb', 'cbc', 'xts', 'ctr'];
-const IV_GENERATORS: readonly QCryptoIVGenAlgorithm[] = ['plain', 'plain64', 'essiv'];
+export const MODES: readonly QCryptoCipherMode[] = ['ecb', 'cbc', 'xts', 'ctr', 'lrw'];
+export const IV_GENERATORS: readonly QCryptoIVGenAlgorithm[] = ['plain', 'plain64', 'essiv', 'benbi'];
+
+/** Bytes of the key that LRW makes its tweaks with, behind the cipher's. */
+const LRW_KEY_BYTES = 16;
 
 /** Bytes of each hash's result. */
 export const HASH_BYTES: Readonly<Record<QCryptoHashAlgorithm, number>> = {
@@ -50,22 +54,36 @@ export const HASH_BYTES: Readonly<Record<QCryptoHashAlgorithm, number>> = {
   sha384: 48,
   sha512: 64,
   ripemd160: 20,
+  whirlpool: 64,
 };
 
 const unsupported = (message: string): BlockError => new BlockError(message, { errno: E.ENOTSUP });
 
-/** Bytes of the whole key: XTS has one for the data and one for the tweak. */
+/** Bytes of the whole key: XTS has one for the data and one for the tweak, LRW a short one for the tweak. */
 export function keyBytesOf(algorithm: QCryptoCipherAlgorithm, mode: QCryptoCipherMode): number {
-  return CIPHERS[algorithm].keyBytes * (mode === 'xts' ? 2 : 1);
+  const { keyBytes } = CIPHERS[algorithm];
+  if (mode === 'xts') return 2 * keyBytes;
+  return mode === 'lrw' ? keyBytes + LRW_KEY_BYTES : keyBytes;
 }
 
-/** Throws unless this host can encrypt with the cipher: OpenSSL's default provider has no more than AES of them. */
-export function requireCipher(algorithm: QCryptoCipherAlgorithm): void {
-  if (CIPHERS[algorithm].family !== 'AES') throw unsupported(`Algorithm '${algorithm}' not supported`);
+/** Bytes of the cipher's own key in a whole key of `keyBytes`. */
+export function cipherKeyBytes(mode: QCryptoCipherMode, keyBytes: number): number {
+  if (mode === 'xts') return Math.floor(keyBytes / 2);
+  return mode === 'lrw' ? keyBytes - LRW_KEY_BYTES : keyBytes;
+}
+
+/** Throws unless sectors can be encrypted so: ciphers of small blocks are not for the modes with tweaks. */
+export function requireCipher(algorithm: QCryptoCipherAlgorithm, mode: QCryptoCipherMode): void {
+  const { family, luksName } = CIPHERS[algorithm];
+  if (luksName === null) throw unsupported(`Algorithm '${algorithm}' not supported`);
+  if (family !== 'Cast5') return;
+  if (mode === 'xts' || mode === 'lrw') throw unsupported(`Unsupported cipher mode ${mode}`);
+  if (!loadLegacyProvider()) throw unsupported(`Algorithm '${algorithm}' not supported`);
 }
 
 /** Throws unless this host has the hash. */
 export function requireHash(hash: QCryptoHashAlgorithm): void {
+  if (hash === 'whirlpool' && loadLegacyProvider()) return;
   if (!getHashes().includes(hash)) throw unsupported(`Hash algorithm '${hash}' not supported`);
 }
 

@@ -1,19 +1,27 @@
 /**
- * Where a cipher with a key comes from: OpenSSL called directly when node exports it, node:crypto otherwise, and XTS
- * made of single blocks for what OpenSSL does not offer (AES-192, and keys whose halves are equal).
+ * Where a cipher with a key comes from: OpenSSL called directly when node exports it, node:crypto otherwise. Serpent and
+ * Twofish are computed here, and modes are made of single blocks where OpenSSL does not offer them (XTS with AES-192
+ * or with keys whose halves are equal, LRW, CTR with CAST5).
  */
 
 import { createCipheriv, createDecipheriv } from 'node:crypto';
-import { type CipherContext, IV_BYTES, openEvpCipher } from '../../aio/evp.ts';
+import { type CipherContext, IV_BYTES, loadLegacyProvider, openEvpCipher } from '../../aio/evp.ts';
+import { E } from '../../errors/errno.ts';
+import { BlockError } from '../../errors/error.ts';
+import { openSerpent } from './ciphers/serpent.ts';
+import { softwareContext } from './ciphers/software-cipher.ts';
+import { openTwofish } from './ciphers/twofish.ts';
+import { cbcContext, ctrContext, lrwContext } from './modes.ts';
 
 /** node:crypto: a new object per unit. */
 function nodeContext(name: string, key: Buffer, encrypt: boolean): CipherContext {
   const create = encrypt ? createCipheriv : createDecipheriv;
   const withoutIv = name.endsWith('-ecb');
+  const ivBytes = blockBytesOf(name);
   return {
     run: (buf, start, unitBytes, ivs, count) => {
       for (let i = 0; i < count; i++) {
-        const iv = withoutIv ? null : ivs.subarray(IV_BYTES * i, IV_BYTES * (i + 1));
+        const iv = withoutIv ? null : ivs.subarray(IV_BYTES * i, IV_BYTES * i + ivBytes);
         const at = start + unitBytes * i;
         const cipher = create(name, key, iv).setAutoPadding(false);
         buf.set(cipher.update(buf.subarray(at, at + unitBytes)), at);
@@ -90,16 +98,55 @@ export function xtsContext(blockCipher: string, key: Buffer, encrypt: boolean): 
   };
 }
 
-/** Without OpenSSL's symbols. Exported for the tests: on most hosts nothing else comes here. */
+/** Bytes of a block of the cipher that `name` begins with, which is the length of its vectors too. */
+export function blockBytesOf(name: string): number {
+  return name.startsWith('cast5') ? 8 : IV_BYTES;
+}
+
+/** OpenSSL's name: it has CAST5 with one length of key, which its names leave out. */
+function opensslName(name: string): string {
+  return name.replace(/^cast5-128-/, 'cast5-');
+}
+
+/** Single blocks, without OpenSSL's symbols. */
+function portableBlocks(cipher: string, key: Buffer, encrypt: boolean): CipherContext {
+  if (cipher.startsWith('serpent')) return softwareContext(openSerpent(key), encrypt);
+  if (cipher.startsWith('twofish')) return softwareContext(openTwofish(key), encrypt);
+  if (cipher.startsWith('cast5') && !loadLegacyProvider()) {
+    throw new BlockError(`Algorithm '${cipher}' not supported`, { errno: E.ENOTSUP });
+  }
+  return nodeContext(opensslName(`${cipher}-ecb`), key, encrypt);
+}
+
+/** Without OpenSSL's symbols, and for what it does not have. Exported for the tests. */
 export function portableContext(name: string, key: Buffer, encrypt: boolean): CipherContext {
-  if (name.endsWith('-xts')) return xtsContext(name.slice(0, -4), key, encrypt);
-  return nodeContext(name, key, encrypt);
+  const dash = name.lastIndexOf('-');
+  const cipher = name.slice(0, dash);
+  const software = !name.startsWith('aes');
+  switch (name.slice(dash + 1)) {
+    case 'xts':
+      return xtsContext(cipher, key, encrypt);
+    case 'lrw': {
+      const tweakAt = key.length - IV_BYTES;
+      const blocks = openContext(`${cipher}-ecb`, key.subarray(0, tweakAt), encrypt);
+      return lrwContext(blocks, key.subarray(tweakAt));
+    }
+    case 'ecb':
+      return portableBlocks(cipher, key, encrypt);
+    case 'cbc':
+      if (software) return cbcContext(portableBlocks(cipher, key, encrypt), blockBytesOf(cipher), encrypt);
+      return nodeContext(name, key, encrypt);
+    default:
+      if (software) return ctrContext(portableBlocks(cipher, key, true), blockBytesOf(cipher));
+      return nodeContext(name, key, encrypt);
+  }
 }
 
 /**
- * The AES cipher `name` (`aes-256-xts`, as OpenSSL spells it; also aes-192-xts) with a key of its length. Units given
- * to it are whole 16-byte blocks.
+ * The cipher `name` (`aes-256-xts`: the schema's name of the cipher, and a mode) with a key of its length. Units given
+ * to it are whole blocks.
  */
 export function openContext(name: string, key: Buffer, encrypt: boolean): CipherContext {
-  return openEvpCipher(name, key, encrypt) ?? portableContext(name, key, encrypt);
+  if (name.startsWith('cast5')) loadLegacyProvider();
+  return openEvpCipher(opensslName(name), key, encrypt) ?? portableContext(name, key, encrypt);
 }

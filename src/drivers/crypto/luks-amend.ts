@@ -39,6 +39,8 @@ export interface LuksAmendContext {
   readonly currentSecret: string;
   /** Allows to take the last passphrase away, and to replace one that is in use. */
   readonly force: boolean;
+  /** The header is a file of its own. */
+  readonly detached?: boolean;
 }
 
 /** An open volume's header while it is being changed. */
@@ -185,9 +187,9 @@ export async function amendLuks(
   options: QCryptoBlockAmendOptionsLUKS,
   context: LuksAmendContext,
 ): Promise<void> {
-  const header = parseLuksHeader(await access.read(0, LUKS_HEADER_BYTES));
+  const header = parseLuksHeader(await access.read(0, LUKS_HEADER_BYTES), context.detached);
   const algorithms = resolveLuksAlgorithms(header);
-  requireCipher(algorithms.spec.algorithm);
+  requireCipher(algorithms.spec.algorithm, algorithms.spec.mode);
   requireHash(algorithms.hash);
   const volume: Volume = { header, access, ...algorithms };
   await (options.state === 'active' ? addPassphrase : erase)(volume, options, context);

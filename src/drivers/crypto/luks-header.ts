@@ -16,7 +16,14 @@
 import type { QCryptoBlockInfoLUKS, QCryptoHashAlgorithm } from '../../../schema/generated/types.ts';
 import { E } from '../../errors/errno.ts';
 import { BlockError } from '../../errors/error.ts';
-import { essivCipher, luksCipher, luksHash, luksIvGenerator, luksMode } from './algorithms.ts';
+import {
+  cipherKeyBytes,
+  essivCipher,
+  luksCipher,
+  luksHash,
+  luksIvGenerator,
+  luksMode,
+} from './algorithms.ts';
 import { type CipherSpec, SECTOR_BYTES } from './block-cipher.ts';
 
 export const LUKS_HEADER_BYTES = 592;
@@ -25,8 +32,10 @@ export const STRIPES = 4000;
 export const SALT_BYTES = 32;
 export const DIGEST_BYTES = 20;
 
-/** Key material begins after this, and each slot's is aligned to it (specification: LUKS_ALIGN_KEYSLOTS). */
+/** Key material of new volumes begins after this, and each slot's is aligned to it (LUKS_ALIGN_KEYSLOTS). */
 const ALIGN_SECTORS = 8;
+/** The header itself; cryptsetup 1.0 put the key material right behind it. */
+const HEADER_SECTORS = Math.ceil(LUKS_HEADER_BYTES / SECTOR_BYTES);
 
 const MAGIC = Buffer.from('LUKS\xba\xbe', 'latin1');
 const VERSION = 1;
@@ -95,10 +104,10 @@ function readName(header: Buffer, offset: number, what: string): string {
 }
 
 /** The slots, each checked by itself and against those after it. */
-function readSlots(header: Buffer, keyBytes: number, payloadSectors: number): LuksSlot[] {
+function readSlots(header: Buffer, keyBytes: number, payloadSectors: number, detached: boolean): LuksSlot[] {
   const slotAt = (index: number): number => SLOTS_AT + SLOT_BYTES * index;
   const startOf = (index: number): number => header.readUInt32BE(slotAt(index) + 40);
-  const sectors = slotSectors(keyBytes);
+  const sectors = materialBytes(keyBytes) / SECTOR_BYTES;
   const slots: LuksSlot[] = [];
   for (let i = 0; i < SLOT_COUNT; i++) {
     const at = slotAt(i);
@@ -111,8 +120,8 @@ function readSlots(header: Buffer, keyBytes: number, payloadSectors: number): Lu
       throw invalid(`Keyslot ${i} state (active/disable) is corrupted`);
     }
     if (state === SLOT_ACTIVE && iterations === 0) throw invalid(`Keyslot ${i} iteration count is zero`);
-    if (start < ALIGN_SECTORS) throw invalid(`Keyslot ${i} is overlapping with the LUKS header`);
-    if (start + sectors > payloadSectors) {
+    if (start < HEADER_SECTORS) throw invalid(`Keyslot ${i} is overlapping with the LUKS header`);
+    if (!detached && start + sectors > payloadSectors) {
       throw invalid(`Keyslot ${i} is overlapping with the encrypted payload`);
     }
     for (let other = i + 1; other < SLOT_COUNT; other++) {
@@ -130,8 +139,11 @@ function readSlots(header: Buffer, keyBytes: number, payloadSectors: number): Lu
   return slots;
 }
 
-/** Reads and checks a header of LUKS_HEADER_BYTES bytes; the texts are the original's. */
-export function parseLuksHeader(header: Buffer): LuksHeader {
+/**
+ * Reads and checks a header of LUKS_HEADER_BYTES bytes; the texts are the original's. `detached`: the content is
+ * elsewhere, and its offset counts from there.
+ */
+export function parseLuksHeader(header: Buffer, detached = false): LuksHeader {
   if (!header.subarray(0, MAGIC.length).equals(MAGIC)) throw invalid('Volume is not in LUKS format');
   const version = header.readUInt16BE(6);
   if (version !== VERSION) {
@@ -143,7 +155,8 @@ export function parseLuksHeader(header: Buffer): LuksHeader {
   const payloadSectors = header.readUInt32BE(104);
   const keyBytes = header.readUInt32BE(108);
   const digestIterations = header.readUInt32BE(164);
-  if (payloadSectors < ALIGN_SECTORS) throw invalid('LUKS payload is overlapping with the header');
+  if (!detached && payloadSectors < HEADER_SECTORS)
+    throw invalid('LUKS payload is overlapping with the header');
   if (digestIterations === 0) throw invalid('LUKS key iteration count is zero');
   return {
     cipherName,
@@ -155,26 +168,37 @@ export function parseLuksHeader(header: Buffer): LuksHeader {
     digestSalt: Buffer.from(header.subarray(132, 132 + SALT_BYTES)),
     digestIterations,
     uuid: readText(header, 168, UUID_BYTES),
-    slots: readSlots(header, keyBytes, payloadSectors),
+    slots: readSlots(header, keyBytes, payloadSectors, detached),
   };
+}
+
+/** What a name such as "aes-xts-plain64" or "twofish-cbc-essiv:sha256" means with keys of a length. */
+export function resolveCipher(name: string, keyBytes: number): CipherSpec {
+  const dash = name.indexOf('-');
+  return cipherSpec(name.slice(0, Math.max(dash, 0)), name.slice(dash + 1), keyBytes);
+}
+
+function cipherSpec(cipherName: string, cipherMode: string, keyBytes: number): CipherSpec {
+  // What cryptsetup called it before 1.0.
+  const modeName = cipherMode === 'plain' ? 'cbc-plain' : cipherMode;
+  const dash = modeName.indexOf('-');
+  if (dash < 0) throw invalid(`Unexpected cipher mode string format '${modeName}'`);
+  const generator = modeName.slice(dash + 1);
+  const colon = generator.indexOf(':');
+  const generatorHash = colon < 0 ? null : luksHash(generator.slice(colon + 1));
+  const mode = luksMode(modeName.slice(0, dash));
+  const algorithm = luksCipher(cipherName, cipherKeyBytes(mode, keyBytes));
+  const ivgen = luksIvGenerator(colon < 0 ? generator : generator.slice(0, colon));
+  if (ivgen !== 'essiv') return { algorithm, mode, ivgen, ivgenHash: null };
+  if (generatorHash === null) throw invalid('Missing IV generator hash specification');
+  essivCipher(algorithm, generatorHash);
+  return { algorithm, mode, ivgen, ivgenHash: generatorHash };
 }
 
 /** What the header's names mean; whether this host can compute it is found out when it is used. */
 export function resolveLuksAlgorithms(header: LuksHeader): LuksAlgorithms {
-  const dash = header.cipherMode.indexOf('-');
-  if (dash < 0) throw invalid(`Unexpected cipher mode string format '${header.cipherMode}'`);
-  const generator = header.cipherMode.slice(dash + 1);
-  const colon = generator.indexOf(':');
-  const generatorHash = colon < 0 ? null : luksHash(generator.slice(colon + 1));
-  const mode = luksMode(header.cipherMode.slice(0, dash));
-  const cipherKeyBytes = mode === 'xts' ? Math.floor(header.keyBytes / 2) : header.keyBytes;
-  const algorithm = luksCipher(header.cipherName, cipherKeyBytes);
-  const hash = luksHash(header.hashName);
-  const ivgen = luksIvGenerator(colon < 0 ? generator : generator.slice(0, colon));
-  if (ivgen !== 'essiv') return { spec: { algorithm, mode, ivgen, ivgenHash: null }, hash };
-  if (generatorHash === null) throw invalid('Missing IV generator hash specification');
-  essivCipher(algorithm, generatorHash);
-  return { spec: { algorithm, mode, ivgen, ivgenHash: generatorHash }, hash };
+  const spec = cipherSpec(header.cipherName, header.cipherMode, header.keyBytes);
+  return { spec, hash: luksHash(header.hashName) };
 }
 
 /** The header's bytes. */

@@ -44,21 +44,25 @@ export interface NewLuksVolume extends LuksVolume {
 /** Everything but `key-secret`: the passphrase is an argument of its own. */
 export type LuksCreateOptions = Omit<QCryptoBlockCreateOptionsLUKS, 'key-secret'>;
 
-async function readHeader(read: HeaderReader): Promise<LuksHeader> {
-  return parseLuksHeader(await read(0, LUKS_HEADER_BYTES));
+async function readHeader(read: HeaderReader, detached: boolean): Promise<LuksHeader> {
+  return parseLuksHeader(await read(0, LUKS_HEADER_BYTES), detached);
 }
 
 /** Image information; needs no passphrase, nor ciphers this host may lack. */
-export async function readLuksInfo(read: HeaderReader): Promise<QCryptoBlockInfoLUKS> {
-  return luksInfo(await readHeader(read));
+export async function readLuksInfo(read: HeaderReader, detached = false): Promise<QCryptoBlockInfoLUKS> {
+  return luksInfo(await readHeader(read, detached));
 }
 
 /**
  * Opens a volume. Errors: a header that breaks the rules (the original's texts), a cipher this host lacks, a
  * passphrase no slot is for. Every active slot is tried, each taking as long as its header says.
  */
-export async function openLuks(read: HeaderReader, passphrase: Buffer): Promise<LuksVolume> {
-  const header = await readHeader(read);
+export async function openLuks(
+  read: HeaderReader,
+  passphrase: Buffer,
+  detached = false,
+): Promise<LuksVolume> {
+  const header = await readHeader(read, detached);
   const algorithms = resolveLuksAlgorithms(header);
   requireUsable(header.keyBytes, algorithms);
   const key = await findMasterKey(header, algorithms, passphrase, read);
@@ -70,8 +74,9 @@ export async function openLuks(read: HeaderReader, passphrase: Buffer): Promise<
 }
 
 function requireUsable(keyBytes: number, { spec, hash }: LuksAlgorithms): void {
-  requireCipher(spec.algorithm);
+  requireCipher(spec.algorithm, spec.mode);
   requireHash(hash);
+  if (spec.ivgenHash !== null) requireHash(spec.ivgenHash);
   if (spec.mode === 'xts' && keyBytes % 2 !== 0) {
     throw new BlockError('XTS cipher key length should be a multiple of 2', { errno: E.EINVAL });
   }
@@ -118,7 +123,11 @@ export function luksPayloadOffset(options: LuksCreateOptions): number {
  * Makes a volume with a new random key, which `passphrase` opens. Takes a second and more: two key derivations of the
  * wanted time (`iter-time`), after measuring how fast this host is.
  */
-export async function createLuks(options: LuksCreateOptions, passphrase: Buffer): Promise<NewLuksVolume> {
+export async function createLuks(
+  options: LuksCreateOptions,
+  passphrase: Buffer,
+  detached = false,
+): Promise<NewLuksVolume> {
   const plan = planVolume(options);
   const { keyBytes } = plan;
   const iterTimeMs = options['iter-time'] ?? DEFAULT_ITER_TIME_MS;
@@ -137,7 +146,8 @@ export async function createLuks(options: LuksCreateOptions, passphrase: Buffer)
       cipherName: plan.cipherName,
       cipherMode: plan.cipherMode,
       hashName: plan.hash,
-      payloadOffsetBytes: slotOffsetBytes(keyBytes, SLOT_COUNT),
+      // A detached header's content begins where its own file does.
+      payloadOffsetBytes: detached ? 0 : slotOffsetBytes(keyBytes, SLOT_COUNT),
       keyBytes,
       ...digest,
       uuid: randomUUID(),

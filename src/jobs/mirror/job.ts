@@ -205,7 +205,8 @@ function buildMirror(
       bufferBytes: copyBytes,
       zeroFlags: options.unmap ? Req.mayUnmap : 0,
       // There is no backing image that could show through a hole.
-      leavesZeroes: image.driver.supportsBacking === true ? 'never' : 'holes',
+      leavesZeroes:
+        image.driver.supportsBacking === true || image.driver.freshIsNoise === true ? 'never' : 'holes',
     }),
     maxCopies: Math.min(Math.max(Math.floor(bufferBytes / copyBytes), 1), COPIES_MAX),
     copyMode: 'background',

@@ -166,12 +166,17 @@ function open(
 
 /** How to open what was made encrypted. */
 function keyOptions(values: Values): DriverOptions {
-  const secret = values.get('encrypt.key-secret');
-  return secret === undefined ? {} : { encrypt: { 'key-secret': secret } };
+  const inside = values.get('encrypt.key-secret');
+  const own = values.get('key-secret');
+  return {
+    ...(inside !== undefined && { encrypt: { 'key-secret': inside } }),
+    ...(own !== undefined && { 'key-secret': own }),
+  };
 }
 
 /** Whether an image just made reads as zeroes. */
 function startsWithZeroes(node: BlockNode, values: Values): boolean {
+  if (node.driver.freshIsNoise === true) return false;
   const preallocated = (values.get('preallocation') ?? 'off') !== 'off';
   const encrypted = values.has('encrypt.format') || values.get('encryption') === 'on';
   if (node.driver.supportsBacking === true && !preallocated) return true;

@@ -7,7 +7,6 @@
  * Refcounts are amend-refcounts.ts, versions amend-version.ts.
  */
 
-import type { QCryptoBlockAmendOptionsLUKS } from '../../../../../schema/generated/types.ts';
 import type { GraphReadGuard } from '../../../../block/contract/guard.ts';
 import type { CreateOption, CreateOptionValues, CreateProgress } from '../../../../block/contract/image.ts';
 import type { BlockNode } from '../../../../block/graph/node.ts';
@@ -16,6 +15,7 @@ import { E } from '../../../../errors/errno.ts';
 import { BlockError } from '../../../../errors/error.ts';
 import { readLuksInfo } from '../../../crypto/luks.ts';
 import { amendLuks } from '../../../crypto/luks-amend.ts';
+import { LUKS_AMEND_OPTIONS, luksAmendOptions, prefixedOptions } from '../../../crypto/luks-options.ts';
 import { passphraseFromSecret } from '../../../crypto/passphrase.ts';
 import { Autoclear, Compat, Crypt } from '../layout/layout.ts';
 import type { Qcow2Node } from '../layout/state.ts';
@@ -26,25 +26,9 @@ import { clearDirtyBit, downgrade, upgrade } from './amend-version.ts';
 /** 16 bits, the only width of version 2. */
 const NORMAL_REFCOUNT_ORDER = 4;
 
-const ENCRYPT_AMEND_OPTIONS: readonly CreateOption[] = [
-  {
-    name: 'encrypt.state',
-    type: 'string',
-    help: 'Select new state of affected keyslots (active/inactive)',
-  },
-  {
-    name: 'encrypt.new-secret',
-    type: 'string',
-    help: 'New secret to set in the matching keyslots. Empty string to erase',
-  },
-  { name: 'encrypt.old-secret', type: 'string', help: 'Select all keyslots that match this password' },
-  { name: 'encrypt.keyslot', type: 'number', help: 'Select a single keyslot to modify explicitly' },
-  { name: 'encrypt.iter-time', type: 'number', help: 'Time to spend in PBKDF in milliseconds' },
-];
-
 /** Options that the tools' amend takes. */
 export const AMEND_OPTIONS: readonly CreateOption[] = [
-  ...ENCRYPT_AMEND_OPTIONS,
+  ...prefixedOptions('encrypt.', LUKS_AMEND_OPTIONS),
   { name: 'size', type: 'size', help: 'Virtual disk size' },
   { name: 'compat', type: 'string', help: 'Compatibility level (v2 [0.10] or v3 [1.1])' },
   { name: 'backing_file', type: 'string', help: 'File name of a base image' },
@@ -202,23 +186,6 @@ async function amendLazy(
 
 // ---- passphrases ---------------------------------------------------------------------------------------------
 
-function luksOptions(values: CreateOptionValues): QCryptoBlockAmendOptionsLUKS {
-  const { state, keyslot, 'iter-time': iterTime } = values;
-  if (state === undefined) throw refuse("Parameter 'state' is missing");
-  if (state !== 'active' && state !== 'inactive')
-    throw refuse(`Parameter 'state' does not accept value '${state}'`);
-  const text = (name: 'new-secret' | 'old-secret' | 'secret') =>
-    values[name] === undefined ? {} : { [name]: values[name] };
-  return {
-    state,
-    ...text('new-secret'),
-    ...text('old-secret'),
-    ...text('secret'),
-    ...(keyslot !== undefined && { keyslot: Number(keyslot) }),
-    ...(iterTime !== undefined && { 'iter-time': Number(iterTime) }),
-  };
-}
-
 async function amendEncryption(
   node: Qcow2Node,
   guard: GraphReadGuard,
@@ -255,7 +222,7 @@ async function amendEncryption(
       write: async (offset, data) => writeMetadata(node, guard, inside(offset, data.length), data, null),
       flush: () => barrier(node, guard),
     },
-    luksOptions(values),
+    luksAmendOptions(values),
     {
       passphraseOf: (id) => passphraseFromSecret(id, node.layer.secret(id)),
       currentSecret: options.encrypt?.['key-secret'] ?? '',

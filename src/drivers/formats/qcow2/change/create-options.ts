@@ -15,6 +15,7 @@ import type {
 import type { BlockLayer } from '../../../../block/layer.ts';
 import { E } from '../../../../errors/errno.ts';
 import { BlockError } from '../../../../errors/error.ts';
+import { LUKS_CREATE_OPTIONS, luksCreateOptions, prefixedOptions } from '../../../crypto/luks-options.ts';
 import { choice, createInFiles } from '../../shared/creation.ts';
 import { AMEND_OPTIONS } from './amend.ts';
 import { createImage, type Qcow2CreateOptions } from './create.ts';
@@ -31,12 +32,7 @@ const ENCRYPT_OPTIONS: readonly CreateOption[] = [
     type: 'string',
     help: 'ID of secret providing qcow AES key or LUKS passphrase',
   },
-  { name: 'encrypt.cipher-alg', type: 'string', help: 'Name of encryption cipher algorithm' },
-  { name: 'encrypt.cipher-mode', type: 'string', help: 'Name of encryption cipher mode' },
-  { name: 'encrypt.ivgen-alg', type: 'string', help: 'Name of IV generator algorithm' },
-  { name: 'encrypt.ivgen-hash-alg', type: 'string', help: 'Name of IV generator hash algorithm' },
-  { name: 'encrypt.hash-alg', type: 'string', help: 'Name of encryption hash algorithm' },
-  { name: 'encrypt.iter-time', type: 'number', help: 'Time to spend in PBKDF in milliseconds' },
+  ...prefixedOptions('encrypt.', LUKS_CREATE_OPTIONS),
 ];
 
 /** In the order in which the tools show their values; their help is sorted by name. */
@@ -67,22 +63,6 @@ export const CREATE_OPTIONS: readonly CreateOption[] = [
 
 // ---- values --------------------------------------------------------------------------------------------------
 
-const CIPHER_ALGORITHMS = [
-  'aes-128',
-  'aes-192',
-  'aes-256',
-  'des',
-  '3des',
-  'cast5-128',
-  'serpent-128',
-  'serpent-192',
-  'serpent-256',
-  'twofish-128',
-  'twofish-192',
-  'twofish-256',
-] as const;
-const HASHES = ['md5', 'sha1', 'sha224', 'sha256', 'sha384', 'sha512', 'ripemd160'] as const;
-
 function checkAlias(values: CreateOptionValues): void {
   if (values.encryption === 'on' && values['encrypt.format'] !== undefined) {
     throw new BlockError("'encrypt.format' and its alias 'encryption' can't be used at the same time", {
@@ -104,27 +84,14 @@ function encryptOptions(values: CreateOptionValues): QCryptoBlockCreateOptions |
   if (name === undefined) throw new BlockError("Parameter 'encrypt.format' is missing");
   // The tools say aes for what the schema calls qcow.
   const format = choice('format', name === 'aes' ? 'qcow' : name, ['qcow', 'luks']);
-  const take = <T>(key: string, convert: (value: string) => T): Record<string, T> => {
-    const value = given.get(key);
-    given.delete(key);
-    return value === undefined ? {} : { [key]: convert(value) };
-  };
   given.delete('format');
-  const keySecret = take('key-secret', (value) => value);
-  const luks =
-    format === 'qcow'
-      ? {}
-      : {
-          ...take('cipher-alg', (value) => choice('cipher-alg', value, CIPHER_ALGORITHMS)),
-          ...take('cipher-mode', (value) => choice('cipher-mode', value, ['ecb', 'cbc', 'xts', 'ctr'])),
-          ...take('ivgen-alg', (value) => choice('ivgen-alg', value, ['plain', 'plain64', 'essiv'])),
-          ...take('ivgen-hash-alg', (value) => choice('ivgen-hash-alg', value, HASHES)),
-          ...take('hash-alg', (value) => choice('hash-alg', value, HASHES)),
-          ...take('iter-time', Number),
-        };
-  const [unexpected] = given.keys();
+  const keySecret = given.get('key-secret');
+  given.delete('key-secret');
+  const luks = format === 'qcow' ? {} : luksCreateOptions(Object.fromEntries(given));
+  const known = new Set(format === 'qcow' ? [] : LUKS_CREATE_OPTIONS.map((option) => option.name));
+  const unexpected = [...given.keys()].find((key) => !known.has(key));
   if (unexpected !== undefined) throw new BlockError(`Parameter 'encrypt.${unexpected}' is unexpected`);
-  return { format, ...keySecret, ...luks };
+  return { format, ...(keySecret !== undefined && { 'key-secret': keySecret }), ...luks };
 }
 
 /** The compatibility level, by its new names and the old ones. */

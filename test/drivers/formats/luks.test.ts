@@ -1,0 +1,152 @@
+/**
+ * luks: images of cryptsetup in both versions, key files of any bytes, detached headers, random guests against a model,
+ * damaged headers. Ciphers and key slots of version 1 beside the original are in ../crypto.test.ts and luks-amend.test.ts.
+ */
+
+import { randomBytes } from 'node:crypto';
+import { readFileSync, rmSync, writeFileSync } from 'node:fs';
+import path from 'node:path';
+import { afterAll, describe, expect, test } from 'vitest';
+import { deriveArgon2, derivePortably } from '../../../src/aio/argon2.ts';
+import { BlockError } from '../../../src/errors/error.ts';
+import { requirePeer } from '../../peers/requires.ts';
+import { scratch } from '../qcow2/open-layer.ts';
+import { createRandom } from '../qcow2/random.ts';
+import { cryptsetup, emptyFile, fillVolume, readVolume, volumeKey } from './luks-tools.ts';
+
+const folder = scratch();
+afterAll(() => rmSync(folder, { recursive: true, force: true }));
+
+const KIB = 1024;
+const MIB = 1024 * KIB;
+const FEW = ['--pbkdf-force-iterations', '1000'];
+const PBKDF2 = ['--sector-size', '512', '--pbkdf', 'pbkdf2', ...FEW];
+const LARGE = ['--sector-size', '4096', '--pbkdf', 'pbkdf2', ...FEW];
+const argon = (kind: string) => [
+  ...['--sector-size', '512'],
+  '--pbkdf',
+  kind,
+  '--pbkdf-memory',
+  '64',
+  '--pbkdf-force-iterations',
+  '4',
+];
+/** Bytes that are no text, among them line ends and zeroes. */
+const KEY_FILE = Buffer.from([0xff, 0x0a, 0x00, 0x80, 0xc3, 0x28, 0x0d, 0x00]);
+const WORDS = Buffer.from('hunter2');
+
+interface Case {
+  readonly args: readonly string[];
+  readonly passphrase?: Buffer;
+  readonly offset: number;
+  readonly sectorBytes?: number;
+}
+
+const CASES: Readonly<Record<string, Case>> = {
+  'version 1': { args: ['--type', 'luks1', ...FEW], offset: 2 * MIB },
+  'version 1, Whirlpool': { args: ['--type', 'luks1', ...FEW, '-h', 'whirlpool'], offset: 2 * MIB },
+  'version 1, a key file': { args: ['--type', 'luks1', ...FEW], passphrase: KEY_FILE, offset: 2 * MIB },
+  'version 2, PBKDF2': { args: ['--type', 'luks2', ...PBKDF2], offset: 16 * MIB },
+  'version 2, argon2id': { args: ['--type', 'luks2', ...argon('argon2id')], offset: 16 * MIB },
+  'version 2, argon2i': { args: ['--type', 'luks2', ...argon('argon2i')], offset: 16 * MIB },
+  'version 2, sectors of 4 KiB, a key file': {
+    args: ['--type', 'luks2', ...LARGE],
+    passphrase: KEY_FILE,
+    offset: 16 * MIB,
+    sectorBytes: 4096,
+  },
+  'version 2, content elsewhere': {
+    args: ['--type', 'luks2', ...PBKDF2, '--offset', String((20 * MIB) / 512)],
+    offset: 20 * MIB,
+  },
+};
+
+describe('volumes of cryptsetup', () => {
+  for (const [name, { args, passphrase = WORDS, offset, sectorBytes = 512 }] of Object.entries(CASES)) {
+    test(name, async (context) => {
+      requirePeer(context, 'cryptsetup');
+      const file = emptyFile(folder, 'theirs.luks', 22 * MIB);
+      cryptsetup(['luksFormat', ...args, '--key-file', '-', file], passphrase);
+      const content = randomBytes(256 * KIB);
+      const key = volumeKey(folder, file, passphrase);
+      fillVolume(file, key, { offset, cipher: 'aes-xts-plain64', sectorBytes }, content);
+      expect((await readVolume(file, passphrase, content.length)).equals(content)).toBe(true);
+      await expect(readVolume(file, Buffer.from('wrong'), 512)).rejects.toThrow(
+        'Invalid password, cannot unlock any keyslot',
+      );
+    });
+  }
+
+  test('of version 2 with a damaged first header', async (context) => {
+    requirePeer(context, 'cryptsetup');
+    const file = emptyFile(folder, 'damaged.luks', 20 * MIB);
+    cryptsetup(['luksFormat', '--type', 'luks2', ...PBKDF2, '--key-file', '-', file], WORDS);
+    const image = readFileSync(file);
+    image[4200] = image[4200]! ^ 1;
+    writeFileSync(file, image);
+    expect(await readVolume(file, WORDS, 512)).toHaveLength(512);
+    image[0x4000 + 4200] = image[0x4000 + 4200]! ^ 1;
+    writeFileSync(file, image);
+    await expect(readVolume(file, WORDS, 512)).rejects.toThrow('LUKS2 header: the checksum is wrong');
+  });
+
+  for (const type of ['luks1', 'luks2']) {
+    test(`with a detached header, ${type}`, async (context) => {
+      requirePeer(context, 'cryptsetup');
+      const file = emptyFile(folder, 'content.luks', MIB);
+      const header = path.join(folder, 'header.luks');
+      rmSync(header, { force: true });
+      const pbkdf = type === 'luks2' ? PBKDF2 : FEW;
+      cryptsetup(
+        ['luksFormat', '--type', type, ...pbkdf, '--header', header, '--key-file', '-', file],
+        WORDS,
+      );
+      const content = randomBytes(MIB);
+      const key = volumeKey(folder, header, WORDS);
+      fillVolume(file, key, { offset: 0, cipher: 'aes-xts-plain64', sectorBytes: 512 }, content);
+      const read = await readVolume(file, WORDS, MIB, { header: { driver: 'file', filename: header } });
+      expect(read.equals(content)).toBe(true);
+    });
+  }
+});
+
+describe('Argon2', () => {
+  // RFC 9106 has vectors with a secret and associated data only; these are of the reference implementation's test.c.
+  const vectors = [
+    ['argon2i', 'c1628832147d9720c5bd1cfd61367078729f6dfb6f8fea9ff98158e0d7816ed0'],
+    ['argon2id', '09316115d5cf24ed5a15a31a3ba326e5cf32edc24702987c02b6566f61913cf7'],
+  ] as const;
+  for (const [variant, expected] of vectors) {
+    test(variant, async () => {
+      const parameters = { variant, passes: 2, memoryKib: 65536, lanes: 1 };
+      for (const derive of [deriveArgon2, derivePortably]) {
+        const key = await derive(parameters, Buffer.from('password'), Buffer.from('somesalt'), 32);
+        expect(key.toString('hex')).toBe(expected);
+      }
+    });
+  }
+});
+
+test('damaged and cut headers of version 2: an error, and soon', async (context) => {
+  requirePeer(context, 'cryptsetup');
+  const file = emptyFile(folder, 'fuzz.luks', 17 * MIB);
+  cryptsetup(['luksFormat', '--type', 'luks2', ...PBKDF2, '--key-file', '-', file], WORDS);
+  const whole = readFileSync(file).subarray(0, 64 * KIB);
+  const random = createRandom(Number(process.env.FUZZ_SEED ?? 1));
+  const { readLuksInfoAny } = await import('../../../src/drivers/crypto/luks2/open.ts');
+  for (let run = 0; run < Number(process.env.FUZZ_RUNS ?? 300); run++) {
+    const bytes = Buffer.from(whole);
+    // The second header is out of the way, the first one's checksum is left to be wrong in some of the runs only.
+    bytes.fill(0, 0x4000, 0x8000);
+    for (let i = random.below(4); i >= 0; i--) bytes[random.below(0x4000)] = random.below(256);
+    const end = random.below(4) === 0 ? random.below(bytes.length) : bytes.length;
+    const read = async (offset: number, length: number): Promise<Buffer> => {
+      const data = Buffer.alloc(length);
+      bytes.subarray(Math.min(offset, end), Math.min(offset + length, end)).copy(data);
+      return data;
+    };
+    await readLuksInfoAny(read, false).catch((error: unknown) => {
+      if (!(error instanceof BlockError)) throw error;
+    });
+  }
+});
