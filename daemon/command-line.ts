@@ -3,6 +3,7 @@
  * commands have.
  */
 
+import { existsSync } from 'node:fs';
 import type { ChardevBackend } from '../schema/generated/types.ts';
 import { BlockError } from '../src/errors/error.ts';
 import { parseKeyval } from '../src/qmp/keyval.ts';
@@ -129,18 +130,31 @@ async function addBlockNode(value: string, { daemon }: Execution): Promise<void>
   }
 }
 
+/** A configuration file or folder: its entries are executed like options. */
+async function addConfig(value: string, execution: Execution): Promise<void> {
+  const { applyConfig } = await import('./config/apply.ts');
+  await applyConfig(value, execution.reporter, (section, text) => EXECUTORS[section]?.(text, execution));
+}
+
+/** A saved configuration; there is none before the first save. */
+async function restore(value: string, execution: Execution): Promise<void> {
+  if (existsSync(value)) await addConfig(value, execution);
+}
+
 type Executor = (value: string, execution: Execution) => void | Promise<void>;
 
 /** The options that are executed in order; the others concern the process as a whole (main.ts). */
 const EXECUTORS: { readonly [K in OptionName]?: Executor } = {
   blockdev: addBlockNode,
   chardev: addChardev,
+  config: addConfig,
   export: (value, { daemon }) =>
     daemon.run('block-export-add', parse('BlockExportOptions', value, 'type')).then(ignore),
   monitor: addMonitor,
   'nbd-server': startNbdServer,
   object: addObject,
   qmp: addQmpListener,
+  restore,
   trace,
 };
 

@@ -15,9 +15,10 @@ import { ExportTable } from '../src/exports/table.ts';
 import { endAllJobs } from '../src/jobs/end-all.ts';
 import { JobTable } from '../src/jobs/job-common.ts';
 import { ObjectTree } from '../src/objects/tree.ts';
-import { createDispatcher } from '../src/qmp/dispatch.ts';
+import { createDispatcher, type Dispatcher } from '../src/qmp/dispatch.ts';
 import { EventHub } from '../src/qmp/events.ts';
 import type { QmpSession } from '../src/qmp/session.ts';
+import { createStateFile, type StateFile } from './config/state.ts';
 import type { Logger } from './logger.ts';
 import type { PidFile } from './pid-file.ts';
 import type { QmpListener } from './qmp-listener.ts';
@@ -29,6 +30,8 @@ export interface DaemonSettings {
   readonly daemonized: boolean;
   readonly logger: Logger;
   readonly reporter: Reporter;
+  /** The file that keeps the running configuration (--save); null: none. */
+  readonly stateFile: string | null;
 }
 
 /** How long requests to other servers may hold up the end. */
@@ -39,13 +42,14 @@ export class Daemon {
   readonly host: SessionHost;
   readonly listeners: QmpListener[] = [];
   pidFile: PidFile | null = null;
+  readonly #state: StateFile | null;
   readonly #logger: Logger;
   readonly #events: EventHub;
   readonly #localSession: QmpSession;
   #ending: Promise<void> | null = null;
   #onEnded: () => void = () => undefined;
 
-  constructor({ engine: engineKind, daemonized, logger, reporter }: DaemonSettings) {
+  constructor({ engine: engineKind, daemonized, logger, reporter, stateFile }: DaemonSettings) {
     this.#logger = logger;
     this.#events = new EventHub();
     const { engine, fallbackReason } = createEngine(engineKind);
@@ -59,7 +63,13 @@ export class Daemon {
     const objects = new ObjectTree();
     const layer = new BlockLayer({
       engine,
-      events: this.#events,
+      events: {
+        emit: (name, data) => {
+          this.#events.emit(name, data);
+          // Jobs change the graph at their end.
+          if (name === 'JOB_STATUS_CHANGE') this.#state?.changed();
+        },
+      },
       drivers,
       secret: (id) => objects.secret(id),
       tlsCreds: (id) => objects.tlsCreds(id, 'client'),
@@ -76,13 +86,16 @@ export class Daemon {
         requestShutdown: () => void this.shutDown(),
       }),
       exports: new ExportTable(layer, objects, log, (serve) => this.host.whenServing(serve)),
-      jobs: new JobTable(this.#events, (error) =>
+      jobs: new JobTable(layer.events, (error) =>
         logger.error({ err: error }, 'a job failed in an unexpected way'),
       ),
+      configFile: stateFile,
       requestShutdown: () => void this.shutDown(),
     };
+    this.#state =
+      stateFile === null ? null : createStateFile(stateFile, this.context, (text) => logger.error({}, text));
     this.host = new SessionHost(
-      createDispatcher(this.context, commandTable, asMonitor),
+      this.#watched(createDispatcher(this.context, commandTable, asMonitor)),
       this.#events,
       (error) => logger.error({ err: error }, 'a command failed in an unexpected way'),
     );
@@ -92,6 +105,39 @@ export class Daemon {
   /** Runs a QMP command on behalf of the command line. */
   async run<K extends keyof Commands>(name: K, args: Commands[K]['args']): Promise<Commands[K]['ret']> {
     return await asMonitor(() => commandTable[name](this.context, args, this.#localSession));
+  }
+
+  /** The dispatcher, and the state file learns of commands that may have changed something. */
+  #watched(dispatcher: Dispatcher): Dispatcher {
+    const state = this.#state;
+    if (state === null) return dispatcher;
+    return {
+      has: (name) => dispatcher.has(name),
+      execute: (name, args, session) => {
+        if (name.startsWith('query-') || name === 'qmp_capabilities')
+          return dispatcher.execute(name, args, session);
+        if (name === 'quit') {
+          return this.#finishState().then(() => dispatcher.execute(name, args, session));
+        }
+        const result = dispatcher.execute(name, args, session);
+        if (result instanceof Promise) result.then(state.changed, () => undefined);
+        else state.changed();
+        return result;
+      },
+    };
+  }
+
+  async #finishState(): Promise<void> {
+    try {
+      await this.#state?.finish();
+    } catch (error) {
+      this.#logger.error({ err: error }, 'the running configuration could not be saved');
+    }
+  }
+
+  /** Everything has been made that was asked for: from now on changes are kept. */
+  keepState(): void {
+    this.#state?.changed();
   }
 
   /** Whether the end has begun. */
@@ -112,6 +158,7 @@ export class Daemon {
 
   async #end(): Promise<void> {
     const { exports, jobs, layer, chardevs } = this.context;
+    await this.#finishState();
     const attempt = async (what: string, action: () => unknown): Promise<void> => {
       try {
         await action();

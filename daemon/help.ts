@@ -24,6 +24,12 @@ Block storage daemon that speaks QMP
   --chardev <options>    configure a character device backend
                          (see the qemu(1) man page for possible options)
 
+  --config <path>        carry out a configuration file (YAML or JSON), or all
+                         those of a folder in the order of their names; the
+                         members object, chardev, blockdev, nbd-server, export,
+                         monitor and qmp hold what the options of these names
+                         take
+
   --daemonize            daemonize the process, and have the parent exit
                          once startup is complete
 
@@ -67,6 +73,11 @@ Block storage daemon that speaks QMP
   --qmp ws:<host>:<port>[,token=<token>][,token-file=<path>][,remote=on|off]
         [,pretty=on|off]
                          serve QMP to several clients at once
+
+  --restore <file>       carry out the configuration that --save has kept in
+                         <file>, if there is one
+  --save <file>          keep the running objects, block nodes, NBD server and
+                         exports in <file>, and write it after every change
 `;
 }
 

@@ -64,11 +64,14 @@ async function runDaemon(items: readonly CommandLineItem[], reporter: Reporter):
   const daemonized = lastValue(items, 'daemonize') !== null;
   const embedded = lastValue(items, 'embedded') !== null;
   const level = lastValue(items, 'log-level') ?? process.env.QBLOCKD_LOG ?? (embedded ? 'info' : 'warn');
+  const state = lastValue(items, 'save') ?? lastValue(items, 'restore');
+  if (state !== null) (await import('./config/state.ts')).lockState(state);
   const daemon = new Daemon({
     engine: parseEngine(lastValue(items, 'engine') ?? process.env.QBLOCKD_ENGINE ?? 'auto'),
     daemonized,
     logger: createLogger(parseLogLevel(level)),
     reporter,
+    stateFile: lastValue(items, 'save'),
   });
   let status = 0;
   watchSignals(daemon);
@@ -84,6 +87,7 @@ async function runDaemon(items: readonly CommandLineItem[], reporter: Reporter):
   }
   if (daemon.ending) return;
   if (daemonized) (await import('./daemonize.ts')).becomeDaemon();
+  daemon.keepState();
   daemon.host.startServing();
 }
 

@@ -10,6 +10,7 @@
 export const OPTIONS = {
   blockdev: { argument: true },
   chardev: { argument: true },
+  config: { argument: true },
   daemonize: { argument: false },
   embedded: { argument: true },
   engine: { argument: true },
@@ -21,6 +22,8 @@ export const OPTIONS = {
   object: { argument: true },
   pidfile: { argument: true },
   qmp: { argument: true },
+  restore: { argument: true },
+  save: { argument: true },
   trace: { argument: true, short: 'T' },
   version: { argument: false, short: 'V' },
 } as const satisfies Record<string, { argument: boolean; short?: string }>;

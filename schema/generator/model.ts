@@ -118,6 +118,7 @@ const MODULE_ORDER = [
   'control',
   'introspect',
   'qom',
+  'config',
 ];
 
 // ---- the files as they are, after the check against the dialect ------------------------------------------------

@@ -14,6 +14,8 @@ export interface CommandContext {
   readonly chardevs: ChardevTable;
   readonly exports: ExportTable;
   readonly jobs: JobTable;
+  /** Where x-config-save writes when it is given no name (--save); null: nowhere. */
+  readonly configFile: string | null;
   /** Ends the daemon gracefully, after the reply to the command that asked has been sent. */
   readonly requestShutdown: () => void;
 }

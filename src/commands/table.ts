@@ -8,6 +8,7 @@ import { blockExportCommands } from './block-export.ts';
 import { blockGraphCommands } from './block-graph.ts';
 import { blockJobCommands } from './block-job.ts';
 import { charCommands } from './char.ts';
+import { configCommands } from './config.ts';
 import type { CommandContext } from './context.ts';
 import { controlCommands } from './control.ts';
 import { introspectCommands } from './introspect.ts';
@@ -27,6 +28,7 @@ export const commandTable: Handlers<CommandContext> = {
   ...blockJobCommands,
   ...blockGraphCommands,
   ...charCommands,
+  ...configCommands,
   ...controlCommands,
   ...internalSnapshotCommands,
   ...introspectCommands,

@@ -55,6 +55,8 @@ class ExportOwner implements BackendOwner {
 export interface BlockExport {
   readonly id: string;
   readonly type: ExportTypeName;
+  /** As the user gave them; `node-name` is where the export began. */
+  readonly options: BlockExportOptions;
   readonly statistics: ExportStatistics;
   readonly running: RunningExport;
   readonly backend: BlockBackend;
@@ -120,6 +122,7 @@ export async function createExport(
     return {
       id: options.id,
       type: options.type,
+      options,
       statistics,
       running,
       backend,

@@ -135,6 +135,18 @@ export class ExportTable {
     if (!busy) await done;
   }
 
+  /** The options that block-export-add would take to make the exports there are, where they are now; oldest first. */
+  savedOptions(): BlockExportOptions[] {
+    return [...this.#exports.values()]
+      .filter((exp) => exp !== null && !exp.shuttingDown)
+      .map((exp) => ({ ...(exp as BlockExport).options, 'node-name': nodeNameOf(exp as BlockExport) }));
+  }
+
+  /** What the running NBD server was started with; null when there is none. */
+  get nbdServerOptions(): NbdServerOptions | null {
+    return this.#nbd.options;
+  }
+
   /** query-block-exports: newest first. */
   query(): BlockExportInfo[] {
     return [...this.#exports.values()]

@@ -24,6 +24,7 @@ export type ObjectValue =
   | { readonly kind: 'iothread'; readonly iothread: Iothread };
 
 interface UserObject {
+  readonly options: ObjectOptions;
   readonly value: ObjectValue;
   readonly qom: QomObject;
   users: number;
@@ -67,7 +68,7 @@ export class ObjectTree {
     const made = await this.#create(options);
     // Creation may have waited: look for the id only now.
     this.publish('objects', id, made.qom);
-    this.#objects.set(id, { ...made, users: 0 });
+    this.#objects.set(id, { ...made, options, users: 0 });
   }
 
   /** object-del. */
@@ -77,6 +78,15 @@ export class ObjectTree {
     if (object.users > 0) throw new BlockError(`object '${id}' is in use, can not be deleted`);
     this.#objects.delete(id);
     this.withdraw('objects', id);
+  }
+
+  /** The options that object-add would take to make the objects there are, as they are now, in the order of their making. */
+  savedOptions(): ObjectOptions[] {
+    return [...this.#objects.values()].map(({ options, value }) =>
+      options['qom-type'] === 'throttle-group' && value.kind === 'throttle-group'
+        ? { 'qom-type': 'throttle-group', id: options.id, limits: { ...value.group.limits } }
+        : options,
+    );
   }
 
   /** The value of an object; null when there is no such object. */

@@ -11,7 +11,7 @@ import { type RunningDaemon, startDaemon } from '../peers/daemons.ts';
 import { missingPeer, requirePeer } from '../peers/requires.ts';
 
 /** Commands that the original's 7.2 does not have. Newer releases of it do, except for those that start with x-. */
-const NEWER_COMMANDS = new Set(['block-job-change', 'x-query-block-exports']);
+const NEWER_COMMANDS = new Set(['block-job-change', 'x-config-save', 'x-query-block-exports']);
 
 /** What the original's 7.2 does not have: [owner, member]. Newer releases of it do, except for what starts with x-. */
 const NEWER = new Set([

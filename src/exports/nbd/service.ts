@@ -17,6 +17,7 @@ export type Origin = 'qmp' | 'command-line';
 export class NbdService {
   readonly #environment: ExportEnvironment;
   #server: NbdServer | null = null;
+  #options: NbdServerOptions | null = null;
   /** A server is being started or stopped. */
   #busy = false;
 
@@ -27,6 +28,11 @@ export class NbdService {
   /** The server that runs, if any. */
   get server(): NbdServer | null {
     return this.#server;
+  }
+
+  /** What it was started with; null when there is none. */
+  get options(): NbdServerOptions | null {
+    return this.#server === null ? null : this.#options;
   }
 
   /** nbd-server-start and --nbd-server. */
@@ -46,6 +52,7 @@ export class NbdService {
     try {
       await server.start();
       this.#server = server;
+      this.#options = options;
     } finally {
       this.#busy = false;
     }
