@@ -141,7 +141,8 @@ async function copyAll({ overlay, bottom, onError }: Stream, job: Job): Promise<
         // What is below the frozen chain may have changed.
         const base = chainChild(bottom)?.node ?? null;
         const status = await blockStatusAbove(overlay, guard, base, false, offset, bytes);
-        const copy = (status.flags & Status.allocated) !== 0 && status.depth > 0;
+        // Of what ends within the turn nothing is known: it is looked at again when it is copied.
+        const copy = status.bytes === 0 || ((status.flags & Status.allocated) !== 0 && status.depth > 0);
         return { bytes: status.bytes || bytes, copy };
       }),
     copy: async (offset, bytes): Promise<CopyFailure | null> => {

@@ -213,7 +213,7 @@ test('only the I/O path and the table call a driver directly', () => {
         file.endsWith('.ts') &&
         ![
           'block/graph/length.ts',
-          ...['copy-on-read', 'copy-range', 'debug', 'flush', 'in-turn', 'read-write', 'size'].map(
+          ...['copy-on-read', 'copy-range', 'debug', 'flush', 'in-turn', 'read-write', 'size', 'status'].map(
             (name) => `block/io/${name}.ts`,
           ),
         ].includes(file),

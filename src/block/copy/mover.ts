@@ -140,7 +140,8 @@ export async function extentAt(
   const base = mover.skipUnallocated ? backingOf(skipFilters(source)) : null;
   try {
     const status = await blockStatusAbove(source, guard, base, true, offset, bytes);
-    return { kind: kindOf(mover, status.flags), bytes: status.bytes || bytes };
+    if (status.bytes === 0) return { kind: 'data', bytes };
+    return { kind: kindOf(mover, status.flags), bytes: status.bytes };
   } catch {
     // The read that follows tells what is wrong.
     return { kind: 'data', bytes: Math.min(mover.clusterBytes, bytes) };

@@ -23,6 +23,7 @@ import { coFlush, coPdiscard } from './flush.ts';
 import * as ioSync from './in-turn.ts';
 import * as io from './read-write.ts';
 import * as size from './size.ts';
+import { coBlockStatus } from './status.ts';
 
 const forms = {
   preadv: io.coPreadv,
@@ -31,7 +32,7 @@ const forms = {
   pwriteZeroes: io.coPwriteZeroes,
   pdiscard: coPdiscard,
   flush: coFlush,
-  blockStatus: size.coBlockStatus,
+  blockStatus: coBlockStatus,
   truncate: size.coTruncate,
   check: makeControlForm('check'),
   amend: makeControlForm('amend'),

@@ -17,7 +17,7 @@ import { begin, checkRange, checkWritable, end } from './common.ts';
 import { makeControlForm } from './control.ts';
 import { coCopyRangeFrom, isLocal, MIN_KERNEL_BYTES } from './copy-range.ts';
 import { coDebugEvent } from './debug.ts';
-import { coBlockStatus } from './size.ts';
+import { coBlockStatus } from './status.ts';
 import { backingOf } from './status-chain.ts';
 import { beginsWithZeroes, PEEK_BYTES } from './zero-peek.ts';
 

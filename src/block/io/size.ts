@@ -1,5 +1,5 @@
 /**
- * The I/O path beside the data: block status, length, truncation.
+ * The I/O path beside the data: length and truncation. Block status is io/status.ts.
  *
  * As in io/read-write.ts, all functions run under the graph read lock and take the guard.
  */
@@ -9,71 +9,11 @@ import { BlockError } from '../../errors/error.ts';
 import { resizeBitmaps } from '../bitmaps/dirty-bitmap.ts';
 import type { GraphReadGuard } from '../contract/guard.ts';
 import type { PreallocMode } from '../contract/image.ts';
-import { type BlockStatus, Status } from '../contract/request.ts';
-import { roundDown, roundUp } from '../contract/rounding.ts';
+import { roundUp } from '../contract/rounding.ts';
 import { coRefreshLength, MAX_LENGTH_BYTES } from '../graph/length.ts';
 import type { BlockNode } from '../graph/node.ts';
 import { markSerialising, waitSerialising } from '../graph/tracked.ts';
 import { begin, end } from './common.ts';
-
-/** First extent of equal status at `offset`, at most `bytes` long. `wantZero` false: allocation is enough. */
-export async function coBlockStatus(
-  node: BlockNode,
-  guard: GraphReadGuard,
-  wantZero: boolean,
-  offset: number,
-  bytes: number,
-): Promise<BlockStatus> {
-  if (offset >= node.totalBytes) return { bytes: 0, flags: Status.eof, map: 0, file: null };
-  const length = Math.min(bytes, node.totalBytes - offset);
-  const atEnd = (extent: number): number => (offset + extent >= node.totalBytes ? Status.eof : 0);
-  if (node.driver.blockStatus === undefined) {
-    const valid = node.driver.kind === 'protocol' ? Status.offsetValid : 0;
-    return {
-      bytes: length,
-      flags: Status.data | Status.allocated | valid | atEnd(length),
-      map: offset,
-      file: node,
-    };
-  }
-  node.inFlight++;
-  try {
-    const align = node.limits.requestAlignment;
-    const from = roundDown(offset, align);
-    const to = roundUp(offset + length, align);
-    const own = await node.driver.blockStatus(node, guard, wantZero, from, to - from);
-    const extent = Math.min(own.bytes - (offset - from), length);
-    const map = own.map + (offset - from);
-    if ((own.flags & Status.recurse) !== 0 && own.file !== null) {
-      const below = await coBlockStatus(own.file, guard, wantZero, map, extent);
-      // Past the end of the child this node still has bytes, which read as zeroes.
-      if (below.bytes === 0)
-        return { bytes: extent, flags: Status.zero | Status.allocated | atEnd(extent), map: 0, file: null };
-      return { ...below, flags: (below.flags & ~Status.eof) | atEnd(below.bytes) };
-    }
-    let flags = own.flags;
-    if ((flags & (Status.data | Status.zero)) !== 0) flags |= Status.allocated;
-    // Mapped to a child that knows of zeroes this layer cannot see.
-    if (
-      wantZero &&
-      (flags & Status.data) !== 0 &&
-      (flags & (Status.zero | Status.offsetValid)) === Status.offsetValid &&
-      own.file !== null &&
-      own.file !== node
-    ) {
-      const below = await coBlockStatus(own.file, guard, wantZero, map, extent);
-      if (below.bytes > 0 && (below.flags & Status.zero) !== 0) {
-        return { bytes: below.bytes, flags: flags | Status.zero | atEnd(below.bytes), map, file: own.file };
-      }
-      if (below.bytes > 0)
-        return { bytes: below.bytes, flags: flags | atEnd(below.bytes), map, file: own.file };
-    }
-    return { bytes: extent, flags: flags | atEnd(extent), map, file: own.file };
-  } finally {
-    node.inFlight--;
-    if (node.inFlight === 0) node.idle.wakeAll();
-  }
-}
 
 /** Sets the length. `exact` false: the node may end up longer. Requests in the part that goes are waited for. */
 export async function coTruncate(

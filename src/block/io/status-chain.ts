@@ -1,14 +1,14 @@
 /**
  * Block status through a chain of backing images: which layer decides the content of a range, and what that is.
  *
- * One node's own answer is coBlockStatus (io/size.ts). As there, functions run under the graph read lock.
+ * One node's own answer is coBlockStatus (io/status.ts). As there, functions run under the graph read lock.
  */
 
 import type { GraphReadGuard } from '../contract/guard.ts';
 import { type BlockStatus, Status } from '../contract/request.ts';
 import { chainChild, cowChild } from '../graph/chain.ts';
 import type { BlockNode } from '../graph/node.ts';
-import { coBlockStatus } from './size.ts';
+import { coBlockStatus, inWholeBlocks } from './status.ts';
 
 export interface ChainStatus extends BlockStatus {
   /** The layer that decided: 0 for the node itself, 1 for its backing image, and so on. */
@@ -49,6 +49,20 @@ export async function layerStatus(
  * down to `base`, which is not looked at (null: to the end). Nothing allocated: the status has no Status.allocated.
  */
 export async function blockStatusAbove(
+  node: BlockNode,
+  guard: GraphReadGuard,
+  base: BlockNode | null,
+  wantZero: boolean,
+  offset: number,
+  bytes: number,
+): Promise<ChainStatus> {
+  const first = await extentAbove(node, guard, base, wantZero, offset, bytes);
+  return inWholeBlocks(node, offset, bytes, first, (at, length) =>
+    extentAbove(node, guard, base, wantZero, at, length),
+  );
+}
+
+async function extentAbove(
   node: BlockNode,
   guard: GraphReadGuard,
   base: BlockNode | null,

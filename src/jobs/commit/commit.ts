@@ -157,7 +157,10 @@ async function copyAll({ top, base, onError }: Commit, job: Job): Promise<void> 
     next: (offset, bytes) =>
       graphLock.withRead(async (guard) => {
         const found = await blockStatusAbove(top, guard, base, false, offset, bytes);
-        return { bytes: found.bytes || bytes, copy: (found.flags & Status.allocated) !== 0 };
+        return {
+          bytes: found.bytes || bytes,
+          copy: found.bytes === 0 || (found.flags & Status.allocated) !== 0,
+        };
       }),
     copy: (offset, bytes) =>
       graphLock.withRead((guard) => {

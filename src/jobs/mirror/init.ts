@@ -55,7 +55,8 @@ async function step(
     return await source.layer.graphLock.withRead(async (guard) => {
       const status = await blockStatusAbove(source, guard, base, false, from, limit - from);
       const bytes = status.bytes || limit - from;
-      if ((status.flags & Status.allocated) !== 0) setDirty(bitmap, from, bytes);
+      // A source that has become shorter says nothing of the rest.
+      if (status.bytes === 0 || (status.flags & Status.allocated) !== 0) setDirty(bitmap, from, bytes);
       else if (zeroTarget) await co.pwriteZeroes(target, guard, from, bytes, mirror.mover.zeroFlags);
       return from + bytes;
     });

@@ -127,8 +127,9 @@ function checkLength(text: string, what: string): void {
 
 function refreshLimits(node: NbdNode, limits: BlockLimits): void {
   const { session, sizeBytes } = node.state;
-  const { minBlockBytes, preferredBlockBytes, maxPayloadBytes, extended } = session.exp;
-  const assumed = sizeBytes % SECTOR_BYTES === 0 ? SECTOR_BYTES : 1;
+  const { minBlockBytes, preferredBlockBytes, maxPayloadBytes, contextId, extended } = session.exp;
+  // A server that names no block size takes any; of one that cannot tell block status either, sectors are expected.
+  const assumed = contextId === null && sizeBytes % SECTOR_BYTES === 0 ? SECTOR_BYTES : 1;
   limits.requestAlignment = minBlockBytes || assumed;
   limits.maxTransfer = maxPayloadBytes;
   limits.optTransfer = preferredBlockBytes > limits.requestAlignment ? preferredBlockBytes : 0;
@@ -273,16 +274,24 @@ async function blockStatus(
   const length = Math.min(bytes, sizeBytes - offset, limit);
   const { bytes: told, flags } = await session.blockStatus(CommandFlag.reqOne, offset, length);
   // The last block of an odd export goes on to the end of the node.
-  const shown =
-    told >= length && length < bytes && offset + length === sizeBytes ? bytes : Math.min(told, length);
-  if (shown % (minBlockBytes || 1) !== 0 && shown < bytes && offset + shown < sizeBytes) throw ioError(E.EIO);
-  return extent(
-    shown,
-    ((flags & BaseAllocation.hole) === 0 ? Status.data : 0) |
-      ((flags & BaseAllocation.zero) === 0 ? 0 : Status.zero),
-  );
+  if (told >= length && length < bytes && offset + length === sizeBytes)
+    return extent(bytes, statusOf(flags));
+  const shown = Math.min(told, length);
+  const odd = shown % (minBlockBytes || 1);
+  if (odd === 0 || shown === bytes || offset + shown >= sizeBytes) return extent(shown, statusOf(flags));
+  // The server does not keep to its own block size: of a block with more than one extent nothing is known but that it
+  // can be read.
+  return shown > odd
+    ? extent(shown - odd, statusOf(flags))
+    : extent(Math.min(minBlockBytes, length), Status.data);
 }
 
+function statusOf(flags: number): number {
+  return (
+    ((flags & BaseAllocation.hole) === 0 ? Status.data : 0) |
+    ((flags & BaseAllocation.zero) === 0 ? 0 : Status.zero)
+  );
+}
 async function truncate(node: NbdNode, _guard: unknown, length: number, exact: boolean): Promise<void> {
   const { sizeBytes } = node.state;
   if (exact && length !== sizeBytes) throw new BlockError('Cannot resize NBD nodes', { errno: E.ENOTSUP });
