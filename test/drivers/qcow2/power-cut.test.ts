@@ -35,7 +35,27 @@ const CASES: Readonly<Record<string, PowerCutSettings>> = {
     sizeBytes: 1 << 20,
     node: { 'pass-discard-other': true },
   },
-  snapshots: { ...common, cuts: 16, create: 'cluster_size=1k', sizeBytes: 1 << 20, snapshots: true },
+  snapshots: { ...common, cuts: 24, create: 'cluster_size=1k', sizeBytes: 1 << 20, snapshots: true },
+  'snapshots in version 2': {
+    ...common,
+    create: 'cluster_size=512,compat=0.10',
+    sizeBytes: 1 << 20,
+    snapshots: true,
+  },
+  'snapshots, wide refcounts': {
+    ...common,
+    create: 'cluster_size=512,refcount_bits=64',
+    sizeBytes: 1 << 19,
+    snapshots: true,
+  },
+  'snapshots of subclusters, discards passed on': {
+    ...common,
+    cuts: 12,
+    create: 'cluster_size=16k,extended_l2=on',
+    sizeBytes: 2 << 20,
+    node: { 'pass-discard-other': true, 'pass-discard-snapshot': true },
+    snapshots: true,
+  },
 };
 
 for (const [name, settings] of Object.entries(CASES)) {

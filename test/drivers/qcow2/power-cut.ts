@@ -40,6 +40,8 @@ interface Change {
   readonly from: number;
   readonly to: number;
   readonly value: number;
+  /** What the whole disk becomes, instead of `value`. */
+  readonly content?: Uint8Array;
 }
 
 /** A completed flush: `content` is what it guarantees from log length `end` on. */
@@ -54,6 +56,8 @@ interface Guest {
   readonly content: Uint8Array;
   readonly changes: Change[];
   readonly guarantees: Guarantee[];
+  /** What snapshots hold, as far as nobody wrote while they were taken; null: unknown. */
+  readonly snapshots: Map<string, Uint8Array | null>;
 }
 
 /** A place in the log of its own, so that what happens between two writes has an order too. */
@@ -165,19 +169,74 @@ async function batch(
   await Promise.all(requests);
 }
 
-/** Snapshot operations that leave the active content alone. */
-async function snapshot(node: BlockNode, random: Random, names: string[]): Promise<void> {
+async function takeSnapshot(node: BlockNode, name: string): Promise<void> {
+  const times = { vmStateBytes: 0, dateSeconds: 1, dateNanoseconds: 0, vmClockNanoseconds: 0n };
+  await node.layer.graphLock.withRead((guard) =>
+    node.driver.snapshots!.create(node, guard, { name, ...times, icount: null }),
+  );
+}
+
+/** Snapshot operations beside the guest's writes: they leave the active content alone. */
+async function snapshot(node: BlockNode, guest: Guest, random: Random): Promise<void> {
+  const { snapshots } = guest;
+  if (snapshots.size === 0 || random.below(3) > 0) {
+    const name = `s${random.below(1_000_000)}`;
+    snapshots.set(name, null);
+    await takeSnapshot(node, name);
+  } else {
+    const name = random.pick([...snapshots.keys()]);
+    snapshots.delete(name);
+    await node.layer.graphLock.withRead((guard) => node.driver.snapshots!.delete(node, guard, null, name));
+  }
+}
+
+/** Takes a snapshot, or goes back to one, while the guest rests. */
+async function quietSnapshot(
+  node: BlockNode,
+  guest: Guest,
+  recording: Recording,
+  random: Random,
+): Promise<void> {
+  const { snapshots, content, guarantees, changes } = guest;
+  const known = [...snapshots].filter(([, held]) => held !== null);
+  if (known.length === 0 || random.below(2) === 0) {
+    const name = `q${random.below(1_000_000)}`;
+    snapshots.set(name, Uint8Array.from(content));
+    await takeSnapshot(node, name);
+    return;
+  }
+  const [name, held] = random.pick(known);
+  const change: Change = {
+    begin: now(recording),
+    end: Number.POSITIVE_INFINITY,
+    from: 0,
+    to: guest.sectors,
+    value: 0,
+    content: held!,
+  };
+  changes.push(change);
+  await node.layer.graphLock.withRead((guard) => node.driver.snapshots!.apply(node, guard, name));
+  change.end = now(recording);
+  content.set(held!);
+  guarantees.push({ begin: change.end, end: change.end, content: Uint8Array.from(content) });
+}
+
+/** What is wrong with the snapshots of an image after a cut; null: nothing that is known of. */
+async function judgeSnapshots(node: BlockNode, backend: BlockBackend, guest: Guest): Promise<string | null> {
   const operations = node.driver.snapshots!;
-  await node.layer.graphLock.withRead(async (guard) => {
-    if (names.length === 0 || random.below(3) > 0) {
-      const name = `s${random.below(1_000_000)}`;
-      names.push(name);
-      const times = { vmStateBytes: 0, dateSeconds: 1, dateNanoseconds: 0, vmClockNanoseconds: 0n };
-      await operations.create(node, guard, { name, ...times, icount: null });
-    } else {
-      await operations.delete(node, guard, null, names.splice(random.below(names.length), 1)[0]!);
+  for (const { name } of operations.list(node)) {
+    const held = guest.snapshots.get(name);
+    if (held === undefined || held === null) continue;
+    await node.layer.graphLock.withRead((guard) => operations.load!(node, guard, null, name));
+    const memory = allocateIoMemory(guest.sectors * SECTOR);
+    await backend.preadv(0, memory.buf.length, vectorOf(memory), 0);
+    for (let sector = 0; sector < guest.sectors; sector++) {
+      const value = memory.buf[sector * SECTOR]!;
+      if (value !== held[sector])
+        return `sector ${sector} of snapshot ${name} is ${value}, not ${held[sector]}`;
     }
-  });
+  }
+  return null;
 }
 
 /** The values each sector may have after a cut before log entry `end`. */
@@ -187,7 +246,8 @@ function allowed(guest: Guest, end: number): (sector: number) => Set<number> {
   const changes = guest.changes.filter((change) => change.begin < end && change.end > base.begin);
   return (sector) => {
     const values = new Set([base.content[sector]!]);
-    for (const { from, to, value } of changes) if (sector >= from && sector < to) values.add(value);
+    for (const { from, to, value, content } of changes)
+      if (sector >= from && sector < to) values.add(content === undefined ? value : content[sector]!);
     return values;
   };
 }
@@ -199,9 +259,11 @@ async function judge(
   end: number,
   folder: string,
   withPeer: boolean,
+  mayBeDirty: boolean,
 ): Promise<string | null> {
   let sound = image;
   const first = inspect(image, true);
+  if (first.dirty && !mayBeDirty) return 'it says that refcounts may be wrong';
   if (first.dirty) {
     // Refcounts and flags may be late: whoever opens the image puts them right first.
     const file = path.join(folder, 'cut.qcow2');
@@ -224,10 +286,12 @@ async function judge(
   }
   const { layer, close } = openLayer(createRecording(sound), createRandom(1));
   try {
-    const { backend } = await openNode(layer, { 'read-only': true });
+    const { node, backend } = await openNode(layer, { 'read-only': true });
     const memory = allocateIoMemory(guest.sectors * SECTOR);
     await backend.preadv(0, memory.buf.length, vectorOf(memory), 0);
+    const spoilt = await judgeSnapshots(node, backend, guest);
     await backend.close();
+    if (spoilt !== null) return spoilt;
     const valuesOf = allowed(guest, end);
     for (let sector = 0; sector < guest.sectors; sector++) {
       const at = sector * SECTOR;
@@ -258,14 +322,16 @@ export async function powerCutRun(
     content: new Uint8Array(settings.sizeBytes / SECTOR),
     changes: [],
     guarantees: [],
+    snapshots: new Map(),
   };
   const { layer, close } = openLayer(recording, random);
   const { node, backend } = await openNode(layer, settings.node ?? {});
-  const names: string[] = [];
   for (let i = 0; i < settings.batches; i++) {
     const work = [batch(guest, recording, backend, node, random)];
-    if (settings.snapshots === true && random.below(4) === 0) work.push(snapshot(node, random, names));
+    if (settings.snapshots === true && random.below(4) === 0) work.push(snapshot(node, guest, random));
     await Promise.all(work);
+    if (settings.snapshots === true && random.below(4) === 0)
+      await quietSnapshot(node, guest, recording, random);
     if (random.below(3) === 0) await flush(guest, recording, backend);
   }
   await flush(guest, recording, backend);
@@ -286,6 +352,7 @@ export async function powerCutRun(
       at,
       folder,
       i % settings.peerEvery === 0,
+      settings.create.includes('lazy'),
     );
     if (failure !== null) return `seed ${seed}, cut before ${at} of ${log.length}, ${loss}: ${failure}`;
   }

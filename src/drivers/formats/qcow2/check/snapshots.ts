@@ -160,6 +160,7 @@ export async function rewriteSnapshots(c: Check, table: SnapshotTable): Promise<
   await writeHeader(c.node, c.guard);
   await barrier(c.node, c.guard);
   s.extras.snapshots = table.records;
+  s.extras.snapshotTableBytes = content.length;
   rebuildMetadata(s);
   await release(c, old.offset, old.bytes);
 }

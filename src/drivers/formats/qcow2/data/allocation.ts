@@ -38,14 +38,12 @@ import {
   l2IndexOf,
   l2TableOffset,
   lookup,
-  setL1Entry,
   setL2Bitmap,
   setL2Entry,
   sliceOffsetOf,
   subclusterMask,
 } from '../metadata/mapping.ts';
-import { checkTablePlace } from '../metadata/metadata-io.ts';
-import { allocateRun, deferFree, deferFreeCompressed, isNeed } from '../metadata/refcount.ts';
+import { allocateRun, deferFree, deferFreeCompressed, giveBack, isNeed } from '../metadata/refcount.ts';
 import { scheduleWriteBack } from '../metadata/writeback.ts';
 
 /** Most clusters one allocation takes: a request is at most a few MiB, tables are not. */
@@ -66,37 +64,16 @@ export function findAllocation(s: Qcow2State, start: number, end: number): Alloc
   return first;
 }
 
-/** The slice of the active state's own L2 table for a guest offset; makes the table when there is none. */
+/** The slice of the active state's own L2 table for a guest offset. */
 export function ownSlice(node: Qcow2Node, offset: number): CachedTable | Need {
   const s = node.state;
   const l1Index = l1IndexOf(s, offset);
   const l2Index = l2IndexOf(s, offset);
   const tableOffset = l2TableOffset(s, l1Index);
-  if (tableOffset === 0) return newL2Table(node, l1Index, l2Index);
+  if (tableOffset === 0) return { need: 'new-l2', l1Index };
   if (!isL2Copied(s, l1Index)) return { need: 'copy-l2', l1Index };
   const sliceOffset = sliceOffsetOf(s, tableOffset, l2Index);
   return s.l2Cache.get(sliceOffset) ?? { need: 'l2', offset: sliceOffset };
-}
-
-function newL2Table(node: Qcow2Node, l1Index: number, l2Index: number): CachedTable | Need {
-  const s = node.state;
-  const run = allocateRun(s, 1);
-  if (isNeed(run)) return run;
-  checkTablePlace(s, run.offset, 'L2 table');
-  const wanted = sliceOffsetOf(s, run.offset, l2Index);
-  // In a fresh cluster the other slices are zeroes on the disk already.
-  const step = s.l2Cache.tableBytes;
-  const from = run.fresh ? wanted : run.offset;
-  const to = run.fresh ? wanted + step : run.offset + s.clusterBytes;
-  let slice: CachedTable | null = null;
-  for (let at = from; at < to; at += step) {
-    const made = s.l2Cache.create(at);
-    made.unlinked = true;
-    if (at === wanted) slice = made;
-  }
-  setL1Entry(s, l1Index, run.offset);
-  s.metadata.add(run.offset / s.clusterBytes);
-  return slice!;
 }
 
 /** What a write reports of damage that the lookup has met: of data it would have overwritten it says more. */
@@ -297,7 +274,7 @@ export function freeOld(
 export function abandonAllocation(node: Qcow2Node, allocation: Allocation): void {
   const s = node.state;
   if (!allocation.keepsHost) {
-    deferFree(node, allocation.host, (allocation.end - allocation.start) / s.clusterBytes, 'never');
+    giveBack(node, allocation.host, (allocation.end - allocation.start) / s.clusterBytes);
   }
   endAllocation(s, allocation);
   scheduleWriteBack(node);

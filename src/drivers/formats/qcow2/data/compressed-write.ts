@@ -26,14 +26,8 @@ import { debugEvent } from '../metadata/debug.ts';
 import { l2IndexOf, setL2Bitmap, setL2Entry } from '../metadata/mapping.ts';
 import { checkOverlap } from '../metadata/metadata-io.ts';
 import { satisfy } from '../metadata/needs.ts';
-import {
-  allocateRun,
-  changeRefcount,
-  deferFreeCompressed,
-  getRefcount,
-  isNeed,
-} from '../metadata/refcount.ts';
-import { scheduleWriteBack } from '../metadata/writeback.ts';
+import { allocateRun, changeRefcount, getRefcount, giveBackBytes, isNeed } from '../metadata/refcount.ts';
+import { scheduleWriteBack, withSpace } from '../metadata/writeback.ts';
 import { abandonAllocation, endAllocation, freeOld, ownSlice } from './allocation.ts';
 import { codecOf } from './compressed-read.ts';
 import { freeOfAllocations, writeExtents } from './write.ts';
@@ -61,7 +55,7 @@ export async function pwritevCompressed(
   let failure: { readonly error: unknown } | null = null;
   for (let at = 0; at < bytes && failure === null; at += s.clusterBytes) {
     const part = sliceVector(vec, at, Math.min(s.clusterBytes, bytes - at));
-    const write: Promise<void> = writeCluster(node, guard, offset + at, part)
+    const write: Promise<void> = withSpace(node, guard, () => writeCluster(node, guard, offset + at, part))
       .catch((error: unknown) => {
         failure ??= { error };
       })
@@ -105,12 +99,11 @@ async function writeCluster(
     await debugEvent(node, guard, 'cluster_alloc_bytes');
     await debugEvent(node, guard, 'write_compressed');
     await co.pwritev(s.file.node, guard, allocation.host, packed.length, vectorOf(mem), 0);
+    await debugEvent(node, guard, 'l2_update_compressed');
   } catch (error) {
-    deferFreeCompressed(node, allocation.host, packed.length, 'never');
-    abandonAllocation(node, allocation);
+    giveUpPlace(node, allocation, packed.length);
     throw error;
   }
-  await debugEvent(node, guard, 'l2_update_compressed');
   const l2Index = l2IndexOf(s, guest);
   freeOld(node, allocation.table, l2Index, 0, 'other');
   const hi = encodeCompressedHi(allocation.host, packed.length, s.clusterBits);
@@ -118,6 +111,11 @@ async function writeCluster(
   if (s.l2EntryBytes === 16) setL2Bitmap(s, allocation.table, l2Index, 0, 0);
   endAllocation(s, allocation);
   scheduleWriteBack(node);
+}
+
+function giveUpPlace(node: Qcow2Node, allocation: Allocation, bytes: number): void {
+  giveBackBytes(node, allocation.host, bytes);
+  abandonAllocation(node, allocation);
 }
 
 /**

@@ -26,7 +26,7 @@ import {
 } from '../metadata/mapping.ts';
 import { satisfy } from '../metadata/needs.ts';
 import { isNeed } from '../metadata/refcount.ts';
-import { scheduleWriteBack } from '../metadata/writeback.ts';
+import { scheduleWriteBack, withSpace } from '../metadata/writeback.ts';
 import { freeOld, ownSlice } from './allocation.ts';
 import { freeOfAllocations, readsAsZero } from './write.ts';
 
@@ -48,7 +48,7 @@ async function overClusters(
         continue;
       }
       const done = step(at, length);
-      if (isNeed(done)) await satisfy(node, guard, done);
+      if (isNeed(done)) await withSpace(node, guard, () => satisfy(node, guard, done));
       else at += done;
     }
   } catch (error) {

@@ -22,8 +22,8 @@ import { debugEvent, isDebugged } from '../metadata/debug.ts';
 import { lookup } from '../metadata/mapping.ts';
 import { checkOverlap } from '../metadata/metadata-io.ts';
 import { satisfy, trySatisfy } from '../metadata/needs.ts';
-import { isNeed, untakeCluster } from '../metadata/refcount.ts';
-import { flushMetadata } from '../metadata/writeback.ts';
+import { giveBack, isNeed } from '../metadata/refcount.ts';
+import { flushMetadata, withSpace } from '../metadata/writeback.ts';
 import {
   abandonAllocation,
   copyOnWriteRange,
@@ -122,11 +122,8 @@ function tryPlan(node: Qcow2Node, guard: GraphReadGuard, offset: number, bytes: 
 /** Undoes a plan of this turn: nothing was written, nobody has seen it. */
 function takeBack(node: Qcow2Node, allocation: Allocation): void {
   const s = node.state;
-  if (!allocation.keepsHost) {
-    const first = allocation.host / s.clusterBytes;
-    const count = (allocation.end - allocation.start) / s.clusterBytes;
-    for (let cluster = first; cluster < first + count; cluster++) untakeCluster(s, cluster);
-  }
+  if (!allocation.keepsHost)
+    giveBack(node, allocation.host, (allocation.end - allocation.start) / s.clusterBytes);
   endAllocation(s, allocation);
 }
 
@@ -146,6 +143,25 @@ const DONE = Promise.resolve();
 
 /** The general form of a write: part by part, waiting for what is in the way. */
 export async function writeExtents(
+  node: Qcow2Node,
+  guard: GraphReadGuard,
+  offset: number,
+  bytes: number,
+  vec: IoVector,
+  flags: number,
+): Promise<void> {
+  const s = node.state;
+  try {
+    // What was written before the disk was found full is then written again, in place.
+    await withSpace(node, guard, () => writeParts(node, guard, offset, bytes, vec, flags));
+  } catch (error) {
+    throw await toRequestError(node, guard, error);
+  }
+  // More changed tables than the cache should hold: whoever makes them waits for them to be written.
+  if (s.l2Cache.size > s.l2Cache.capacity * 2) await flushMetadata(node, guard);
+}
+
+async function writeParts(
   node: Qcow2Node,
   guard: GraphReadGuard,
   offset: number,
@@ -188,9 +204,7 @@ export async function writeExtents(
     failure ??= { error };
   }
   await Promise.all(pending);
-  if (failure !== null) throw await toRequestError(node, guard, (failure as { error: unknown }).error);
-  // More changed tables than the cache should hold: whoever makes them waits for them to be written.
-  if (s.l2Cache.size > s.l2Cache.capacity * 2) await flushMetadata(node, guard);
+  if (failure !== null) throw (failure as { error: unknown }).error;
 }
 
 /**

@@ -14,6 +14,7 @@ import type { BlockChild, BlockNode } from '../../../../block/graph/node.ts';
 import type { CoMutex } from '../../../../coroutine/co-mutex.ts';
 import type { CoQueue } from '../../../../coroutine/co-queue.ts';
 import type { CachedTable, TableCache } from '../../shared/table-cache.ts';
+import type { ClusterSet } from './cluster-set.ts';
 import type { Header } from './header.ts';
 import type { MetadataMap, OverlapChecks } from './overlap.ts';
 
@@ -52,6 +53,9 @@ export type Need =
   | { readonly need: 'l2'; readonly offset: number }
   | { readonly need: 'refcounts'; readonly offset: number }
   | { readonly need: 'new-refcount-block'; readonly index: number }
+  | { readonly need: 'new-l2'; readonly l1Index: number }
+  /** A turn of the event loop for others: the step looks at so much that it takes several. */
+  | { readonly need: 'turn' }
   | { readonly need: 'copy-l2'; readonly l1Index: number };
 
 /** Clusters that a request is allocating: mapped when its data is written. Later requests to them wait. */
@@ -85,6 +89,18 @@ export interface DeferredFree {
   readonly stamp: number;
   /** Write-back that takes the last reference off the disk; may be applied when `durable` has reached it. */
   readonly generation: number;
+}
+
+/** Refcounts that are changing together: metadata/switch-over.ts. */
+export interface RefcountSwitch {
+  /** Clusters whose last reference goes: free, and nobody's, when the change is complete. Their refcount stays 1 until then. */
+  readonly released: ClusterSet;
+  /** Those of them that held the content of a snapshot. */
+  readonly discarded: ClusterSet;
+  /** Clusters that have been taken: runs of [first, count]. */
+  readonly taken: (readonly [number, number])[];
+  /** References that go now are a snapshot's. */
+  isSnapshot: boolean;
 }
 
 export interface Qcow2State {
@@ -133,6 +149,8 @@ export interface Qcow2State {
   /** The node is being closed: nothing new is started in the background. */
   closing: boolean;
 
+  /** Present while an exclusive section changes refcounts that reach the disk together. */
+  switching: RefcountSwitch | null;
   /** Where the search for free clusters starts (cluster index): nothing below is free. */
   freeHint: number;
   /** Clusters from here on have never been used since the image was opened, and lie behind the end of the file. */
@@ -159,6 +177,8 @@ export interface Qcow2State {
 /** Parts that other files of the folder own. */
 export interface Extras {
   snapshots: readonly SnapshotRecord[];
+  /** Length of their table as it is on the disk; an entry may be shorter than this driver would write it. */
+  snapshotTableBytes: number;
   /** The bitmaps in the image, as on the disk. */
   bitmaps: readonly BitmapEntry[];
   /** The bitmaps on the disk are marked in use, by this node: it stores them when it is closed. */

@@ -3,13 +3,20 @@
  * (refcount.ts).
  */
 
+import { setImmediate as nextTurn } from 'node:timers/promises';
 import type { GraphReadGuard } from '../../../../block/contract/guard.ts';
 import { E } from '../../../../errors/errno.ts';
 import { ioError } from '../../../../errors/error.ts';
 import { MAX_HOST_OFFSET } from '../layout/layout.ts';
-import type { Qcow2Node } from '../layout/state.ts';
+import type { Qcow2Node, Qcow2State } from '../layout/state.ts';
 import { retryLocked } from './needs.ts';
 import { getRefcount, type HostRun, takeClusters } from './refcount.ts';
+import { makeRoomBehind } from './refcount-blocks.ts';
+
+/** Tries between the tables that there are, before a place is made behind everything. */
+const MAX_ATTEMPTS = 16;
+/** Refcounts looked at before others get a turn. */
+const SCAN_CLUSTERS = 64 * 1024;
 
 /** Takes `wanted` free clusters in a row, refcount 1. The caller holds the metadata lock. */
 export async function allocateContiguous(
@@ -18,23 +25,43 @@ export async function allocateContiguous(
   wanted: number,
 ): Promise<HostRun> {
   const s = node.state;
-  const { refcountCache } = s;
-  const blocks = Math.ceil(wanted / s.refcountsPerBlock) + 1;
-  const capacity = refcountCache.capacity;
   let first = s.freeHint;
-  for (;;) {
+  for (let attempt = 0; ; attempt++) {
     first = await findFree(node, guard, first, wanted);
-    // All blocks of the run have to be in memory at once for the step that takes it.
-    refcountCache.capacity = Math.max(capacity, blocks + 4);
-    try {
-      const from = first;
-      const run = await retryLocked(node, guard, () => takeClusters(s, from, wanted));
-      if (run !== null) return run;
-    } finally {
-      refcountCache.capacity = capacity;
-    }
-    // Somebody took part of it while blocks were read or made: a new block lies at the start of its range.
+    // A new block lies at the start of its range: what is as long as a range never fits in between.
+    if (attempt >= MAX_ATTEMPTS || (wanted >= s.refcountsPerBlock && !isCounted(s, first, wanted)))
+      first = await makeRoomBehind(node, guard, wanted);
+    const run = await take(node, guard, first, wanted);
+    if (run !== null) return run;
+    if (attempt > MAX_ATTEMPTS) throw ioError(E.EAGAIN);
+    // Somebody took part of it while blocks were read or made.
     first++;
+  }
+}
+
+/** Whether there are refcount blocks for all of the clusters. */
+function isCounted(s: Qcow2State, first: number, wanted: number): boolean {
+  const last = Math.floor((first + wanted - 1) / s.refcountsPerBlock);
+  for (let block = Math.floor(first / s.refcountsPerBlock); block <= last; block++)
+    if ((s.refcountTable[block] ?? 0) === 0) return false;
+  return true;
+}
+
+async function take(
+  node: Qcow2Node,
+  guard: GraphReadGuard,
+  first: number,
+  wanted: number,
+): Promise<HostRun | null> {
+  const s = node.state;
+  const { refcountCache } = s;
+  const { capacity } = refcountCache;
+  // All blocks of the run have to be in memory at once for the step that takes it.
+  refcountCache.capacity = Math.max(capacity, Math.ceil(wanted / s.refcountsPerBlock) + 5);
+  try {
+    return await retryLocked(node, guard, () => takeClusters(s, first, wanted));
+  } finally {
+    refcountCache.capacity = capacity;
   }
 }
 
@@ -49,6 +76,7 @@ async function findFree(
   let first = from;
   for (let cluster = from; cluster - first < wanted; cluster++) {
     if ((cluster + 1) * s.clusterBytes > MAX_HOST_OFFSET) throw ioError(E.EFBIG);
+    if ((cluster - from) % SCAN_CLUSTERS === SCAN_CLUSTERS - 1) await nextTurn();
     const at = cluster;
     const known = getRefcount(s, at);
     const refcount =

@@ -8,8 +8,8 @@ import { rebuildMetadata } from '../layout/overlap.ts';
 import type { Qcow2Node } from '../layout/state.ts';
 import { allocateContiguous } from './contiguous.ts';
 import { debugEvent } from './debug.ts';
-import { barrier, writeHeader, writeMetadata } from './metadata-io.ts';
-import { deferFree } from './refcount.ts';
+import { changeHeader, writeMetadata } from './metadata-io.ts';
+import { deferFree, giveBack } from './refcount.ts';
 import { flushMetadataLocked } from './writeback.ts';
 
 /**
@@ -27,15 +27,18 @@ export async function growL1(node: Qcow2Node, guard: GraphReadGuard, entries: nu
   const clusters = Math.ceil((entries * 8) / s.clusterBytes);
   await debugEvent(node, guard, 'l1_grow_alloc_table');
   const run = await allocateContiguous(node, guard, clusters);
-  await debugEvent(node, guard, 'l1_grow_write_table');
-  await writeMetadata(node, guard, run.offset, content, null);
-  await flushMetadataLocked(node, guard);
-  await debugEvent(node, guard, 'l1_grow_activate_table');
+  const giveRunBack = (): void => giveBack(node, run.offset, run.count);
+  try {
+    await debugEvent(node, guard, 'l1_grow_write_table');
+    await writeMetadata(node, guard, run.offset, content, null);
+    await flushMetadataLocked(node, guard);
+    await debugEvent(node, guard, 'l1_grow_activate_table');
+  } catch (error) {
+    giveRunBack();
+    throw error;
+  }
   const old = { offset: s.header.l1Offset, entries: s.header.l1Entries };
-  s.header.l1Offset = run.offset;
-  s.header.l1Entries = entries;
-  await writeHeader(node, guard);
-  await barrier(node, guard);
+  await changeHeader(node, guard, { l1Offset: run.offset, l1Entries: entries }, giveRunBack);
   s.l1 = viewOf(content.subarray(0, entries * 8));
   rebuildMetadata(s);
   if (old.entries > 0) deferFree(node, old.offset, Math.ceil((old.entries * 8) / s.clusterBytes), 'other');

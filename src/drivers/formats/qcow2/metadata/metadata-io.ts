@@ -10,7 +10,7 @@ import { co } from '../../../../block/io/callbacks.ts';
 import { E } from '../../../../errors/errno.ts';
 import { ioError } from '../../../../errors/error.ts';
 import { hex, ImageCorruption } from '../layout/damage.ts';
-import { encodeHeader } from '../layout/header.ts';
+import { encodeHeader, type Header } from '../layout/header.ts';
 import { findOverlap, mayOverlap, type OverlapKind, overlapName } from '../layout/overlap.ts';
 import type { Qcow2Node, Qcow2State } from '../layout/state.ts';
 
@@ -86,6 +86,37 @@ export async function writeHeader(node: Qcow2Node, guard: GraphReadGuard): Promi
   const mem = allocateIoMemory(used);
   cluster.copy(mem.buf, 0, 0, used);
   await co.pwritev(node.state.file.node, guard, 0, used, vectorOf(mem), 0);
+}
+
+/**
+ * Changes fields of the header, in memory and on stable storage. When that fails they are what they were before, and
+ * `undo` is run if the disk is known to say so too: only then may what the new header would have pointed to be used
+ * for something else.
+ */
+export async function changeHeader(
+  node: Qcow2Node,
+  guard: GraphReadGuard,
+  change: Partial<Header>,
+  undo: () => void = () => undefined,
+): Promise<void> {
+  const { header } = node.state;
+  const names = Object.keys(change) as (keyof Header)[];
+  const before = Object.fromEntries(names.map((name) => [name, header[name]]));
+  Object.assign(header, change);
+  try {
+    await writeHeader(node, guard);
+    await barrier(node, guard);
+  } catch (error) {
+    Object.assign(header, before);
+    try {
+      await writeHeader(node, guard);
+      await barrier(node, guard);
+      undo();
+    } catch {
+      // The disk may say either.
+    }
+    throw error;
+  }
 }
 
 /** Host offset of a table, checked: aligned to clusters and inside what can be addressed. */

@@ -12,7 +12,7 @@ import { ioError } from '../../../../errors/error.ts';
 import type { CachedTable } from '../../shared/table-cache.ts';
 import { hex, ImageCorruption } from '../layout/damage.ts';
 import { MAX_HOST_OFFSET } from '../layout/layout.ts';
-import type { FreeReason, Need, Qcow2Node, Qcow2State } from '../layout/state.ts';
+import type { FreeReason, Need, Qcow2Node, Qcow2State, RefcountSwitch } from '../layout/state.ts';
 
 const TWO_32 = 2 ** 32;
 
@@ -80,6 +80,7 @@ export function getRefcount(s: Qcow2State, cluster: number): number | Need {
   const block = blockOf(s, cluster);
   if (block === null) return 0;
   if (isNeed(block)) return block;
+  if (s.switching?.released.has(cluster) === true) return 0;
   return readRefcount(block.view, s.refcountOrder, cluster % s.refcountsPerBlock);
 }
 
@@ -97,12 +98,40 @@ export function changeRefcount(s: Qcow2State, cluster: number, delta: number): n
   const index = cluster % s.refcountsPerBlock;
   const value = readRefcount(block.view, s.refcountOrder, index) + delta;
   if (value < 0 || value > s.maxRefcount) throw ioError(E.EINVAL);
+  if (s.switching !== null) return changeSwitching(s, s.switching, block, cluster, delta, value);
   if (value === 0 && s.metadata.has(cluster)) forgetTables(s, cluster);
   writeRefcount(block.view, s.refcountOrder, index, value);
   s.refcountCache.markDirty(block);
   if (value === 0) {
     if (cluster < s.freeHint) s.freeHint = cluster;
     if (Math.floor(s.compressedTail / s.clusterBytes) === cluster) s.compressedTail = 0;
+  }
+  return value;
+}
+
+/** As changeRefcount, of refcounts that change together: a cluster that comes free must not be given out before. */
+function changeSwitching(
+  s: Qcow2State,
+  { released, discarded, isSnapshot }: RefcountSwitch,
+  block: CachedTable,
+  cluster: number,
+  delta: number,
+  value: number,
+): number {
+  s.refcountCache.markDirty(block);
+  if (released.has(cluster)) {
+    // Its entry says 1.
+    if (delta < 0) throw ioError(E.EINVAL);
+    released.delete(cluster);
+    discarded.delete(cluster);
+    writeRefcount(block.view, s.refcountOrder, cluster % s.refcountsPerBlock, value - 1);
+    return value - 1;
+  }
+  if (value === 0) {
+    released.add(cluster);
+    if (isSnapshot) discarded.add(cluster);
+  } else {
+    writeRefcount(block.view, s.refcountOrder, cluster % s.refcountsPerBlock, value);
   }
   return value;
 }
@@ -121,13 +150,30 @@ function forgetTables(s: Qcow2State, cluster: number): void {
   for (let at = offset; at < end; at += s.l2Cache.tableBytes) s.l2Cache.drop(at);
 }
 
-/** Gives back a cluster that has just been taken and that nobody has touched since; its block is in memory. */
-export function untakeCluster(s: Qcow2State, cluster: number): void {
-  const block = blockOf(s, cluster);
-  if (block === null || isNeed(block)) return;
-  writeRefcount(block.view, s.refcountOrder, cluster % s.refcountsPerBlock, 0);
-  s.refcountCache.markDirty(block);
-  if (cluster < s.freeHint) s.freeHint = cluster;
+/**
+ * Gives back clusters that have just been taken and that nothing refers to, in memory or on the disk: their refcounts go
+ * down at once, or, where a refcount block is not in memory, with the next write-back.
+ */
+export function giveBack(node: Qcow2Node, offset: number, clusters: number): void {
+  const s = node.state;
+  const first = Math.floor(offset / s.clusterBytes);
+  for (let cluster = first; cluster < first + clusters; cluster++) {
+    try {
+      if (!isNeed(changeRefcount(s, cluster, -1))) continue;
+    } catch {
+      // Refcounts that are wrong: there is nothing to give back.
+      continue;
+    }
+    s.frees.push({ cluster, count: 1, reason: 'never', stamp: 0, generation: 0 });
+  }
+}
+
+/** As giveBack, for what compressed data of `bytes` occupied: every host cluster it touches. */
+export function giveBackBytes(node: Qcow2Node, offset: number, bytes: number): void {
+  const { clusterBytes } = node.state;
+  const first = Math.floor(offset / clusterBytes);
+  const last = Math.floor((offset + bytes - 1) / clusterBytes);
+  giveBack(node, first * clusterBytes, last - first + 1);
 }
 
 export interface HostRun {
@@ -139,21 +185,27 @@ export interface HostRun {
   readonly fresh: boolean;
 }
 
+/** Refcounts that one step looks at, so that the event loop is not held up for more than a few ms. */
+const SCAN_CLUSTERS = 256 * 1024;
+
 /**
  * Takes up to `wanted` free host clusters in a row, refcount 1. Fewer when the first free place is smaller; all of a
  * run are fresh or none.
  */
 export function allocateRun(s: Qcow2State, wanted: number): HostRun | Need {
   const { refcountsPerBlock: perBlock, refcountOrder: order } = s;
+  const scanEnd = s.freeHint + SCAN_CLUSTERS;
   for (let cluster = s.freeHint; ; ) {
     if ((cluster + 1) * s.clusterBytes > MAX_HOST_OFFSET) throw ioError(E.EFBIG);
+    if (cluster >= scanEnd) return { need: 'turn' };
     const block = blockOf(s, cluster);
     if (block === null) return { need: 'new-refcount-block', index: Math.floor(cluster / perBlock) };
     if (isNeed(block)) return block;
     const end = (Math.floor(cluster / perBlock) + 1) * perBlock;
-    while (cluster < end && readRefcount(block.view, order, cluster % perBlock) !== 0) cluster++;
+    const stop = Math.min(end, scanEnd);
+    while (cluster < stop && readRefcount(block.view, order, cluster % perBlock) !== 0) cluster++;
     s.freeHint = cluster;
-    if (cluster === end) continue;
+    if (cluster === stop) continue;
     const fresh = cluster >= s.freshFrom;
     const most = Math.min(end, cluster + wanted, fresh ? end : s.freshFrom);
     const first = cluster;
@@ -164,6 +216,7 @@ export function allocateRun(s: Qcow2State, wanted: number): HostRun | Need {
     s.refcountCache.markDirty(block);
     s.freeHint = cluster;
     if (cluster > s.freshFrom) s.freshFrom = cluster;
+    s.switching?.taken.push([first, cluster - first]);
     return { offset: first * s.clusterBytes, count: cluster - first, fresh };
   }
 }
@@ -187,6 +240,7 @@ export function takeClusters(s: Qcow2State, first: number, wanted: number): Host
   }
   const fresh = first >= s.freshFrom;
   if (first + wanted > s.freshFrom) s.freshFrom = first + wanted;
+  s.switching?.taken.push([first, wanted]);
   return { offset: first * s.clusterBytes, count: wanted, fresh };
 }
 

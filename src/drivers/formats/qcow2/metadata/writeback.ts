@@ -1,8 +1,8 @@
 /**
  * Write-back: how changed metadata reaches the disk so that the file is consistent at every instant.
  *
- *   1. refcount blocks, and L2 tables that nothing on the disk points to yet
- *   2. barrier: those, and all data written so far, are on stable storage
+ *   1. refcount blocks
+ *   2. barrier: those, and all data and new tables written so far, are on stable storage
  *   3. L2 tables and L1 entries
  *   4. barrier: now the mapping is durable, and old references are gone from the disk
  *   5. refcounts of freed clusters go down (in memory; written by the next round, or when the node is closed)
@@ -14,10 +14,13 @@
  * in the header tells the next user of the image.
  */
 
+import { setTimeout as pause } from 'node:timers/promises';
 import { plug, unplug } from '../../../../aio/defer.ts';
 import { allocateIoMemory, vectorOf } from '../../../../aio/memory.ts';
 import type { GraphReadGuard } from '../../../../block/contract/guard.ts';
 import { co } from '../../../../block/io/callbacks.ts';
+import { E } from '../../../../errors/errno.ts';
+import { BlockError } from '../../../../errors/error.ts';
 import type { CachedTable } from '../../shared/table-cache.ts';
 import { Incompat } from '../layout/layout.ts';
 import type { OverlapKind } from '../layout/overlap.ts';
@@ -33,6 +36,10 @@ const MAX_WAITING_FREES = 1024;
 /** How long freed clusters wait otherwise on a node nobody flushes. */
 const IDLE_WRITE_BACK_MS = 1000;
 const SECTOR_BYTES = 512;
+/** How often a request on a full disk looks for clusters that come free, and how long it waits in between. */
+const RECLAIM_ATTEMPTS = 10;
+const RECLAIM_PAUSE_MS = 20;
+const MAX_RECLAIMS = 16;
 
 /**
  * Whether a flush has nothing to do. A round under way counts as something: its tables are marked clean already, and
@@ -71,11 +78,52 @@ async function reporting(node: Qcow2Node, guard: GraphReadGuard, step: () => Pro
 /** As flushMetadata, for callers that hold the metadata lock. */
 export async function flushMetadataLocked(node: Qcow2Node, guard: GraphReadGuard): Promise<void> {
   const s = node.state;
+  // What is free already must not wait for a write that may fail.
+  await applyFrees(node, guard);
   const generation = ++s.generation;
   await writeRound(node, guard, !s.lazyRefcounts);
   await barrier(node, guard);
   s.durable = generation;
   await applyFrees(node, guard);
+}
+
+/**
+ * Whether another try may find space: freed clusters waited for a write-back, and some of them are free now. For
+ * requests that have met a full disk.
+ */
+export async function reclaim(node: Qcow2Node, guard: GraphReadGuard): Promise<boolean> {
+  const s = node.state;
+  for (let attempt = 0; attempt < RECLAIM_ATTEMPTS && s.frees.length > 0; attempt++) {
+    const before = s.frees.length;
+    try {
+      await flushMetadata(node, guard);
+    } catch {
+      return false;
+    }
+    if (s.frees.length < before) return true;
+    // Requests that began before the clusters were freed may still use them.
+    await pause(RECLAIM_PAUSE_MS);
+  }
+  return false;
+}
+
+/** Runs `step`, and again as long as it meets a full disk and clusters come free. */
+export async function withSpace<T>(
+  node: Qcow2Node,
+  guard: GraphReadGuard,
+  step: () => Promise<T>,
+): Promise<T> {
+  for (let attempt = 0; ; attempt++) {
+    try {
+      return await step();
+    } catch (error) {
+      if (!isFull(error) || attempt === MAX_RECLAIMS || !(await reclaim(node, guard))) throw error;
+    }
+  }
+}
+
+function isFull(error: unknown): boolean {
+  return error instanceof BlockError && (error.errno === E.ENOSPC || error.errno === E.EDQUOT);
 }
 
 /** Like flushMetadata, and no refcount is left in memory: for closing and for looking at the file from outside. */
@@ -112,7 +160,7 @@ async function writeRound(node: Qcow2Node, guard: GraphReadGuard, withRefcounts:
     kind,
   });
   for (const table of s.l2Cache.dirtyTables()) {
-    (table.unlinked ? early : late).push(copyOf(table, 'active-l2'));
+    late.push(copyOf(table, 'active-l2'));
     s.l2Cache.markClean(table);
   }
   // Far more refcount blocks than the cache should hold are written even when they may be late.
@@ -132,18 +180,15 @@ async function writeRound(node: Qcow2Node, guard: GraphReadGuard, withRefcounts:
   }
   // A table that is being written must not be dropped: it would be read again as it was.
   for (const { table } of [...early, ...late]) if (table !== null) table.pins++;
-  const unlinked = early.filter(({ table }) => table?.unlinked === true);
-  for (const { table } of unlinked) table!.unlinked = false;
   try {
     if (late.length > 0 && s.lazyRefcounts) await setDirtyBit(node, guard);
-    await writeAll(node, guard, early, true);
-    if (late.length > 0 || unlinked.length > 0) await barrier(node, guard);
-    await writeAll(node, guard, late, false);
+    await writeAll(node, guard, early);
+    if (late.length > 0) await barrier(node, guard);
+    await writeAll(node, guard, late);
   } catch (error) {
     for (const { table, kind } of [...early, ...late]) {
       if (table !== null) (kind === 'active-l2' ? s.l2Cache : s.refcountCache).markDirty(table);
     }
-    for (const { table } of unlinked) table!.unlinked = true;
     for (const sector of sectors) s.l1Dirty.add(sector);
     throw error;
   } finally {
@@ -151,16 +196,11 @@ async function writeRound(node: Qcow2Node, guard: GraphReadGuard, withRefcounts:
   }
 }
 
-/** Writes in order of offset, neighbours together. `fresh`: tables among them have never been written. */
-async function writeAll(
-  node: Qcow2Node,
-  guard: GraphReadGuard,
-  writes: Write[],
-  fresh: boolean,
-): Promise<void> {
+/** Writes in order of offset, neighbours together. */
+async function writeAll(node: Qcow2Node, guard: GraphReadGuard, writes: Write[]): Promise<void> {
   writes.sort((a, b) => a.offset - b.offset);
   for (const { offset, data, kind } of writes) checkOverlap(node, offset, data.length, kind);
-  if (isDebugged(node)) await announce(node, guard, writes, fresh);
+  if (isDebugged(node)) await announce(node, guard, writes);
   const results = await Promise.allSettled(startWrites(node, guard, writes));
   for (const result of results) if (result.status === 'rejected') throw result.reason;
 }
@@ -186,16 +226,9 @@ function startWrites(node: Qcow2Node, guard: GraphReadGuard, writes: readonly Wr
 }
 
 /** The debug events of the writes: one of each kind, in an order of their own. */
-async function announce(
-  node: Qcow2Node,
-  guard: GraphReadGuard,
-  writes: readonly Write[],
-  fresh: boolean,
-): Promise<void> {
+async function announce(node: Qcow2Node, guard: GraphReadGuard, writes: readonly Write[]): Promise<void> {
   const has = (kind: OverlapKind): boolean => writes.some((write) => write.kind === kind);
   if (has('refcount-block')) await debugEvent(node, guard, 'refblock_update_part');
-  // A new table comes with its entries; the original writes it empty first.
-  if (fresh && has('active-l2')) await debugEvent(node, guard, 'l2_alloc_write');
   if (has('active-l2')) await debugEvent(node, guard, 'l2_update');
   if (has('active-l1')) await debugEvent(node, guard, 'l1_update');
 }

@@ -42,7 +42,7 @@ import { toRequestError } from '../metadata/corruption.ts';
 import { debugEvent } from '../metadata/debug.ts';
 import { createFound } from '../metadata/mapping.ts';
 import { barrier, readMetadata, writeHeader } from '../metadata/metadata-io.ts';
-import { readSnapshotTable } from '../snapshots/table.ts';
+import { loadSnapshots } from '../snapshots/table.ts';
 import { checkCryptoHeader, openCipher } from './encryption.ts';
 import { type CheckedOptions, checkOptions, type Qcow2Options, switches } from './options.ts';
 
@@ -80,7 +80,7 @@ export async function open(node: Qcow2Node, context: OpenContext): Promise<Qcow2
     s.freshFrom = Math.ceil(file.node.totalBytes / s.clusterBytes);
     // A device does not grow, and what is behind its end is not there.
     if (file.node.driver.growsWithZeroes !== true) s.freshFrom = Number.POSITIVE_INFINITY;
-    s.extras.snapshots = await readSnapshotTable(node, guard, forCheck);
+    await loadSnapshots(node, guard, forCheck);
     await openCipher(node, guard, options.encrypt, context);
   });
   rebuildMetadata(s);
@@ -209,6 +209,7 @@ function createState(
     writeBackPending: false,
     writeBackTimer: null,
     closing: false,
+    switching: null,
     freeHint: 0,
     freshFrom: Number.POSITIVE_INFINITY,
     compressedTail: 0,
@@ -221,6 +222,7 @@ function createState(
     corruptionReported: false,
     extras: {
       snapshots: [],
+      snapshotTableBytes: 0,
       bitmaps: [],
       bitmapsOwned: false,
       cipher: null,
@@ -325,7 +327,7 @@ export async function reloadTables(node: Qcow2Node, guard: GraphReadGuard): Prom
   s.header = parseHeader(await readMetadata(node, guard, 0, s.clusterBytes));
   s.l1 = viewOf(await readMetadata(node, guard, s.header.l1Offset, s.header.l1Entries * 8));
   await loadRefcountTable(node, guard);
-  s.extras.snapshots = await readSnapshotTable(node, guard, true);
+  await loadSnapshots(node, guard, true);
   if (Number.isFinite(s.freshFrom)) {
     const bytes = await co.getLength(s.file.node, guard);
     s.freshFrom = Math.max(s.freshFrom, Math.ceil(bytes / s.clusterBytes));

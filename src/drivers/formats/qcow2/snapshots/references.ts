@@ -1,41 +1,46 @@
 /**
  * Walking over everything an L1 table refers to: changing refcounts for a snapshot, and putting COPIED flags right.
  *
- * Runs in exclusive sections with clean caches, so tables are read from the disk and written straight to it.
+ * Runs within a switch-over (metadata/switch-over.ts): tables are read from the disk, where they stay as they are.
  */
 
+import { setImmediate as nextTurn } from 'node:timers/promises';
 import type { GraphReadGuard } from '../../../../block/contract/guard.ts';
-import { co } from '../../../../block/io/callbacks.ts';
 import { E } from '../../../../errors/errno.ts';
 import { ioError } from '../../../../errors/error.ts';
-import { decodeCompressed, entryOffset, HI_COMPRESSED, HI_COPIED, viewOf } from '../layout/layout.ts';
+import {
+  decodeCompressed,
+  entryOffset,
+  HI_COMPRESSED,
+  HI_COPIED,
+  offsetHi,
+  offsetLo,
+  viewOf,
+} from '../layout/layout.ts';
 import type { Qcow2Node, Qcow2State } from '../layout/state.ts';
 import { readMetadata, writeMetadata } from '../metadata/metadata-io.ts';
 import { retryLocked } from '../metadata/needs.ts';
-import { changeRefcount, getRefcount } from '../metadata/refcount.ts';
+import { allocateRun, changeRefcount, getRefcount } from '../metadata/refcount.ts';
 
-/** Adds `delta` to the refcounts of everything `l1` refers to: L2 tables and what they map. All or nothing for +1. */
+/** Adds `delta` to the refcounts of everything `l1` refers to: L2 tables and what they map. */
 export async function changeReferences(
   node: Qcow2Node,
   guard: GraphReadGuard,
   l1: DataView,
   delta: 1 | -1,
 ): Promise<void> {
-  const done: HostRange[] = [];
-  try {
-    for (let at = 0; at + 8 <= l1.byteLength; at += 8) {
-      const tableOffset = entryOffset(l1.getUint32(at), l1.getUint32(at + 4));
-      if (tableOffset === 0) continue;
-      const ranges = await referencesOf(node, guard, tableOffset);
-      for (const range of ranges) {
-        await changeRange(node, guard, range, delta);
-        if (delta > 0) done.push(range);
-      }
-    }
-  } catch (error) {
-    // A refcount that cannot go up (its width is exhausted) must leave everything as it was.
-    for (const range of done) await changeRange(node, guard, range, -1).catch(() => undefined);
-    throw error;
+  for (const tableOffset of tablesOf(l1)) {
+    const ranges = await referencesOf(node, guard, tableOffset);
+    for (const range of ranges) await changeRange(node, guard, range, delta);
+    await nextTurn();
+  }
+}
+
+/** Offsets of the L2 tables of an L1 table, in order. */
+function* tablesOf(l1: DataView): Generator<number> {
+  for (let at = 0; at + 8 <= l1.byteLength; at += 8) {
+    const offset = entryOffset(l1.getUint32(at), l1.getUint32(at + 4));
+    if (offset !== 0) yield offset;
   }
 }
 
@@ -85,68 +90,67 @@ async function changeRange(
   delta: 1 | -1,
 ): Promise<void> {
   const s = node.state;
-  let changed = first;
-  try {
-    if (delta < 0 && s.passDiscard.snapshot) await discardLastUses(node, guard, first, count);
-    for (; changed < first + count; changed++) {
-      const cluster = changed;
-      await retryLocked(node, guard, () => changeRefcount(s, cluster, delta));
-    }
-  } catch (error) {
-    if (delta > 0) {
-      for (let cluster = first; cluster < changed; cluster++) {
-        await retryLocked(node, guard, () => changeRefcount(s, cluster, -1));
-      }
-    }
-    throw error;
-  }
-}
-
-/** Discards clusters that are about to become free. */
-async function discardLastUses(
-  node: Qcow2Node,
-  guard: GraphReadGuard,
-  first: number,
-  count: number,
-): Promise<void> {
-  const s = node.state;
-  let from = -1;
-  for (let cluster = first; cluster <= first + count; cluster++) {
+  for (let cluster = first; cluster < first + count; cluster++) {
     const at = cluster;
-    const last = cluster < first + count && (await retryLocked(node, guard, () => getRefcount(s, at))) === 1;
-    if (last && from < 0) from = cluster;
-    if (last || from < 0) continue;
-    const bytes = (cluster - from) * s.clusterBytes;
-    await co.pdiscard(s.file.node, guard, from * s.clusterBytes, bytes).catch(() => undefined);
-    from = -1;
+    const changed = changeRefcount(s, at, delta);
+    if (typeof changed !== 'number') await retryLocked(node, guard, () => changeRefcount(s, at, delta));
   }
 }
 
 /**
- * Sets the COPIED flag of every entry of the active L1 table and its L2 tables whose cluster has refcount 1, and
- * clears the others; writes what changed.
+ * Sets the COPIED flag of every entry of `l1`, which is to be the active L1 table, and of its L2 tables whose cluster
+ * has refcount 1, and clears the others. An L2 table that differs then gets a new place, and `l1` points there; so does
+ * `alsoIn`, an L1 table that shares all tables with it, if there is one.
  */
-export async function fixCopiedFlags(node: Qcow2Node, guard: GraphReadGuard): Promise<void> {
+export async function fixCopiedFlags(
+  node: Qcow2Node,
+  guard: GraphReadGuard,
+  l1: DataView,
+  alsoIn: DataView | null,
+): Promise<void> {
   const s = node.state;
-  for (let index = 0; index < s.header.l1Entries; index++) {
-    const at = index * 8;
-    const hi = s.l1.getUint32(at);
-    const tableOffset = entryOffset(hi, s.l1.getUint32(at + 4));
+  const owners = alsoIn === null ? [l1] : [l1, alsoIn];
+  for (let at = 0; at + 8 <= l1.byteLength; at += 8) {
+    const tableOffset = entryOffset(l1.getUint32(at), l1.getUint32(at + 4));
     if (tableOffset === 0) continue;
-    const tableRefcount = await retryLocked(node, guard, () => getRefcount(s, tableOffset / s.clusterBytes));
-    await fixTable(node, guard, tableOffset);
-    const wanted = withCopied(hi, tableRefcount === 1);
-    if (wanted === hi) continue;
-    s.l1.setUint32(at, wanted);
-    s.l1Dirty.add(at >> 9);
+    const content = await fixedTable(node, guard, tableOffset);
+    const place = content === null ? tableOffset : await moveTable(node, guard, tableOffset, content, owners);
+    for (const owner of owners) {
+      owner.setUint32(at, offsetHi(place));
+      owner.setUint32(at + 4, offsetLo(place));
+    }
+    if ((await refcountOf(node, guard, place / s.clusterBytes)) === 1)
+      l1.setUint32(at, withCopied(offsetHi(place), true));
+    await nextTurn();
   }
+}
+
+/** Writes the table to a new place, which all `owners` are to refer to. */
+async function moveTable(
+  node: Qcow2Node,
+  guard: GraphReadGuard,
+  from: number,
+  content: Buffer,
+  owners: readonly DataView[],
+): Promise<number> {
+  const s = node.state;
+  const { offset } = await retryLocked(node, guard, () => allocateRun(s, 1));
+  await writeMetadata(node, guard, offset, content, null);
+  if (owners.length > 1) await changeRange(node, guard, { first: offset / s.clusterBytes, count: 1 }, 1);
+  for (const _ of owners) await changeRange(node, guard, { first: from / s.clusterBytes, count: 1 }, -1);
+  return offset;
 }
 
 function withCopied(hi: number, copied: boolean): number {
   return (copied ? hi | HI_COPIED : hi & ~HI_COPIED) >>> 0;
 }
 
-async function fixTable(node: Qcow2Node, guard: GraphReadGuard, tableOffset: number): Promise<void> {
+/** The table with its flags put right; null when they are. */
+async function fixedTable(
+  node: Qcow2Node,
+  guard: GraphReadGuard,
+  tableOffset: number,
+): Promise<Buffer | null> {
   const s = node.state;
   const content = await readMetadata(node, guard, tableOffset, s.clusterBytes);
   const view = viewOf(content);
@@ -155,13 +159,13 @@ async function fixTable(node: Qcow2Node, guard: GraphReadGuard, tableOffset: num
     const hi = view.getUint32(at);
     const offset = entryOffset(hi, view.getUint32(at + 4));
     if ((hi & HI_COMPRESSED) !== 0 || offset === 0) continue;
-    const refcount = await refcountOf(node, guard, offset / s.clusterBytes);
-    const wanted = withCopied(hi, refcount === 1);
+    const known = refcountOf(node, guard, offset / s.clusterBytes);
+    const wanted = withCopied(hi, (typeof known === 'number' ? known : await known) === 1);
     if (wanted === hi) continue;
     view.setUint32(at, wanted);
     changed = true;
   }
-  if (changed) await writeMetadata(node, guard, tableOffset, content, 'active-l2');
+  return changed ? content : null;
 }
 
 /** As getRefcount; awaits only where a block has to be read. */

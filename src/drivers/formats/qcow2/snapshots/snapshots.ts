@@ -1,10 +1,8 @@
 /**
  * Internal snapshots: a snapshot is a copy of the L1 table; everything it refers to has a refcount more.
  *
- * All operations run in exclusive sections. Refcounts and COPIED flags lie in different clusters and cannot change in
- * one step, so in version 3 images the dirty bit is set meanwhile: whoever opens the image after a crash puts them
- * right. The snapshot table and the header are changed such that a snapshot is listed only while everything it
- * refers to is counted.
+ * All operations run in exclusive sections and change over in one step (metadata/switch-over.ts): the active L1 table, the
+ * list of snapshots and the refcounts that belong to them are those of before or those of afterwards, whatever happens.
  * Source: qcow2 specification, "Snapshots".
  */
 
@@ -13,15 +11,14 @@ import type { InternalSnapshot, InternalSnapshots } from '../../../../block/cont
 import { co } from '../../../../block/io/callbacks.ts';
 import { E } from '../../../../errors/errno.ts';
 import { BlockError, errnoError, errnoOf, ioError } from '../../../../errors/error.ts';
-import { Incompat, MAX_L1_BYTES, MAX_SNAPSHOTS, viewOf } from '../layout/layout.ts';
-import { rebuildMetadata } from '../layout/overlap.ts';
+import { MAX_L1_BYTES, MAX_SNAPSHOTS, viewOf } from '../layout/layout.ts';
 import type { Qcow2Node, Qcow2State, SnapshotRecord } from '../layout/state.ts';
 import { allocateContiguous } from '../metadata/contiguous.ts';
 import { exclusive } from '../metadata/exclusive.ts';
-import { growL1 } from '../metadata/l1-table.ts';
-import { barrier, readMetadata, writeHeader, writeMetadata } from '../metadata/metadata-io.ts';
-import { deferFree } from '../metadata/refcount.ts';
-import { flushMetadataLocked, settleLocked } from '../metadata/writeback.ts';
+import { readMetadata, writeMetadata } from '../metadata/metadata-io.ts';
+import { retryLocked } from '../metadata/needs.ts';
+import { changeRefcount } from '../metadata/refcount.ts';
+import { type Switched, switchOver } from '../metadata/switch-over.ts';
 import { changeReferences, copyL1, fixCopiedFlags } from './references.ts';
 import { encodeSnapshotTable } from './table.ts';
 
@@ -44,51 +41,79 @@ function findByIdAndName(s: Qcow2State, id: string | null, name: string | null):
   );
 }
 
-/** Runs `change` while the image says of itself that refcounts and flags may disagree. */
-async function whileInconsistent(
-  node: Qcow2Node,
-  guard: GraphReadGuard,
-  change: () => Promise<void>,
-): Promise<void> {
-  const { header } = node.state;
-  const mark = header.version >= 3 && (header.incompatible & Incompat.dirty) === 0;
-  if (mark) {
-    header.incompatible |= Incompat.dirty;
-    await writeHeader(node, guard);
-    await barrier(node, guard);
-  }
-  await change();
-  if (mark) {
-    header.incompatible &= ~Incompat.dirty;
-    await writeHeader(node, guard);
-  }
+// ---- tables of a change --------------------------------------------------------------------------------------
+
+/** Writes a table to clusters of its own and returns its offset; 0 for an empty one. */
+async function placeTable(node: Qcow2Node, guard: GraphReadGuard, table: Buffer): Promise<number> {
+  if (table.length === 0) return 0;
+  const clusters = Math.ceil(table.length / node.state.clusterBytes);
+  const { offset } = await allocateContiguous(node, guard, clusters);
+  await writeMetadata(node, guard, offset, table, null);
+  return offset;
 }
 
-/** Replaces the list of snapshots: the new table is on the disk before the header points to it. */
-async function writeTable(
+/** The table at `offset` is not to be referred to any more. */
+async function leaveTable(
+  node: Qcow2Node,
+  guard: GraphReadGuard,
+  offset: number,
+  bytes: number,
+): Promise<void> {
+  const s = node.state;
+  const first = offset / s.clusterBytes;
+  const end = first + Math.ceil(bytes / s.clusterBytes);
+  for (let cluster = first; cluster < end; cluster++)
+    await retryLocked(node, guard, () => changeRefcount(s, cluster, -1));
+}
+
+function bytesOf(view: DataView): Buffer {
+  return Buffer.from(view.buffer, view.byteOffset, view.byteLength);
+}
+
+/** The new active L1 table goes to a place of its own. */
+async function placeL1(node: Qcow2Node, guard: GraphReadGuard, l1: DataView): Promise<Switched> {
+  const s = node.state;
+  const l1Offset = await placeTable(node, guard, bytesOf(l1));
+  await leaveTable(node, guard, s.header.l1Offset, s.header.l1Entries * 8);
+  return {
+    header: { l1Offset, l1Entries: l1.byteLength / 8 },
+    apply: () => {
+      s.l1 = l1;
+      s.l1Dirty.clear();
+    },
+  };
+}
+
+/** The new list of snapshots goes to a place of its own. */
+async function placeList(
   node: Qcow2Node,
   guard: GraphReadGuard,
   snapshots: readonly SnapshotRecord[],
-): Promise<void> {
+): Promise<Switched> {
   const s = node.state;
   const table = encodeSnapshotTable(snapshots);
-  const oldBytes = encodeSnapshotTable(s.extras.snapshots).length;
-  const old = { offset: s.header.snapshotsOffset, clusters: Math.ceil(oldBytes / s.clusterBytes) };
-  let offset = 0;
-  if (table.length > 0) {
-    const clusters = Math.ceil(table.length / s.clusterBytes);
-    ({ offset } = await allocateContiguous(node, guard, clusters));
-    await writeMetadata(node, guard, offset, table, null);
-  }
-  await settleLocked(node, guard);
-  s.header.snapshotsOffset = offset;
-  s.header.snapshotCount = snapshots.length;
-  await writeHeader(node, guard);
-  await barrier(node, guard);
-  s.extras.snapshots = snapshots;
-  if (old.clusters > 0) deferFree(node, old.offset, old.clusters, 'snapshot');
-  rebuildMetadata(s);
+  const snapshotsOffset = await placeTable(node, guard, table);
+  await leaveTable(node, guard, s.header.snapshotsOffset, s.extras.snapshotTableBytes);
+  return {
+    header: { snapshotsOffset, snapshotCount: snapshots.length },
+    apply: () => {
+      s.extras.snapshots = snapshots;
+      s.extras.snapshotTableBytes = table.length;
+    },
+  };
 }
+
+function both(one: Switched, other: Switched): Switched {
+  return {
+    header: { ...one.header, ...other.header },
+    apply: () => {
+      one.apply();
+      other.apply();
+    },
+  };
+}
+
+// ---- the operations ------------------------------------------------------------------------------------------
 
 async function create(
   node: Qcow2Node,
@@ -100,39 +125,30 @@ async function create(
   if (s.hasDataFile) throw ioError(E.ENOTSUP);
   const ids = s.extras.snapshots.map(({ id }) => Number.parseInt(id, 10)).filter((id) => Number.isFinite(id));
   const id = String(Math.max(0, ...ids) + 1);
-  await exclusive(node, guard, async () => {
-    const entries = s.header.l1Entries;
-    const clusters = Math.max(1, Math.ceil((entries * 8) / s.clusterBytes));
-    const run = await allocateContiguous(node, guard, clusters);
-    const l1 = copyL1(s);
-    await writeMetadata(node, guard, run.offset, Buffer.from(l1.buffer, l1.byteOffset, l1.byteLength), null);
-    let counted = false;
-    try {
-      await whileInconsistent(node, guard, async () => {
-        await changeReferences(node, guard, l1, 1);
-        counted = true;
-        // Refcounts first: a cluster that is shared must not be written in place.
-        await settleLocked(node, guard);
-        await fixCopiedFlags(node, guard);
-        await settleLocked(node, guard);
-        s.l2Cache.clear();
-      });
-      await writeTable(node, guard, [
-        ...s.extras.snapshots,
-        {
-          ...wanted,
-          id,
-          diskBytes: s.header.size,
-          l1Offset: run.offset,
-          l1Entries: entries,
-          unknownExtra: Buffer.alloc(0),
-        },
-      ]);
-    } catch (error) {
-      if (!counted) deferFree(node, run.offset, clusters, 'never');
-      throw error;
-    }
-  });
+  await exclusive(node, guard, () =>
+    switchOver(node, guard, async () => {
+      const l1 = copyL1(s);
+      const kept = copyL1(s);
+      await changeReferences(node, guard, l1, 1);
+      await fixCopiedFlags(node, guard, l1, kept);
+      // An image without bytes has a table too, though an empty one.
+      const l1Offset = await placeTable(
+        node,
+        guard,
+        Buffer.concat([bytesOf(kept)], Math.max(8, kept.byteLength)),
+      );
+      const record: SnapshotRecord = {
+        ...wanted,
+        id,
+        diskBytes: s.header.size,
+        l1Offset,
+        l1Entries: s.header.l1Entries,
+        unknownExtra: Buffer.alloc(0),
+      };
+      const list = await placeList(node, guard, [...s.extras.snapshots, record]);
+      return both(await placeL1(node, guard, l1), list);
+    }),
+  );
 }
 
 /** Reads a snapshot's L1 table after checking where it is. */
@@ -161,26 +177,14 @@ async function apply(node: Qcow2Node, guard: GraphReadGuard, idOrName: string): 
   const l1 = await readSnapshotL1(node, guard, one);
   if (one.diskBytes !== s.header.size) await co.truncate(node, guard, one.diskBytes, true, 'off', false);
   await exclusive(node, guard, async () => {
-    await growL1(node, guard, one.l1Entries);
-    await settleLocked(node, guard);
-    await whileInconsistent(node, guard, async () => {
-      const before = copyL1(s);
-      await changeReferences(node, guard, l1, 1);
-      await settleLocked(node, guard);
-      const bytes = new Uint8Array(s.l1.buffer, s.l1.byteOffset, s.l1.byteLength);
-      bytes.fill(0);
-      bytes.set(new Uint8Array(l1.buffer, l1.byteOffset, l1.byteLength));
-      for (let sector = 0; sector * 512 < s.l1.byteLength; sector++) s.l1Dirty.add(sector);
-      await flushMetadataLocked(node, guard);
-      s.l2Cache.clear();
-      // From here on nothing on the disk refers to the old state.
-      await changeReferences(node, guard, before, -1);
-      await settleLocked(node, guard);
-      await fixCopiedFlags(node, guard);
-      await settleLocked(node, guard);
-      s.l2Cache.clear();
+    await switchOver(node, guard, async () => {
+      const active = viewOf(Buffer.alloc(Math.max(s.header.l1Entries, one.l1Entries) * 8));
+      bytesOf(l1).copy(bytesOf(active));
+      await changeReferences(node, guard, active, 1);
+      await changeReferences(node, guard, copyL1(s), -1);
+      await fixCopiedFlags(node, guard, active, null);
+      return placeL1(node, guard, active);
     });
-    rebuildMetadata(s);
     node.writeGeneration++;
   });
 }
@@ -196,26 +200,27 @@ async function remove(
   const one = findByIdAndName(s, id, name);
   if (one === undefined) throw new BlockError("Can't find the snapshot", { errno: E.ENOENT });
   const l1 = await readSnapshotL1(node, guard, one);
-  await exclusive(node, guard, async () => {
-    try {
-      await writeTable(
-        node,
-        guard,
-        s.extras.snapshots.filter((other) => other !== one),
-      );
-    } catch (error) {
-      throw errnoError('Failed to remove snapshot from snapshot list', errnoOf(error));
-    }
-    await whileInconsistent(node, guard, async () => {
+  await exclusive(node, guard, () =>
+    switchOver(node, guard, async (change) => {
+      change.isSnapshot = true;
+      const list = await listWithout(node, guard, one);
       await changeReferences(node, guard, l1, -1);
-      await settleLocked(node, guard);
-      await fixCopiedFlags(node, guard);
-      await settleLocked(node, guard);
-      s.l2Cache.clear();
-    });
-    const clusters = Math.max(1, Math.ceil((one.l1Entries * 8) / s.clusterBytes));
-    deferFree(node, one.l1Offset, clusters, 'snapshot');
-  });
+      await leaveTable(node, guard, one.l1Offset, Math.max(8, one.l1Entries * 8));
+      change.isSnapshot = false;
+      const active = copyL1(s);
+      await fixCopiedFlags(node, guard, active, null);
+      return both(await placeL1(node, guard, active), list);
+    }),
+  );
+}
+
+async function listWithout(node: Qcow2Node, guard: GraphReadGuard, one: SnapshotRecord): Promise<Switched> {
+  const rest = node.state.extras.snapshots.filter((other) => other !== one);
+  try {
+    return await placeList(node, guard, rest);
+  } catch (error) {
+    throw errnoError('Failed to remove snapshot from snapshot list', errnoOf(error));
+  }
 }
 
 async function load(

@@ -33,13 +33,9 @@ function invalid(message: string, errno: number = E.EINVAL): BlockError {
   return new BlockError(message, { errno });
 }
 
-/** Reads the table. `lenient`: damaged entries are left for the check to report. */
-export async function readSnapshotTable(
-  node: Qcow2Node,
-  guard: GraphReadGuard,
-  lenient: boolean,
-): Promise<readonly SnapshotRecord[]> {
-  const { header } = node.state;
+/** Reads the table into the state. `lenient`: damaged entries are left for the check to report. */
+export async function loadSnapshots(node: Qcow2Node, guard: GraphReadGuard, lenient: boolean): Promise<void> {
+  const { header, extras } = node.state;
   const snapshots: SnapshotRecord[] = [];
   let table = Buffer.alloc(0);
   let at = 0;
@@ -84,7 +80,8 @@ export async function readSnapshotTable(
     if (error instanceof BlockError && error.errno !== E.EIO) throw error;
     throw errnoError('Could not read snapshots', errnoOf(error));
   }
-  return snapshots;
+  extras.snapshots = snapshots;
+  extras.snapshotTableBytes = at;
 }
 
 export function decodeSnapshot(
