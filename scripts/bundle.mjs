@@ -32,7 +32,7 @@ const programs = {
 };
 
 /** Packages that stay where they are. Those that are ES modules only are bundled: a bundle cannot require them everywhere. */
-const externalPackages = /^(koffi|pino|ws|undici|ssh2|basic-ftp|prom-client|yaml)(\/|$)/;
+const externalPackages = /^(koffi|pino|ws|undici|ssh2|basic-ftp|aws4fetch|prom-client|yaml)(\/|$)/;
 /** Loaded by node anyway, or by every program. */
 const eager = new Set(['node:fs', 'node:path', 'node:util', 'node:buffer', 'node:os', 'koffi']);
 

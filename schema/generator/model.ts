@@ -100,6 +100,7 @@ const MODULE_ORDER = [
   'crypto',
   'error',
   'block-nbd',
+  'block-network',
   'block-core',
   'image-formats',
   'block-filters',

@@ -16,6 +16,7 @@ import { raw } from './formats/raw.ts';
 import { probeVdi } from './formats/vdi/probe.ts';
 import { probeVpc } from './formats/vpc/probe.ts';
 import { file, hostDevice } from './protocols/file/file.ts';
+import { httpNames, httpsNames } from './protocols/http/names.ts';
 import { nbdNames } from './protocols/nbd/names.ts';
 
 const whole = { file, host_device: hostDevice, qcow2, raw } as const;
@@ -65,6 +66,18 @@ const lazy = {
     kind: 'format',
     probe: probeLuks,
     load: async () => (await import('./formats/luks/driver.ts')).luks as BlockDriver,
+  },
+  http: {
+    name: 'http',
+    kind: 'protocol',
+    ...httpNames,
+    load: async () => (await import('./protocols/http/http.ts')).http as BlockDriver,
+  },
+  https: {
+    name: 'https',
+    kind: 'protocol',
+    ...httpsNames,
+    load: async () => (await import('./protocols/http/http.ts')).https as BlockDriver,
   },
   nbd: {
     name: 'nbd',

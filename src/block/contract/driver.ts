@@ -110,6 +110,8 @@ export interface BlockDriver<S = unknown>
   readonly debugger?: BlockDebugger<S>;
   /** Options that change what the content is, for generated file names. */
   readonly strongOptions?: readonly string[];
+  /** The value of a strong option as generated file names show it: without passwords and keys. */
+  shownOption?(name: string, value: unknown): unknown;
 
   // Graph changes: called by the monitor side, the node is drained or new.
   open(node: BlockNode<S>, context: OpenContext): Promise<S>;

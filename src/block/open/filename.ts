@@ -11,7 +11,8 @@ import type { BlockNode } from '../graph/node.ts';
 function strongOptions(node: BlockNode): Record<string, unknown> {
   const options: Record<string, unknown> = {};
   for (const name of node.driver.strongOptions ?? []) {
-    const value = node.settings.options[name];
+    const own = node.settings.options[name];
+    const value = own === undefined ? own : (node.driver.shownOption?.(name, own) ?? own);
     if (typeof value === 'object' && value !== null) Object.assign(options, flattened(name, value));
     else if (value !== undefined) options[name] = value;
   }

@@ -1,0 +1,18 @@
+/** Block drivers, and options of drivers, that the original does not have. */
+
+const REPEATED = ['retries', 'retry-delay'] as const;
+
+/** Options by driver. */
+const OWN_OPTIONS: Readonly<Record<string, readonly string[]>> = {
+  http: [...REPEATED, 'connections', 'force-range', 'in-order'],
+  https: [...REPEATED, 'connections', 'force-range', 'in-order'],
+};
+
+/** The options as [owner, member], as the comparison names them. */
+export function ownOptions(): string[] {
+  return Object.entries(OWN_OPTIONS).flatMap(([driver, names]) =>
+    names.map((name) => `blockdev-add/${driver} ${name}`),
+  );
+}
+
+export const OWN_DRIVERS: ReadonlySet<string> = new Set([]);
