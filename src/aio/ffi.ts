@@ -10,7 +10,6 @@ import koffi from 'koffi';
 import { E } from '../errors/errno.ts';
 
 const libc = koffi.load('libc.so.6');
-const self = koffi.load(null);
 
 /** Address of a Buffer's first byte. Stable while the Buffer is referenced. */
 export function addressOf(buf: Uint8Array): number {
@@ -140,15 +139,6 @@ export function dupOnto(from: number, to: number): number {
   return negErrno(cDup3(from, to, O_CLOEXEC));
 }
 
-/** Clears O_NONBLOCK on the open file description. 0 or -errno. */
-export function setBlocking(fd: number): number {
-  const F_GETFL = 3;
-  const F_SETFL = 4;
-  const O_NONBLOCK = 0x800;
-  const flags = negErrno(cFcntl(fd, F_GETFL));
-  return flags < 0 ? flags : negErrno(cFcntl(fd, F_SETFL, 'int', flags & ~O_NONBLOCK));
-}
-
 // ---- OFD locks -----------------------------------------------------------------------------------------------
 
 export const F_RDLCK = 0;
@@ -273,7 +263,7 @@ function callAsync(fn: Callable, ...args: unknown[]): Promise<number> {
   });
 }
 
-// ---- sockets and event wake-up -------------------------------------------------------------------------------
+// ---- sockets -------------------------------------------------------------------------------------------------
 
 const cShutdown = libc.func('shutdown', 'int', ['int', 'int']);
 
@@ -281,6 +271,41 @@ const cShutdown = libc.func('shutdown', 'int', ['int', 'int']);
 export function shutdownSocket(fd: number): number {
   const SHUT_RDWR = 2;
   return negErrno(cShutdown(fd, SHUT_RDWR));
+}
+
+const cRecv = libc.func('recv', 'int64', ['int', 'uintptr_t', 'size_t', 'int']);
+const cSendmsg = libc.func('sendmsg', 'int64', ['int', 'uintptr_t', 'int']);
+const cSetsockopt = libc.func('setsockopt', 'int', ['int', 'int', 'int', 'void*', 'uint']);
+const cGetsockopt = libc.func('getsockopt', 'int', ['int', 'int', 'int', 'void*', 'void*']);
+const MSG_DONTWAIT = 0x40;
+const MSG_NOSIGNAL = 0x4000;
+
+/** recv(2) of what is there. Bytes, 0 at the end of the stream, -EAGAIN when there is nothing, or -errno. */
+export function recvNow(fd: number, addr: number, length: number): number {
+  return negErrno(cRecv(fd, addr, length, MSG_DONTWAIT));
+}
+
+/** sendmsg(2) of what the socket takes; `msgAddr` points to struct msghdr. Bytes, or -errno. No SIGPIPE. */
+export function sendmsgNow(fd: number, msgAddr: number): number {
+  return negErrno(cSendmsg(fd, msgAddr, MSG_DONTWAIT | MSG_NOSIGNAL));
+}
+
+/** Asks for a send buffer of `bytes`, of which the kernel grants what its settings allow. What there is then, in bytes. */
+export function raiseSendBuffer(fd: number, bytes: number): number {
+  const SOL_SOCKET = 1;
+  const SO_SNDBUF = 7;
+  const value = Buffer.alloc(4);
+  const length = Buffer.alloc(4);
+  value.writeInt32LE(bytes);
+  cSetsockopt(fd, SOL_SOCKET, SO_SNDBUF, value, 4);
+  length.writeInt32LE(4);
+  return negErrno(cGetsockopt(fd, SOL_SOCKET, SO_SNDBUF, value, length)) < 0 ? 0 : value.readInt32LE();
+}
+
+/** Bytes sent that the peer has not taken yet, as the kernel counts them against the send buffer; or -errno. */
+export function unsentBytes(fd: number): number {
+  const SIOCOUTQ = 0x5411;
+  return ioctlGetI32(fd, SIOCOUTQ);
 }
 
 /** close(2); errors are of no use to anybody at this point. */
@@ -332,40 +357,4 @@ export function mapShared(fd: number, bytes: number, offset: number): MappedMemo
   const pointer: unknown = cMmap(0, bytes, PROT_READ_WRITE, MAP_SHARED_POPULATE, fd, offset);
   if (Number(koffi.address(pointer)) >= 2 ** 63) return null;
   return { memory: koffi.view(pointer, bytes) as ArrayBuffer, unmap: () => cMunmap(pointer, bytes) };
-}
-
-// ---- libuv ---------------------------------------------------------------------------------------------------
-
-export interface FdWatch {
-  /** Stops watching. The handle's memory is kept until libuv has let go of it. */
-  close(): void;
-}
-
-/** Handles libuv may still look at after close(): kept for the life of the process (512 bytes per closed ring). */
-const closedHandles: unknown[] = [];
-
-/**
- * Calls `onReadable` from libuv's poll phase of the main thread's loop while `fd` is readable (level-triggered).
- * Main thread only: the loop is uv_default_loop(). The watch keeps the process alive.
- */
-export function watchReadable(fd: number, onReadable: () => void): FdWatch {
-  const UV_READABLE = 1;
-  const handle = Buffer.allocUnsafeSlow(512).fill(0);
-  const handleAddr = addressOf(handle);
-  const loop = self.func('uv_default_loop', 'uintptr_t', [])();
-  const callbackType = koffi.proto('void (uintptr_t handle, int status, int events)');
-  const callback = koffi.register(onReadable, koffi.pointer(callbackType));
-  const uvPollInit = self.func('uv_poll_init', 'int', ['uintptr_t', 'uintptr_t', 'int']);
-  const uvPollStart = self.func('uv_poll_start', 'int', ['uintptr_t', 'int', 'void*']);
-  const uvPollStop = self.func('uv_poll_stop', 'int', ['uintptr_t']);
-  const uvClose = self.func('uv_close', 'void', ['uintptr_t', 'uintptr_t']);
-  uvPollInit(loop, handleAddr, fd);
-  uvPollStart(handleAddr, UV_READABLE, callback);
-  return {
-    close: () => {
-      uvPollStop(handleAddr);
-      uvClose(handleAddr, 0);
-      closedHandles.push(handle, callback);
-    },
-  };
 }

@@ -2,10 +2,10 @@
  * One io_uring, driven from libuv's loop on the main thread.
  *
  * Submissions are written to the shared ring and handed over in one io_uring_enter per batch: at the end of the
- * current run of microtasks (process.nextTick), or at the outermost unplug. Completions are reaped right after each
- * submission (page-cache reads, UNIX socket traffic and most sends finish inline), and when libuv finds the ring's
- * fd readable. libuv gets its turn at least every STEPS_PER_TURN batches, so that timers, QMP and signals go on
- * under full load.
+ * current run of microtasks (process.nextTick), or at the outermost unplug. Completions are taken in right after each
+ * submission (page-cache reads finish inline), when libuv finds the ring's fd readable, and when a turn (turn.ts) looks
+ * for them; who waits for one is called at once. libuv gets its turn at least every STEPS_PER_TURN batches, so that
+ * timers, QMP and signals go on under full load.
  *
  * Rules that keep it alive: memory given to the kernel stays referenced in `keep[]` until its completion; every
  * path that queues an SQE schedules a flush.
@@ -15,16 +15,10 @@
 
 import { E } from '../errors/errno.ts';
 import { assert } from '../errors/error.ts';
-import { deferCall, isPlugged } from './defer.ts';
-import {
-  closeFd,
-  type FdWatch,
-  ioUringEnter,
-  ioUringSetup,
-  type MappedMemory,
-  mapShared,
-  watchReadable,
-} from './ffi.ts';
+import { deferCall, isPlugged, plug, unplug } from './defer.ts';
+import { closeFd, ioUringEnter, ioUringSetup, type MappedMemory, mapShared } from './ffi.ts';
+import { forgetSource, runTurn, type Source } from './turn.ts';
+import { openPoll, type PollHandle, Readiness } from './uv-poll.ts';
 
 /** Opcodes (enum io_uring_op). */
 export const Op = {
@@ -45,16 +39,6 @@ const SQ_ENTRIES = 1024;
 /** Operations in flight; further ones wait in `backlog`. The completion queue has as many entries, so it never overflows. */
 const CQ_ENTRIES = 4096;
 const STEPS_PER_TURN = 16;
-/**
- * Before the loop goes to sleep it looks for completions for this long, if that has paid lately: a client that sends
- * its next request when it has seen the reply is back within some tens of microseconds, and waking a sleeping loop
- * costs more than that.
- */
-const POLL_MAX_MS = 0.06;
-/** Sleeps that follow a look in vain, doubled with each, before the next one. */
-const POLL_BACKOFF_MIN = 4;
-const POLL_BACKOFF_MAX = 1024;
-
 const SETUP_CQSIZE = 1 << 3;
 const SETUP_COOP_TASKRUN = 1 << 8;
 const ENTER_GETEVENTS = 1;
@@ -63,9 +47,9 @@ const SQE_WORDS = 16;
 const CQE_WORDS = 4;
 const TWO_32 = 4294967296;
 
-type Resolve = (result: number) => void;
+type Done = (result: number) => void;
 
-export class Ring {
+export class Ring implements Source {
   readonly #fd: number;
   readonly #ringMap: MappedMemory;
   readonly #sqeMap: MappedMemory;
@@ -79,10 +63,10 @@ export class Ring {
   readonly #cqTail: number;
   readonly #cqMask: number;
   readonly #cqes: number;
-  readonly #watch: FdWatch;
+  readonly #poll: PollHandle;
 
   /** Per operation id: who waits, and what the kernel may still touch. */
-  readonly #resolve: (Resolve | undefined)[] = new Array(CQ_ENTRIES);
+  readonly #done: (Done | undefined)[] = new Array(CQ_ENTRIES);
   readonly #keep: unknown[] = new Array(CQ_ENTRIES);
   readonly #freeIds: number[] = Array.from({ length: CQ_ENTRIES }, (_, i) => CQ_ENTRIES - 1 - i);
   readonly #backlog: (() => void)[] = [];
@@ -94,33 +78,19 @@ export class Ring {
   #scheduled = false;
   #stepsThisTurn = 0;
   #closed = false;
-  /** When the loop was last left to sleep with operations in flight; 0 while it is awake. */
-  #asleepSinceMs = 0;
-  /** Short sleeps still to be seen before polling is tried again, and how many that will be after the next miss. */
-  #pollHoldOff = POLL_BACKOFF_MIN;
-  #pollBackoff = POLL_BACKOFF_MIN;
-  #idleCheckQueued = false;
 
   readonly #step = (): void => {
     this.#scheduled = false;
     if (this.#closed) return;
     this.#stepsThisTurn++;
-    // Nothing to submit and completions in sight: a call into the kernel would bring nothing new.
-    if (this.#pending > 0 || this.#words[this.#cqHead] === Atomics.load(this.#words, this.#cqTail))
-      this.#flush();
-    this.#reap();
-    if (this.#inFlight > 0 && !this.#idleCheckQueued) {
-      this.#idleCheckQueued = true;
-      // A tick queued from a microtask runs when all continuations of this step's completions have run.
-      queueMicrotask(this.#queueIdleCheck);
+    if (this.#pending > 0) this.#flush();
+    // What is submitted and answered meanwhile goes out together.
+    plug();
+    try {
+      this.#reap();
+    } finally {
+      unplug();
     }
-  };
-  readonly #queueIdleCheck = (): void => process.nextTick(this.#idleCheck);
-  readonly #idleCheck = (): void => {
-    this.#idleCheckQueued = false;
-    if (this.#scheduled || this.#pending > 0 || this.#closed || this.#inFlight === 0) return;
-    if (this.#pollHoldOff > 0) this.#asleepSinceMs = performance.now();
-    else this.#poll();
   };
   readonly #turn = (): void => {
     this.#stepsThisTurn = 0;
@@ -168,18 +138,15 @@ export class Ring {
     this.#cqes = cqesBytes >> 2;
     for (let i = 0; i < SQ_ENTRIES; i++) this.#words[sqArray + i] = i;
     this.#tail = this.#words[this.#sqTail]!;
-    // Promise continuations do not run inside a libuv callback of ours; the check phase that follows runs them.
-    this.#watch = watchReadable(fd, () => this.#wake());
+    this.#poll = openPoll(fd, () => runTurn(this));
+    this.#poll.watch(Readiness.readable);
   }
 
   get inFlight(): number {
     return this.#inFlight;
   }
 
-  /**
-   * Queues one operation. `keep` is held until completion. Resolves with the CQE's result: a count, or -errno.
-   * `offset` and `addr` below 2^53.
-   */
+  /** start(), as a promise of the result. */
   submit(
     op: number,
     fd: number,
@@ -189,10 +156,14 @@ export class Ring {
     opFlags: number,
     keep: unknown,
   ): Promise<number> {
-    return new Promise((resolve) => this.#queue(op, fd, addr, length, offset, opFlags, keep, resolve));
+    return new Promise((resolve) => this.start(op, fd, addr, length, offset, opFlags, keep, resolve));
   }
 
-  #queue(
+  /**
+   * Queues one operation. `keep` is held until completion. `done` is called with the CQE's result, a count or -errno, in
+   * the turn in which the loop learns of it, never within this call. `offset` and `addr` below 2^53.
+   */
+  start(
     op: number,
     fd: number,
     addr: number,
@@ -200,14 +171,14 @@ export class Ring {
     offset: number,
     opFlags: number,
     keep: unknown,
-    resolve: Resolve,
+    done: Done,
   ): void {
     const id = this.#freeIds.pop();
     if (id === undefined) {
-      this.#backlog.push(() => this.#queue(op, fd, addr, length, offset, opFlags, keep, resolve));
+      this.#backlog.push(() => this.start(op, fd, addr, length, offset, opFlags, keep, done));
       return;
     }
-    this.#resolve[id] = resolve;
+    this.#done[id] = done;
     this.#keep[id] = keep;
     this.#inFlight++;
     const s = this.#sqes;
@@ -238,34 +209,20 @@ export class Ring {
     else setImmediate(this.#turn);
   }
 
-  #wake(): void {
-    if (this.#scheduled || this.#closed) return;
-    if (this.#pollHoldOff > 0 && this.#asleepSinceMs > 0) {
-      if (performance.now() - this.#asleepSinceMs < 2 * POLL_MAX_MS) this.#pollHoldOff--;
-      this.#asleepSinceMs = 0;
-    }
-    this.#scheduled = true;
-    setImmediate(this.#turn);
+  // ---- Source: within a turn ---------------------------------------------------------------------------------
+
+  get isWaiting(): boolean {
+    return this.#inFlight > 0;
   }
 
-  /** Looks for completions for a while. The kernel posts them only when it is entered (cooperative task running). */
-  #poll(): void {
-    const startMs = performance.now();
-    let nowMs = startMs;
-    do {
+  /** Takes in what has completed: whoever waits by a plain call is called now. */
+  look(): boolean {
+    if (this.#closed) return false;
+    this.#stepsThisTurn = 0;
+    // The kernel posts completions only when it is entered (cooperative task running).
+    if (this.#words[this.#cqHead] === Atomics.load(this.#words, this.#cqTail))
       ioUringEnter(this.#fd, 0, 0, ENTER_GETEVENTS);
-      if (this.#words[this.#cqHead] !== Atomics.load(this.#words, this.#cqTail)) {
-        this.#pollBackoff = POLL_BACKOFF_MIN;
-        this.#scheduled = true;
-        if (this.#stepsThisTurn < STEPS_PER_TURN) process.nextTick(this.#step);
-        else setImmediate(this.#turn);
-        return;
-      }
-      nowMs = performance.now();
-    } while (nowMs - startMs < POLL_MAX_MS);
-    this.#pollHoldOff = this.#pollBackoff;
-    this.#pollBackoff = Math.min(this.#pollBackoff * 2, POLL_BACKOFF_MAX);
-    this.#asleepSinceMs = nowMs;
+    return this.#reap();
   }
 
   #flush(): void {
@@ -288,34 +245,38 @@ export class Ring {
     }
   }
 
-  #reap(): void {
+  /** Whether there was anything. */
+  #reap(): boolean {
     const words = this.#words;
-    let head = words[this.#cqHead]!;
-    let end = Atomics.load(words, this.#cqTail);
-    if (head === end) return;
-    while (head !== end) {
+    let found = false;
+    for (;;) {
+      const head = words[this.#cqHead]!;
+      if (head === Atomics.load(words, this.#cqTail)) break;
       const i = this.#cqes + (head & this.#cqMask) * CQE_WORDS;
       const id = words[i]!;
       const result = this.#signed[i + 2]!;
-      head = (head + 1) >>> 0;
-      const resolve = this.#resolve[id];
-      assert(resolve !== undefined, 'completion for an unknown operation');
-      this.#resolve[id] = undefined;
+      // Before the call, which may submit more and need the place.
+      Atomics.store(words, this.#cqHead, (head + 1) >>> 0);
+      const done = this.#done[id];
+      assert(done !== undefined, 'completion for an unknown operation');
+      this.#done[id] = undefined;
       this.#keep[id] = undefined;
       this.#freeIds.push(id);
       this.#inFlight--;
-      resolve(result);
-      if (head === end) end = Atomics.load(words, this.#cqTail);
+      found = true;
+      done(result);
     }
-    Atomics.store(words, this.#cqHead, head);
+    if (!found) return false;
     while (this.#backlog.length > 0 && this.#freeIds.length > 0) this.#backlog.shift()!();
+    return true;
   }
 
   close(): void {
     assert(this.#inFlight === 0, 'ring closed with operations in flight');
     if (this.#closed) return;
     this.#closed = true;
-    this.#watch.close();
+    forgetSource(this);
+    this.#poll.close();
     // The poll handle leaves epoll in this loop turn; only then may the fd go.
     setImmediate(() => {
       this.#ringMap.unmap();

@@ -17,9 +17,10 @@ import { asMonitor } from './graph/debug.ts';
 import { hurry } from './graph/drain.ts';
 import type { BlockChild, BlockNode, RootParent } from './graph/node.ts';
 import { co, sync } from './io/callbacks.ts';
+import type { ShortHolder, ShortIo } from './io/short-io.ts';
 import { blockStatusAbove, type ChainStatus } from './io/status-chain.ts';
 
-export class BlockBackend implements BackendIo, RootParent {
+export class BlockBackend implements BackendIo, RootParent, ShortHolder {
   readonly #owner: BackendOwner;
   readonly #detach: (backend: BlockBackend) => Promise<void>;
   readonly #resumed = new CoQueue();
@@ -121,12 +122,12 @@ export class BlockBackend implements BackendIo, RootParent {
     }
   }
 
-  tryPreadv(offset: number, bytes: number, vec: IoVector): boolean {
-    return this.#try(sync.tryPreadv, offset, bytes, vec);
+  tryPreadv(offset: number, bytes: number, vec: IoVector, short: ShortIo | null): boolean {
+    return this.#try(sync.tryPreadv, offset, bytes, vec, short);
   }
 
-  tryPwritev(offset: number, bytes: number, vec: IoVector): boolean {
-    return this.#try(sync.tryPwritev, offset, bytes, vec);
+  tryPwritev(offset: number, bytes: number, vec: IoVector, short: ShortIo | null): boolean {
+    return this.#try(sync.tryPwritev, offset, bytes, vec, short);
   }
 
   /** Writes whole clusters compressed; bytes 0: the image is complete. */
@@ -196,7 +197,13 @@ export class BlockBackend implements BackendIo, RootParent {
     relax();
   }
 
-  #try(operation: typeof sync.tryPreadv, offset: number, bytes: number, vec: IoVector): boolean {
+  #try(
+    operation: typeof sync.tryPreadv,
+    offset: number,
+    bytes: number,
+    vec: IoVector,
+    short: ShortIo | null,
+  ): boolean {
     const root = this.#root;
     if (root === null || this.#held) return false;
     const { node } = root;
@@ -204,11 +211,23 @@ export class BlockBackend implements BackendIo, RootParent {
     const { graphLock } = node.layer;
     const guard = graphLock.tryRead();
     if (guard === null) return false;
+    let isWaiting = false;
     try {
-      return operation(node, guard, offset, bytes, vec);
+      const isBegun = operation(node, guard, offset, bytes, vec, short);
+      if (isBegun && short?.isWaiting) {
+        isWaiting = true;
+        this.#pending++;
+        short.hold(this, guard);
+      }
+      return isBegun;
     } finally {
-      graphLock.readDone(guard);
+      if (!isWaiting) graphLock.readDone(guard);
     }
+  }
+
+  /** A request that had waited for the disk has ended; for ShortIo. */
+  shortDone(guard: GraphReadGuard): void {
+    this.#leave(guard);
   }
 
   #checked(offset: number, bytes: number): BlockNode {

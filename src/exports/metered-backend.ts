@@ -8,6 +8,7 @@
 import type { IoVector } from '../aio/memory.ts';
 import type { BlockBackend } from '../block/backend.ts';
 import type { BackendDepth, BackendExtent, BackendIo } from '../block/contract/backend-io.ts';
+import type { ShortIo } from '../block/io/short-io.ts';
 import {
   count,
   type Direction,
@@ -49,23 +50,33 @@ export class MeteredBackend implements BackendIo {
     return counted(this.#statistics.write, bytes, startMs, request);
   }
 
-  tryPreadv(offset: number, bytes: number, vec: IoVector): boolean {
+  tryPreadv(offset: number, bytes: number, vec: IoVector, short: ShortIo | null): boolean {
     const startMs = performance.now();
     const limits = this.#limits;
     if (limits !== null && !mayBegin(limits, 'read')) return false;
-    if (!this.#backend.tryPreadv(offset, bytes, vec)) return false;
+    if (!this.#backend.tryPreadv(offset, bytes, vec, short)) return false;
     if (limits !== null) count(limits, 'read', bytes);
-    this.#statistics.read.done(bytes, performance.now() - startMs);
+    if (short?.isWaiting) {
+      short.observer = this.#statistics.read;
+      short.startMs = startMs;
+    } else {
+      this.#statistics.read.done(bytes, performance.now() - startMs);
+    }
     return true;
   }
 
-  tryPwritev(offset: number, bytes: number, vec: IoVector): boolean {
+  tryPwritev(offset: number, bytes: number, vec: IoVector, short: ShortIo | null): boolean {
     const startMs = performance.now();
     const limits = this.#limits;
     if (limits !== null && !mayBegin(limits, 'write')) return false;
-    if (!this.#backend.tryPwritev(offset, bytes, vec)) return false;
+    if (!this.#backend.tryPwritev(offset, bytes, vec, short)) return false;
     if (limits !== null) count(limits, 'write', bytes);
-    this.#statistics.write.done(bytes, performance.now() - startMs);
+    if (short?.isWaiting) {
+      short.observer = this.#statistics.write;
+      short.startMs = startMs;
+    } else {
+      this.#statistics.write.done(bytes, performance.now() - startMs);
+    }
     return true;
   }
 

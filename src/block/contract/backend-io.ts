@@ -6,6 +6,7 @@
  */
 
 import type { IoVector } from '../../aio/memory.ts';
+import type { ObservedRequest } from './short-request.ts';
 
 export interface BackendExtent {
   readonly bytes: number;
@@ -25,10 +26,13 @@ export interface BackendIo {
   /** Reads [offset, offset+bytes) into `vec` (vec.bytes === bytes). */
   preadv(offset: number, bytes: number, vec: IoVector, flags: number): Promise<void>;
   pwritev(offset: number, bytes: number, vec: IoVector, flags: number): Promise<void>;
-  /** Reads if that needs no waiting; false: nothing has been done. Never throws. */
-  tryPreadv(offset: number, bytes: number, vec: IoVector): boolean;
-  /** Writes if that needs no waiting; false: nothing has been done. Never throws. */
-  tryPwritev(offset: number, bytes: number, vec: IoVector): boolean;
+  /**
+   * Reads if that needs no waiting, or nothing but the disk: then short.isWaiting is set, and it ends by a plain call to the
+   * owner of `short`. False: nothing has been done. Null: now or not at all. Never throws.
+   */
+  tryPreadv(offset: number, bytes: number, vec: IoVector, short: ObservedRequest | null): boolean;
+  /** Writes; as tryPreadv. */
+  tryPwritev(offset: number, bytes: number, vec: IoVector, short: ObservedRequest | null): boolean;
   pwriteZeroes(offset: number, bytes: number, flags: number): Promise<void>;
   pdiscard(offset: number, bytes: number): Promise<void>;
   flush(): Promise<void>;

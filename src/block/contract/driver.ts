@@ -36,6 +36,7 @@ import type {
 import type { NameCallbacks } from './names.ts';
 import type { ReopenCallbacks } from './reopen.ts';
 import type { BlockDriverInfo, BlockLimits, BlockStatus, PermissionPair } from './request.ts';
+import type { ShortRequest } from './short-request.ts';
 import type { SnapshotIo } from './snapshot.ts';
 import type { WaitCallbacks } from './wait.ts';
 
@@ -150,7 +151,8 @@ export interface BlockDriver<S = unknown>
   ): Promise<void>;
   /**
    * Reads at once what can be read without waiting; false: nothing has been done, preadv is the way. Never throws
-   * for want of data or space. Whoever calls it has nothing to clean up, so nothing is tracked.
+   * for want of data or space. With `short` a read that has to wait for the disk may be begun: then short.isWaiting is
+   * set and the answer is true. Nothing is tracked here; who calls it sees to that (src/block/io/in-turn.ts).
    */
   tryPreadv?(
     node: BlockNode<S>,
@@ -158,14 +160,16 @@ export interface BlockDriver<S = unknown>
     offset: number,
     bytes: number,
     vec: IoVector,
+    short: ShortRequest | null,
   ): boolean;
-  /** Writes at once what can be written without waiting; as tryPreadv. */
+  /** Writes at once what can be written without waiting, or begins to; as tryPreadv. */
   tryPwritev?(
     node: BlockNode<S>,
     guard: GraphReadGuard,
     offset: number,
     bytes: number,
     vec: IoVector,
+    short: ShortRequest | null,
   ): boolean;
   pwritev?(
     node: BlockNode<S>,

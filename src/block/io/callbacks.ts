@@ -10,10 +10,12 @@
  * `absent` says what a driver without the callback means.
  */
 
+import type { IoVector } from '../../aio/memory.ts';
 import { E } from '../../errors/errno.ts';
 import { BlockError } from '../../errors/error.ts';
 import type { GraphReadGuard } from '../contract/guard.ts';
 import type { BlockDriverInfo } from '../contract/request.ts';
+import type { ShortRequest } from '../contract/short-request.ts';
 import { asHolder, debuggingGraph } from '../graph/debug.ts';
 import type { BlockNode } from '../graph/node.ts';
 import { type IoCallbackName, makeControlForm } from './control.ts';
@@ -71,8 +73,22 @@ function checked<T extends Readonly<Record<string, Form>>>(table: T): T {
 /** The forms for callers that hold the graph read lock. */
 export const co = checked(forms);
 
-/** Callbacks that never wait: for callers that hold the lock for the time of the call and go on in the same turn. */
-export const sync = checked({ tryPreadv: ioSync.tryPreadv, tryPwritev: ioSync.tryPwritev });
+const inTurn = checked({ tryPreadv: ioSync.tryPreadv, tryPwritev: ioSync.tryPwritev });
+
+type TryForm = (
+  node: BlockNode,
+  guard: GraphReadGuard,
+  offset: number,
+  bytes: number,
+  vec: IoVector,
+  short: ShortRequest | null,
+) => boolean;
+
+/**
+ * Callbacks that never wait: for callers that hold the lock for the time of the call and go on in the same turn. With a
+ * short request of a ShortIo, its holder keeps the lock until it ends.
+ */
+export const sync = inTurn as { readonly tryPreadv: TryForm; readonly tryPwritev: TryForm };
 
 type Tail<T extends unknown[]> = T extends [unknown, unknown, ...infer Rest] ? Rest : never;
 

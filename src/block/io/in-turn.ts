@@ -1,14 +1,17 @@
 /**
- * The short way of the I/O path: requests that are done within the current turn of the event loop, or not at all.
+ * The short way of the I/O path: requests that are done within the current turn of the event loop, or wait for nothing
+ * but the disk, or are not begun at all.
  *
- * Nobody else runs meanwhile, so nothing is tracked and nothing can conflict; what needs waiting, alignment or
- * splitting goes the long way (io/read-write.ts). This is what small requests to data in the page cache cost least.
+ * What is done in this turn is not tracked: nobody else runs meanwhile. What waits for the disk is tracked in every node
+ * it has passed, and ends by a plain call (short-io.ts). What needs other waiting, alignment or splitting goes the long
+ * way (io/read-write.ts).
  */
 
 import type { IoVector } from '../../aio/memory.ts';
 import type { GraphReadGuard } from '../contract/guard.ts';
 import type { BlockNode } from '../graph/node.ts';
 import { wrote } from './common.ts';
+import type { ShortIo } from './short-io.ts';
 
 /** Whether a request can go to the driver as it is, without waiting for anybody. */
 function isPlain(node: BlockNode, offset: number, bytes: number, vec: IoVector): boolean {
@@ -21,29 +24,34 @@ function isPlain(node: BlockNode, offset: number, bytes: number, vec: IoVector):
   );
 }
 
-/** Reads within this turn of the event loop, or does nothing and says so. */
+/** Reads within this turn, or, with `short`, begins to; else does nothing and says so. */
 export function tryPreadv(
   node: BlockNode,
   guard: GraphReadGuard,
   offset: number,
   bytes: number,
   vec: IoVector,
+  short: ShortIo | null,
 ): boolean {
   const { driver } = node;
-  return (
-    driver.tryPreadv !== undefined &&
-    isPlain(node, offset, bytes, vec) &&
-    driver.tryPreadv(node, guard, offset, bytes, vec)
-  );
+  if (
+    driver.tryPreadv === undefined ||
+    !isPlain(node, offset, bytes, vec) ||
+    !driver.tryPreadv(node, guard, offset, bytes, vec, short)
+  )
+    return false;
+  if (short?.isWaiting) short.track(node, offset, bytes, false);
+  return true;
 }
 
-/** Writes within this turn of the event loop, or does nothing and says so. */
+/** Writes; as tryPreadv. */
 export function tryPwritev(
   node: BlockNode,
   guard: GraphReadGuard,
   offset: number,
   bytes: number,
   vec: IoVector,
+  short: ShortIo | null,
 ): boolean {
   const { driver } = node;
   if (
@@ -53,9 +61,10 @@ export function tryPwritev(
     node.settings.detectZeroes !== 'off' ||
     node.writeThreshold !== 0 ||
     !isPlain(node, offset, bytes, vec) ||
-    !driver.tryPwritev(node, guard, offset, bytes, vec)
+    !driver.tryPwritev(node, guard, offset, bytes, vec, short)
   )
     return false;
-  wrote(node, offset, bytes);
+  if (short?.isWaiting) short.track(node, offset, bytes, true);
+  else wrote(node, offset, bytes);
   return true;
 }

@@ -22,10 +22,10 @@ export const blkreplay: BlockDriver<null> = {
     return null;
   },
   exactFilename: () => null,
-  tryPreadv: ({ children }, guard, offset, bytes, vec) =>
-    sync.tryPreadv(children[0]!.node, guard, offset, bytes, vec),
-  tryPwritev: ({ children }, guard, offset, bytes, vec) =>
-    sync.tryPwritev(children[0]!.node, guard, offset, bytes, vec),
+  tryPreadv: ({ children }, guard, offset, bytes, vec, short) =>
+    sync.tryPreadv(children[0]!.node, guard, offset, bytes, vec, short),
+  tryPwritev: ({ children }, guard, offset, bytes, vec, short) =>
+    sync.tryPwritev(children[0]!.node, guard, offset, bytes, vec, short),
   preadv: ({ children }, guard, offset, bytes, vec, flags) =>
     co.preadv(children[0]!.node, guard, offset, bytes, vec, flags),
   pwritev: ({ children }, guard, offset, bytes, vec, flags) =>

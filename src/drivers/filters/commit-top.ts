@@ -24,7 +24,8 @@ export const commitTop: BlockDriver<null> = {
   exactFilename: (node) => nodeFilename(below(node)),
   // What is below is in the hands of the job, which says what others may do.
   childPermissions: () => ({ perm: 0, shared: Perm.all }),
-  tryPreadv: (node, guard, offset, bytes, vec) => sync.tryPreadv(below(node), guard, offset, bytes, vec),
+  tryPreadv: (node, guard, offset, bytes, vec, short) =>
+    sync.tryPreadv(below(node), guard, offset, bytes, vec, short),
   preadv: (node, guard, offset, bytes, vec, flags) =>
     co.preadv(below(node), guard, offset, bytes, vec, flags),
   async blockStatus(node, _guard, _wantZero, offset, bytes) {

@@ -311,11 +311,11 @@ export const copyBeforeWrite: BlockDriver<CbwState> = {
     const discard = (node.state as CbwState | undefined)?.copy.discardSource === true ? Perm.write : 0;
     return { perm: wanted.perm | read | discard, shared: wanted.shared & ~(Perm.write | Perm.resize) };
   },
-  tryPreadv: (node, guard, offset, bytes, vec) =>
-    sync.tryPreadv(node.children[0]!.node, guard, offset, bytes, vec),
-  tryPwritev(node, guard, offset, bytes, vec) {
+  tryPreadv: (node, guard, offset, bytes, vec, short) =>
+    sync.tryPreadv(node.children[0]!.node, guard, offset, bytes, vec, short),
+  tryPwritev(node, guard, offset, bytes, vec, short) {
     if (!isFree(node.state, offset, bytes)) return false;
-    return sync.tryPwritev(node.children[0]!.node, guard, offset, bytes, vec);
+    return sync.tryPwritev(node.children[0]!.node, guard, offset, bytes, vec, short);
   },
   preadv: (node, guard, offset, bytes, vec, flags) =>
     co.preadv(node.children[0]!.node, guard, offset, bytes, vec, flags),

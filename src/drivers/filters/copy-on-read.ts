@@ -86,8 +86,8 @@ export const copyOnRead: BlockDriver<CopyOnReadState> = {
     shared: shared | Perm.writeUnchanged,
   }),
   ...passOn,
-  tryPwritev: ({ children }, guard, offset, bytes, vec) =>
-    sync.tryPwritev(children[0]!.node, guard, offset, bytes, vec),
+  tryPwritev: ({ children }, guard, offset, bytes, vec, short) =>
+    sync.tryPwritev(children[0]!.node, guard, offset, bytes, vec, short),
   preadv(node, guard, offset, bytes, vec, flags) {
     const { bottom } = node.state;
     if (bottom === null) return co.preadv(filtered(node), guard, offset, bytes, vec, flags | Req.copyOnRead);

@@ -47,9 +47,10 @@ export const mirrorTop: BlockDriver<MirrorTopState> = {
     const unneeded = node.state.isCommit === true ? Perm.consistentRead : 0;
     return { perm: wanted.perm & ~unneeded, shared: wanted.shared & ~unseen };
   },
-  tryPreadv: (node, guard, offset, bytes, vec) => sync.tryPreadv(source(node), guard, offset, bytes, vec),
-  tryPwritev: (node, guard, offset, bytes, vec) =>
-    node.state.writes === null && sync.tryPwritev(source(node), guard, offset, bytes, vec),
+  tryPreadv: (node, guard, offset, bytes, vec, short) =>
+    sync.tryPreadv(source(node), guard, offset, bytes, vec, short),
+  tryPwritev: (node, guard, offset, bytes, vec, short) =>
+    node.state.writes === null && sync.tryPwritev(source(node), guard, offset, bytes, vec, short),
   preadv: (node, guard, offset, bytes, vec, flags) =>
     co.preadv(source(node), guard, offset, bytes, vec, flags),
   pwritev(node, guard, offset, bytes, vec, flags) {

@@ -194,13 +194,14 @@ export const preallocate: BlockDriver<PreallocateState> = {
     if ((state as PreallocateState | undefined) !== undefined) state.active = mayGrow(wanted);
   },
   ...passOn,
-  tryPreadv: (node, guard, offset, bytes, vec) => sync.tryPreadv(filtered(node), guard, offset, bytes, vec),
-  tryPwritev(node, guard, offset, bytes, vec) {
+  tryPreadv: (node, guard, offset, bytes, vec, short) =>
+    sync.tryPreadv(filtered(node), guard, offset, bytes, vec, short),
+  tryPwritev(node, guard, offset, bytes, vec, short) {
     const { known, active } = node.state;
     const end = offset + bytes;
     if (active && (known === null || end > known.dataEnd)) return false;
     if (known !== null && end > known.zeroStart) return false;
-    return sync.tryPwritev(filtered(node), guard, offset, bytes, vec);
+    return sync.tryPwritev(filtered(node), guard, offset, bytes, vec, short);
   },
   async pwritev(node, guard, offset, bytes, vec, flags) {
     await grow(node, guard, offset, bytes, false);

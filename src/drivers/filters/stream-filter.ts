@@ -28,8 +28,10 @@ export const streamFilter: BlockDriver<null> = {
       shared: (shared & (Perm.consistentRead | Perm.write | Perm.resize)) | Perm.writeUnchanged,
     };
   },
-  tryPreadv: (node, guard, offset, bytes, vec) => sync.tryPreadv(below(node), guard, offset, bytes, vec),
-  tryPwritev: (node, guard, offset, bytes, vec) => sync.tryPwritev(below(node), guard, offset, bytes, vec),
+  tryPreadv: (node, guard, offset, bytes, vec, short) =>
+    sync.tryPreadv(below(node), guard, offset, bytes, vec, short),
+  tryPwritev: (node, guard, offset, bytes, vec, short) =>
+    sync.tryPwritev(below(node), guard, offset, bytes, vec, short),
   preadv: (node, guard, offset, bytes, vec, flags) =>
     co.preadv(below(node), guard, offset, bytes, vec, flags),
   pwritev: (node, guard, offset, bytes, vec, flags) =>

@@ -110,15 +110,16 @@ export const throttle: BlockDriver<ThrottleState> = {
   },
   drainBegin: letGo,
   hurry: letGo,
-  tryPreadv(node, guard, offset, bytes, vec) {
+  tryPreadv(node, guard, offset, bytes, vec, short) {
     const { member } = node.state.membership;
-    if (!mayBegin(member, 'read') || !sync.tryPreadv(filtered(node), guard, offset, bytes, vec)) return false;
+    if (!mayBegin(member, 'read') || !sync.tryPreadv(filtered(node), guard, offset, bytes, vec, short))
+      return false;
     count(member, 'read', bytes);
     return true;
   },
-  tryPwritev(node, guard, offset, bytes, vec) {
+  tryPwritev(node, guard, offset, bytes, vec, short) {
     const { member } = node.state.membership;
-    if (!mayBegin(member, 'write') || !sync.tryPwritev(filtered(node), guard, offset, bytes, vec))
+    if (!mayBegin(member, 'write') || !sync.tryPwritev(filtered(node), guard, offset, bytes, vec, short))
       return false;
     count(member, 'write', bytes);
     return true;

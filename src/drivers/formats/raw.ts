@@ -100,9 +100,9 @@ export const raw: BlockDriver<RawState> = {
     const fixed = window !== undefined && (window.offset !== 0 || window.size !== null);
     return fixed ? { perm: wanted.perm, shared: wanted.shared & ~Perm.resize } : wanted;
   },
-  tryPreadv({ state, children }, guard, offset, bytes, vec) {
+  tryPreadv({ state, children }, guard, offset, bytes, vec, short) {
     if (state.size !== null && offset + bytes > state.size) return false;
-    return sync.tryPreadv(children[0]!.node, guard, offset + state.offset, bytes, vec);
+    return sync.tryPreadv(children[0]!.node, guard, offset + state.offset, bytes, vec, short);
   },
   wasProbed(node) {
     node.state.probed = true;
@@ -112,10 +112,10 @@ export const raw: BlockDriver<RawState> = {
     // The first sector is always written as a whole.
     if (state.probed) limits.requestAlignment = Math.max(limits.requestAlignment, PROBED_BYTES);
   },
-  tryPwritev({ state, children }, guard, offset, bytes, vec) {
+  tryPwritev({ state, children }, guard, offset, bytes, vec, short) {
     if (state.probed && offset < PROBED_BYTES) return false;
     if (state.size !== null && offset + bytes > state.size) return false;
-    return sync.tryPwritev(children[0]!.node, guard, offset + state.offset, bytes, vec);
+    return sync.tryPwritev(children[0]!.node, guard, offset + state.offset, bytes, vec, short);
   },
   copyRangeVia: (node) => fileOf(node),
   async copyRangeFrom(node, guard, offset, bytes, sink) {

@@ -54,6 +54,12 @@ function nullDriver(name: 'null-co' | 'null-aio'): BlockDriver<NullState> {
     exactFilename({ settings: { options } }) {
       return options.size === undefined && options['read-zeroes'] === undefined ? `${name}://` : null;
     },
+    tryPreadv({ state }, _guard, _offset, _bytes, vec) {
+      if (state.latencyMs > 0) return false;
+      fillVector(vec, 0);
+      return true;
+    },
+    tryPwritev: ({ state }) => state.latencyMs === 0,
     preadv(node, _guard, _offset, _bytes, vec) {
       fillVector(vec, 0);
       return done(node);

@@ -78,9 +78,7 @@ async function attempt(
   const socket = await connectTo(address, { allowInheritedFd, pauseOnConnect: true, signal });
   socket.on('error', () => socket.destroy());
   socket.setNoDelay(true);
-  const plain = engine.adoptSocket(socket);
-  // Without TLS the connection's own reads and writes are all there are.
-  const { stream, rest } = target.tls === null ? { stream: plain, rest: noRest } : watched(plain);
+  const stream = engine.adoptSocket(socket);
   const close = (): void => stream.close();
   signal.addEventListener('abort', close);
   try {
@@ -91,41 +89,15 @@ async function attempt(
       context: target.context,
       startTls: target.tls === null ? null : (below, received) => startTls(below, received, target),
     });
-    return new ClientConnection(opened, rx, owner, rest);
+    return new ClientConnection(opened, rx, owner);
   } catch (error) {
     stream.close();
-    await rest();
     throw error instanceof BlockError
       ? error
       : new BlockError(error instanceof Error ? error.message : String(error));
   } finally {
     signal.removeEventListener('abort', close);
   }
-}
-
-async function noRest(): Promise<void> {}
-
-/** The same stream, and a way to wait until nothing is being read or written: under TLS nobody else sees it. */
-function watched(stream: ByteStream): { readonly stream: ByteStream; readonly rest: () => Promise<void> } {
-  const pending = new Set<Promise<number>>();
-  const watch = (operation: Promise<number>): Promise<number> => {
-    pending.add(operation);
-    void operation.then(() => pending.delete(operation));
-    return operation;
-  };
-  return {
-    stream: {
-      read: (segment) => watch(stream.read(segment)),
-      write: (segments) => watch(stream.write(segments)),
-      close: () => stream.close(),
-      get closed() {
-        return stream.closed;
-      },
-    },
-    rest: async () => {
-      while (pending.size > 0) await Promise.allSettled(pending);
-    },
-  };
 }
 
 async function startTls(stream: ByteStream, received: Buffer, { tls }: ClientTarget): Promise<ByteStream> {

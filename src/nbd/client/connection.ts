@@ -36,7 +36,6 @@ export class ClientConnection {
   readonly exp: RemoteExport;
   readonly #stream: ByteStream;
   readonly #owner: ClientConnectionOwner;
-  readonly #rest: () => Promise<void>;
   readonly #sender: ClientSender;
   readonly #receiver: ClientReceiver;
   /** Requests under way by slot. */
@@ -51,15 +50,8 @@ export class ClientConnection {
   /** A request has been answered. */
   progressed = false;
 
-  /** `rest` resolves when nothing below `stream` touches memory any more, once that is closed. */
-  constructor(
-    { stream, exp }: OpenedConnection,
-    rx: ReceiveBuffer,
-    owner: ClientConnectionOwner,
-    rest: () => Promise<void>,
-  ) {
+  constructor({ stream, exp }: OpenedConnection, rx: ReceiveBuffer, owner: ClientConnectionOwner) {
     this.exp = exp;
-    this.#rest = rest;
     this.#stream = stream;
     this.#owner = owner;
     this.#sender = new ClientSender(stream, exp.extended, {
@@ -119,7 +111,6 @@ export class ClientConnection {
     this.#stream.close();
     await this.#receiving;
     await this.#sender.idle();
-    await this.#rest();
   }
 
   /** Gives the connection up: as if it had been lost. */
@@ -165,7 +156,6 @@ export class ClientConnection {
   async #giveBack(reason: BlockError): Promise<void> {
     await this.#receiving;
     await this.#sender.idle();
-    await this.#rest();
     const requests = this.#slots.filter((request) => request !== null);
     const unfinished = requests.filter((request) => !request.replied).sort((a, b) => a.serial - b.serial);
     for (const request of requests) if (request.replied) request.done(request.errno);

@@ -8,6 +8,7 @@
 
 import type { ByteStream } from '../../aio/engine.ts';
 import { fillVector, type IoVector, sliceVector } from '../../aio/memory.ts';
+import { E } from '../../errors/errno.ts';
 import { BlockError, errnoError } from '../../errors/error.ts';
 import { CLIENT_MAX_CHUNK_BYTES, CLIENT_MAX_ERROR_CHUNKS, DIRECT_RECEIVE_MIN } from '../protocol/limits.ts';
 import {
@@ -26,6 +27,8 @@ import { type ClientRequest, errnoOfNbd } from './request.ts';
 
 /** Read this much at a time while large answers come in: their data should go past the receive buffer. */
 const BULK_FILL_BYTES = 4096;
+/** Reads of the socket in one go: then others have their turn. */
+const MAX_ROUNDS = 16;
 /** Chunk types with this bit are errors. */
 const ERROR_BIT = 0x8000;
 
@@ -64,24 +67,59 @@ export class ClientReceiver {
   }
 
   /** Takes in replies until the server ends the connection in order; throws when it fails or breaks the protocol. */
-  async run(): Promise<void> {
-    for (;;) {
-      while (this.#parseOne()) {
-        // Everything that has arrived is taken in before more is asked for.
+  run(): Promise<void> {
+    return new Promise((resolve, reject) => {
+      const end = (error: unknown): void => {
+        this.#stream.watchReadable(null);
+        if (error === null) resolve();
+        else reject(error);
+      };
+      this.#stream.watchReadable(() => {
+        try {
+          return this.#receiveNow(end);
+        } catch (error) {
+          end(error);
+          return true;
+        }
+      });
+      // What came with the end of the handshake is there already.
+      try {
+        this.#parse();
+      } catch (error) {
+        end(error);
       }
+    });
+  }
+
+  /** Takes in what has arrived; whether there was anything. Calls `end` at the end of the stream. */
+  #receiveNow(end: (error: unknown) => void): boolean {
+    for (let round = 0; round < MAX_ROUNDS; round++) {
       const received =
         this.#request !== null && this.#left >= DIRECT_RECEIVE_MIN
-          ? await this.#receiveDirect()
-          : await this.#rx.fill(this.#stream, this.#bulk ? BULK_FILL_BYTES : undefined);
-      if (received === 0) return;
-      if (received < 0) throw errnoError('Connection lost', -received);
+          ? this.#receiveDirect()
+          : this.#rx.receive(this.#stream, this.#bulk ? BULK_FILL_BYTES : undefined);
+      if (received === -E.EAGAIN) return round > 0;
+      if (received <= 0) {
+        end(received === 0 ? null : errnoError('Connection lost', -received));
+        return true;
+      }
+      this.#parse();
+    }
+    return true;
+  }
+
+  /** Everything that has arrived is taken in before more is asked for. */
+  #parse(): void {
+    while (this.#parseOne()) {
+      // The next one.
     }
   }
 
   /** Receives into the request's own memory. */
-  async #receiveDirect(): Promise<number> {
+  #receiveDirect(): number {
     const { segments } = sliceVector((this.#request as ClientRequest).vec as IoVector, this.#at, this.#left);
-    const received = await this.#stream.read(segments[0]!);
+    const { mem, start, length } = segments[0]!;
+    const received = this.#stream.receive(mem, start, length);
     this.#bulk = true;
     if (received > 0) this.#took(received);
     return received;

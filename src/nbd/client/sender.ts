@@ -5,8 +5,10 @@
  * with the next one. Headers lie one behind the other in one area, so that sixty-four reads are one segment.
  */
 
-import type { ByteStream } from '../../aio/engine.ts';
+import { deferCall, isPlugged } from '../../aio/defer.ts';
+import { type ByteStream, sendAll } from '../../aio/engine.ts';
 import { allocateIoMemory, type IoMemory, type IoSegment } from '../../aio/memory.ts';
+import { CoQueue } from '../../coroutine/co-queue.ts';
 import { CLIENT_MAX_REQUESTS, MAX_REPLY_SEGMENTS } from '../protocol/limits.ts';
 import {
   Command,
@@ -37,8 +39,8 @@ export class ClientSender {
   #queue: ClientRequest[] = [];
   #batch: ClientRequest[] = [];
   #scheduled = false;
-  /** The write under way; null between writes. */
-  #writing: Promise<void> | null = null;
+  #isWriting = false;
+  readonly #idle = new CoQueue();
   #failed = false;
   readonly #flush = (): void => {
     this.#scheduled = false;
@@ -59,14 +61,15 @@ export class ClientSender {
   /** Sends the request with what else is submitted in this turn. Its slot and generation are set. */
   send(request: ClientRequest): void {
     this.#queue.push(request);
-    if (this.#scheduled || this.#writing !== null) return;
+    if (this.#scheduled || this.#isWriting) return;
     this.#scheduled = true;
-    process.nextTick(this.#flush);
+    if (isPlugged()) deferCall(this.#flush, undefined);
+    else process.nextTick(this.#flush);
   }
 
-  /** Resolves when no write is under way: the kernel looks at no request's data any more. */
+  /** Resolves when no write is under way: nobody looks at a request's data any more. */
   async idle(): Promise<void> {
-    while (this.#writing !== null) await this.#writing;
+    while (this.#isWriting) await this.#idle.wait();
   }
 
   /** Sends nothing any more. */
@@ -76,7 +79,7 @@ export class ClientSender {
   }
 
   #sendNext(): void {
-    if (this.#writing !== null || this.#queue.length === 0 || this.#failed) return;
+    if (this.#isWriting || this.#queue.length === 0 || this.#failed) return;
     const queue = this.#queue;
     const segments = this.#segments;
     segments.length = 0;
@@ -103,7 +106,8 @@ export class ClientSender {
     } else {
       this.#batch = queue.splice(0, count);
     }
-    this.#writing = this.#stream.write(segments).then(this.#written);
+    this.#isWriting = true;
+    sendAll(this.#stream, segments, 0, this.#written);
   }
 
   #writeHeader(request: ClientRequest, at: number): void {
@@ -126,7 +130,8 @@ export class ClientSender {
   }
 
   #finishBatch(result: number): void {
-    this.#writing = null;
+    this.#isWriting = false;
+    this.#idle.wakeAll();
     if (result < 0) {
       this.#failed = true;
       this.#owner.sendFailed(-result);

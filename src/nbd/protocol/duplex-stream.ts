@@ -4,7 +4,8 @@
  */
 
 import { Duplex } from 'node:stream';
-import type { ByteStream } from '../../aio/engine.ts';
+import { plug, unplug } from '../../aio/defer.ts';
+import { type ByteStream, readSome, sendAll, writeAll } from '../../aio/engine.ts';
 import { allocateIoMemory, type IoMemory, type IoSegment } from '../../aio/memory.ts';
 import { E } from '../../errors/errno.ts';
 
@@ -16,17 +17,18 @@ export function duplexOf(stream: ByteStream, received: Buffer): Duplex {
   let tx: IoMemory | null = null;
   let early: Buffer | null = received.length > 0 ? received : null;
 
-  async function receive(duplex: Duplex): Promise<void> {
-    const bytes = await stream.read({ mem: rx, start: 0, length: READ_BYTES });
-    if (bytes < 0 || stream.closed) duplex.destroy();
-    else duplex.push(bytes === 0 ? null : Buffer.from(rx.buf.subarray(0, bytes)));
-  }
-
-  async function send(chunk: Buffer): Promise<number> {
-    if (tx === null || tx.buf.length < chunk.length)
-      tx = allocateIoMemory(Math.max(chunk.length, READ_BYTES));
-    chunk.copy(tx.buf);
-    return stream.write([{ mem: tx, start: 0, length: chunk.length }]);
+  /** Passes on what has arrived; whether there was anything. */
+  function receive(duplex: Duplex): boolean {
+    const bytes = stream.receive(rx, 0, READ_BYTES);
+    if (bytes === -E.EAGAIN) return false;
+    if (bytes < 0) {
+      stream.watchReadable(null);
+      duplex.destroy();
+      return false;
+    }
+    const takesMore = duplex.push(bytes === 0 ? null : Buffer.from(rx.buf.subarray(0, bytes)));
+    if (bytes === 0 || !takesMore) stream.watchReadable(null);
+    return true;
   }
 
   return new Duplex({
@@ -38,10 +40,15 @@ export function duplexOf(stream: ByteStream, received: Buffer): Duplex {
         this.push(chunk);
         return;
       }
-      void receive(this);
+      stream.watchReadable(() => receive(this));
     },
     write(chunk: Buffer, _encoding, callback) {
-      void send(chunk).then((result) => callback(result < 0 ? new Error('send failed') : null));
+      if (tx === null || tx.buf.length < chunk.length)
+        tx = allocateIoMemory(Math.max(chunk.length, READ_BYTES));
+      chunk.copy(tx.buf);
+      sendAll(stream, [{ mem: tx, start: 0, length: chunk.length }], 0, (result) =>
+        callback(result < 0 ? new Error('send failed') : null),
+      );
     },
     destroy(error, callback) {
       stream.close();
@@ -52,54 +59,107 @@ export function duplexOf(stream: ByteStream, received: Buffer): Duplex {
 
 /** A byte stream over a Duplex in paused mode. It owns the Duplex. */
 export function streamOf(duplex: Duplex): ByteStream {
-  let rest: Buffer | null = null;
-  let ended = false;
-  let wake: (() => void) | null = null;
-  const notify = (): void => {
-    wake?.();
-    wake = null;
-  };
-  const end = (): void => {
-    ended = true;
-    notify();
-  };
-  duplex.on('readable', notify).on('end', end).on('close', end).on('error', end);
+  return new DuplexStream(duplex);
+}
 
-  async function read(segment: IoSegment): Promise<number> {
-    for (;;) {
-      rest ??= duplex.read() as Buffer | null;
-      if (rest !== null) {
-        const bytes = rest.copy(segment.mem.buf, segment.start, 0, Math.min(rest.length, segment.length));
-        rest = bytes < rest.length ? rest.subarray(bytes) : null;
-        return bytes;
-      }
-      if (duplex.errored) return -E.ECONNRESET;
-      if (ended) return 0;
-      await new Promise<void>((resolve) => {
-        wake = resolve;
-      });
+class DuplexStream implements ByteStream {
+  readonly #duplex: Duplex;
+  #rest: Buffer | null = null;
+  #ended = false;
+  #onReadable: (() => boolean) | null = null;
+  #onWritable: (() => void) | null = null;
+  #isNotifying = false;
+  readonly sendsFromAnyMemory = false;
+  readonly #notify = (): void => {
+    this.#isNotifying = false;
+    if (this.#onReadable === null) return;
+    plug();
+    try {
+      // The event comes once for what has arrived, which may be more than is taken at a time.
+      if (this.#onReadable()) this.#notifyLater();
+    } finally {
+      unplug();
     }
+  };
+  readonly #drained = (): void => {
+    const onWritable = this.#onWritable;
+    this.#onWritable = null;
+    onWritable?.();
+  };
+
+  constructor(duplex: Duplex) {
+    this.#duplex = duplex;
+    const end = (): void => {
+      this.#ended = true;
+      this.#notify();
+      this.#drained();
+    };
+    duplex.on('readable', this.#notify).on('drain', this.#drained);
+    duplex.on('end', end).on('close', end).on('error', end);
   }
 
-  function write(segments: readonly IoSegment[]): Promise<number> {
-    if (duplex.destroyed) return Promise.resolve(-E.EPIPE);
-    const parts = segments.map(({ mem, start, length }) => mem.buf.subarray(start, start + length));
-    // One copy, so that small replies share a TLS record and the request buffers are free at once.
+  #notifyLater(): void {
+    if (this.#isNotifying) return;
+    this.#isNotifying = true;
+    setImmediate(this.#notify);
+  }
+
+  get closed(): boolean {
+    return this.#duplex.destroyed;
+  }
+
+  receive(mem: IoMemory, start: number, length: number): number {
+    this.#rest ??= this.#duplex.read() as Buffer | null;
+    const rest = this.#rest;
+    if (rest !== null) {
+      const bytes = rest.copy(mem.buf, start, 0, Math.min(rest.length, length));
+      this.#rest = bytes < rest.length ? rest.subarray(bytes) : null;
+      return bytes;
+    }
+    if (this.#duplex.errored) return -E.ECONNRESET;
+    return this.#ended || this.#duplex.destroyed ? 0 : -E.EAGAIN;
+  }
+
+  watchReadable(onReadable: (() => boolean) | null): void {
+    this.#onReadable = onReadable;
+    if (onReadable !== null) this.#notifyLater();
+  }
+
+  /** One copy, so that small replies share a TLS record and the memory is free at once. */
+  send(segments: readonly IoSegment[], first: number): number {
+    const duplex = this.#duplex;
+    if (duplex.destroyed) return -E.EPIPE;
+    if (duplex.writableNeedDrain) return -E.EAGAIN;
+    const parts = segments
+      .slice(first)
+      .map(({ mem, start, length }) => mem.buf.subarray(start, start + length));
     const bytes = Buffer.concat(parts);
-    return new Promise((resolve) => {
-      duplex.write(bytes, (error) => resolve(error ? -E.EPIPE : bytes.length));
+    duplex.write(bytes);
+    return bytes.length;
+  }
+
+  whenWritable(onWritable: () => void): void {
+    this.#onWritable = onWritable;
+  }
+
+  hasRoomFor(): boolean {
+    return !this.#duplex.writableNeedDrain;
+  }
+
+  read(segment: IoSegment): Promise<number> {
+    return readSome(this, segment);
+  }
+
+  write(segments: readonly IoSegment[]): Promise<number> {
+    return writeAll(this, segments);
+  }
+
+  close(): void {
+    this.#duplex.destroy();
+    this.#ended = true;
+    process.nextTick(() => {
+      this.#notify();
+      this.#drained();
     });
   }
-
-  return {
-    read,
-    write,
-    close: () => {
-      duplex.destroy();
-      end();
-    },
-    get closed() {
-      return duplex.destroyed;
-    },
-  };
 }

@@ -32,12 +32,10 @@ export class ReceiveBuffer {
   end = 0;
   /** Reads in a row that used a small part of the buffer. */
   #smallReads = 0;
-  readonly #segment: { mem: IoMemory; start: number; length: number };
 
   constructor() {
     this.mem = allocateIoMemory(RECEIVE_BUFFER_MIN);
     this.view = viewOf(this.mem);
-    this.#segment = { mem: this.mem, start: 0, length: 0 };
   }
 
   /** Unconsumed bytes. */
@@ -46,21 +44,29 @@ export class ReceiveBuffer {
   }
 
   /**
-   * Reads once from `stream` behind the unconsumed bytes, at most `limit` bytes. Bytes read; 0 at the end of the
-   * stream, negative errno on failure.
+   * Receives what has arrived behind the unconsumed bytes, at most `limit` bytes. Bytes received; 0 at the end of the
+   * stream, -EAGAIN when there is nothing, negative errno on failure.
    */
-  async fill(stream: ByteStream, limit = RECEIVE_BUFFER_MAX): Promise<number> {
+  receive(stream: ByteStream, limit = RECEIVE_BUFFER_MAX): number {
     if (this.#smallReads > SMALL_READS_BEFORE_SHRINKING) this.#shrink();
     this.#makeRoom();
-    const segment = this.#segment;
-    segment.mem = this.mem;
-    segment.start = this.end;
-    segment.length = Math.min(limit, this.mem.buf.length - this.end);
-    const received = await stream.read(segment);
+    const { length: size } = this.mem.buf;
+    return this.#took(stream.receive(this.mem, this.end, Math.min(limit, size - this.end)));
+  }
+
+  /** receive(), waiting for something to arrive. */
+  async fill(stream: ByteStream): Promise<number> {
+    this.#makeRoom();
+    const segment = { mem: this.mem, start: this.end, length: this.mem.buf.length - this.end };
+    return this.#took(await stream.read(segment));
+  }
+
+  #took(received: number): number {
     if (received <= 0) return received;
+    const { length: size } = this.mem.buf;
     this.end += received;
-    if (this.end === this.mem.buf.length) this.#grow();
-    this.#smallReads = received < this.mem.buf.length / SHRINK_FACTOR ? this.#smallReads + 1 : 0;
+    if (this.end === size) this.#grow();
+    this.#smallReads = received < size / SHRINK_FACTOR ? this.#smallReads + 1 : 0;
     return received;
   }
 

@@ -7,6 +7,7 @@
 
 import { isZeroVector } from '../../aio/memory.ts';
 import { Req } from '../../block/contract/request.ts';
+import { ShortIo } from '../../block/io/short-io.ts';
 import { Chunk, Command, CommandFlag, NbdError } from '../protocol/messages.ts';
 import { type BufferPool, HEADROOM_BYTES, type RequestBuffer, setPayload } from './buffers.ts';
 import {
@@ -31,6 +32,10 @@ const BLOCK_BYTES = 4096;
 export interface Slot extends NbdRequest {
   readonly done: () => void;
   readonly failed: (error: unknown) => void;
+  /** For the short way. */
+  readonly short: ShortIo;
+  /** A read of which nobody knows whether it has holes. */
+  mayHaveHoles: boolean;
   /** Ids of the contexts a BLOCK_STATUS request is restricted to; null: all. */
   filter: readonly number[] | null;
 }
@@ -79,31 +84,60 @@ export class Executor {
     }
     const buffer = this.#pool.take(length);
     slot.buffer = buffer;
+    slot.mayHaveHoles = mayHaveHoles;
     setPayload(buffer, length);
-    const { backend } = this.#exp;
     try {
-      const read = backend.tryPreadv(offset, length, buffer.vector);
-      // Data of one block that is not all zero has no holes: no need to ask where they are.
-      if (mayHaveHoles && (!read || isZeroVector(buffer.vector))) {
-        this.#pool.give(buffer);
-        slot.buffer = null;
-        this.startCommand(slot);
-      } else if (read) this.#finish(slot);
-      else backend.preadv(offset, length, buffer.vector, 0).then(slot.done, slot.failed);
+      if (!this.#exp.backend.tryPreadv(offset, length, buffer.vector, slot.short)) this.#readLong(slot);
+      else if (!slot.short.isWaiting) this.#haveRead(slot);
     } catch (error) {
       this.#fail(slot, error);
     }
   }
 
+  /** The data of a read are in its buffer. Data of one block that is not all zero has no holes: no need to ask. */
+  #haveRead(slot: Slot): void {
+    if (slot.mayHaveHoles && isZeroVector((slot.buffer as RequestBuffer).vector)) this.#readLong(slot);
+    else this.#finish(slot);
+  }
+
+  /** A read by the long way, asking for holes first where there may be some. */
+  #readLong(slot: Slot): void {
+    const buffer = slot.buffer as RequestBuffer;
+    if (slot.mayHaveHoles) {
+      this.#pool.give(buffer);
+      slot.buffer = null;
+      this.startCommand(slot);
+    } else {
+      this.#exp.backend.preadv(slot.offset, slot.length, buffer.vector, 0).then(slot.done, slot.failed);
+    }
+  }
+
   /** Starts a WRITE whose data is in its buffer. */
   startWrite(slot: Slot): void {
-    const { length } = slot;
     const flags = this.#exp.writethrough || (slot.flags & CommandFlag.fua) !== 0 ? Req.fua : 0;
     const { vector } = slot.buffer as RequestBuffer;
-    const { backend } = this.#exp;
     try {
-      if (flags === 0 && backend.tryPwritev(slot.offset, length, vector)) this.#finish(slot);
-      else backend.pwritev(slot.offset, length, vector, flags).then(slot.done, slot.failed);
+      if (flags !== 0 || !this.#exp.backend.tryPwritev(slot.offset, slot.length, vector, slot.short))
+        this.#writeLong(slot, flags);
+      else if (!slot.short.isWaiting) this.#finish(slot);
+    } catch (error) {
+      this.#fail(slot, error);
+    }
+  }
+
+  #writeLong(slot: Slot, flags: number): void {
+    const { vector } = slot.buffer as RequestBuffer;
+    this.#exp.backend.pwritev(slot.offset, slot.length, vector, flags).then(slot.done, slot.failed);
+  }
+
+  /** A request on the short way that had to wait for the disk has ended. */
+  #ended(slot: Slot, isDone: boolean): void {
+    try {
+      if (slot.type === Command.READ) {
+        if (isDone) this.#haveRead(slot);
+        else this.#readLong(slot);
+      } else if (isDone) this.#finish(slot);
+      else this.#writeLong(slot, 0);
     } catch (error) {
       this.#fail(slot, error);
     }
@@ -257,6 +291,8 @@ export class Executor {
       buffer: null,
       charge: 0,
       filter: null,
+      mayHaveHoles: false,
+      short: new ShortIo((isDone) => this.#ended(slot, isDone)),
       done: () => this.#finish(slot),
       failed: (error) => this.#fail(slot, error),
     };

@@ -11,7 +11,7 @@
  */
 
 import { deferCall, isPlugged } from '../../aio/defer.ts';
-import type { ByteStream } from '../../aio/engine.ts';
+import { type ByteStream, sendAll } from '../../aio/engine.ts';
 import { allocateIoMemory, type IoMemory, type IoSegment } from '../../aio/memory.ts';
 import { MAX_REPLY_SEGMENTS } from '../protocol/limits.ts';
 import {
@@ -56,6 +56,8 @@ interface MutableSegment {
 class Batch {
   segments: IoSegment[] = [];
   readonly buffers: RequestBuffer[] = [];
+  /** Sum of the segments' lengths. */
+  bytes = 0;
   charge = 0;
   replies = 0;
   /** Memory for headers. */
@@ -75,6 +77,7 @@ class Batch {
     if (this.used + bytes > this.area.buf.length) this.#replaceArea(bytes);
     const at = this.used;
     this.used += bytes;
+    this.bytes += bytes;
     if (this.#last !== null) {
       this.#last.length += bytes;
     } else {
@@ -86,6 +89,7 @@ class Batch {
 
   push(segment: IoSegment): void {
     this.segments.push(segment);
+    this.bytes += segment.length;
     this.#last = null;
   }
 
@@ -101,6 +105,7 @@ class Batch {
   reset(): void {
     this.segments.length = 0;
     this.buffers.length = 0;
+    this.bytes = 0;
     this.charge = 0;
     this.replies = 0;
     this.used = 0;
@@ -127,8 +132,14 @@ export class ReplyQueue {
   #sending: Batch | null = null;
   #scheduled = false;
   #failed = false;
+  /** Within the call that sends: what ends there has waited for nothing. */
+  #isSending = false;
   readonly #flush = (): void => this.#sendNext();
-  readonly #written = (result: number): void => this.#finishBatch(result);
+  readonly #written = (result: number): void => {
+    const waited = !this.#isSending;
+    this.#finishBatch(result);
+    if (waited) this.#sendNext();
+  };
 
   constructor(stream: ByteStream, style: ReplyStyle, pool: BufferPool, owner: ReplyQueueOwner) {
     this.#stream = stream;
@@ -284,18 +295,26 @@ export class ReplyQueue {
     return spare;
   }
 
+  /** Sends all there is, until a write has to wait. */
   #sendNext(): void {
     this.#scheduled = false;
-    if (this.#sending !== null) return;
-    let batch = this.#full.shift();
-    if (batch === undefined) {
-      if (this.#current.replies === 0) return;
-      batch = this.#current;
-      this.#current = this.#takeSpare();
+    while (this.#sending === null) {
+      let batch = this.#full.shift();
+      if (batch === undefined) {
+        if (this.#current.replies === 0) return;
+        batch = this.#current;
+        this.#current = this.#takeSpare();
+      }
+      this.#sending = batch;
+      const sent = this.#failed ? -1 : this.#stream.send(batch.segments, 0);
+      if (this.#failed || sent === batch.bytes) {
+        this.#finishBatch(sent);
+        continue;
+      }
+      this.#isSending = true;
+      sendAll(this.#stream, batch.segments, Math.max(sent, 0), this.#written);
+      this.#isSending = false;
     }
-    this.#sending = batch;
-    if (this.#failed) this.#finishBatch(-1);
-    else this.#stream.write(batch.segments).then(this.#written);
   }
 
   #finishBatch(result: number): void {
@@ -310,6 +329,5 @@ export class ReplyQueue {
       this.#owner.sendFailed();
     }
     this.#owner.repliesSent(replies, charge);
-    this.#sendNext();
   }
 }

@@ -2,7 +2,7 @@
  * One request of a client: its record, how it is read off the wire, and whether it may be carried out.
  */
 
-import { MAX_PAYLOAD } from '../protocol/limits.ts';
+import { MAX_EXTENTS, MAX_PAYLOAD, REQUEST_OVERHEAD } from '../protocol/limits.ts';
 import { Command, CommandFlag, NbdError, nameIn } from '../protocol/messages.ts';
 import type { RequestBuffer } from './buffers.ts';
 import { RequestError } from './errors.ts';
@@ -83,4 +83,20 @@ export function findFault(
     return new RequestError(NbdError.EINVAL, text);
   }
   return null;
+}
+
+/** What a request counts in its connection's bytes in flight; `contexts`: how many the client has selected. */
+export function chargeOf(type: number, length: number, contexts: number): number {
+  switch (type) {
+    case Command.READ:
+    case Command.WRITE:
+      return length <= MAX_PAYLOAD ? length + REQUEST_OVERHEAD : REQUEST_OVERHEAD;
+    case Command.CACHE:
+      return Math.min(length, 1024 * 1024) + REQUEST_OVERHEAD;
+    case Command.BLOCK_STATUS:
+      // An extent takes up to 48 bytes while the answer is made; none is shorter than a sector in practice.
+      return Math.min(Math.ceil(length / 512), MAX_EXTENTS) * 48 * contexts + REQUEST_OVERHEAD;
+    default:
+      return REQUEST_OVERHEAD;
+  }
 }

@@ -12,13 +12,12 @@
 
 import { plug, unplug } from '../../aio/defer.ts';
 import type { ByteStream } from '../../aio/engine.ts';
+import { E } from '../../errors/errno.ts';
 import {
   DIRECT_RECEIVE_MIN,
-  MAX_EXTENTS,
   MAX_IN_FLIGHT_BYTES,
   MAX_PAYLOAD,
   MAX_TOTAL_IN_FLIGHT_BYTES,
-  REQUEST_OVERHEAD,
 } from '../protocol/limits.ts';
 import {
   Command,
@@ -37,13 +36,16 @@ import { Executor, type Slot } from './executor.ts';
 import type { ExportClient, NbdExport } from './export.ts';
 import type { NegotiatedClient } from './negotiation.ts';
 import { ReplyQueue, type ReplyQueueOwner } from './reply-queue.ts';
-import { findFault, isLengthLimited, tooLong } from './request.ts';
+import { chargeOf, findFault, isLengthLimited, tooLong } from './request.ts';
 
 const COMPACT_BYTES = Layouts.request.bytes;
 const EXTENDED_BYTES = Layouts.extendedRequest.bytes;
 const FILTER_HEAD_BYTES = Layouts.blockStatusFilter.bytes;
 /** Read this much at a time while large writes come in: their data should go past the receive buffer. */
 const BULK_FILL_BYTES = 4096 + EXTENDED_BYTES;
+
+/** Reads of the socket in one go: then others have their turn. */
+const MAX_ROUNDS = 16;
 
 /** What comes after parsing stopped. */
 type Next = 'fill' | 'direct' | 'skip' | 'wait' | 'leave';
@@ -70,7 +72,17 @@ export class Transmission implements ExportClient, ReplyQueueOwner {
   #skipBytes = 0;
   #bulk = false;
   #closed = false;
+  /** Inside receiveNow; something has happened meanwhile that may let it go on. */
+  #isReceiving = false;
+  /** The parser waits for a reply to have been sent, or for the end of a drained section. */
+  #isHeldUp = false;
+  #again = false;
+  /** The client has said all it will. */
+  #isOver = false;
   #wake: (() => void) | null = null;
+  /** What went wrong in our own code. */
+  #failure: { readonly error: unknown } | null = null;
+  readonly #onReadable = (): boolean => this.#receiveNow();
 
   constructor(client: NegotiatedClient, rx: ReceiveBuffer, pool: BufferPool) {
     this.#exp = client.exp;
@@ -89,9 +101,11 @@ export class Transmission implements ExportClient, ReplyQueueOwner {
   /** Serves the client until it leaves or is disconnected, and all its requests are finished. */
   async run(): Promise<void> {
     try {
-      await this.#receive();
+      this.#receiveNow();
+      while (!this.#isOver) await this.#pause();
       // Whether it left or broke the protocol: what is under way is still answered.
       while (this.#inFlight > 0) await this.#pause();
+      if (this.#failure !== null) throw this.#failure.error;
     } finally {
       this.disconnect();
       while (this.#inFlight > 0) await this.#pause();
@@ -103,19 +117,20 @@ export class Transmission implements ExportClient, ReplyQueueOwner {
     if (this.#closed) return;
     this.#closed = true;
     this.#stream.close();
-    this.#wakeUp();
+    this.#receiveNow();
   }
 
   /** The export is no longer drained. */
   resume(): void {
-    this.#wakeUp();
+    this.#receiveNow();
   }
 
   repliesSent(replies: number, charge: number): void {
     this.#inFlight -= replies;
     this.#inFlightBytes -= charge;
     this.#pool.chargedBytes -= charge;
-    if (this.#wake !== null) this.#wakeUp();
+    if (this.#isHeldUp || this.#isReceiving) this.#receiveNow();
+    if (this.#isOver) this.#wakeUp();
   }
 
   sendFailed(): void {
@@ -128,6 +143,7 @@ export class Transmission implements ExportClient, ReplyQueueOwner {
     });
   }
 
+  /** Lets run() look again. */
   #wakeUp(): void {
     const wake = this.#wake;
     this.#wake = null;
@@ -136,82 +152,113 @@ export class Transmission implements ExportClient, ReplyQueueOwner {
 
   // ---- receiving ---------------------------------------------------------------------------------------------
 
-  /** The receive loop: returns when the client has said all it will. */
-  async #receive(): Promise<void> {
-    while (!this.#closed) {
-      let filling: Promise<number> | null = null;
-      let next: Next;
-      // Requests, replies that are ready by then, and the next read of the socket: one submission.
-      plug();
-      try {
-        next = this.#parse();
-        if (next === 'fill') filling = this.#rx.fill(this.#stream, this.#bulk ? BULK_FILL_BYTES : undefined);
-      } finally {
-        unplug();
-      }
-      switch (next) {
-        case 'fill':
-          if (((await filling) ?? 0) <= 0) return;
-          break;
-        case 'direct':
-          if (!(await this.#receiveDirect())) return;
-          break;
-        case 'skip':
-          if (!(await this.#skip())) return;
-          break;
-        case 'wait':
-          await this.#pause();
-          break;
-        case 'leave':
-          return;
-      }
-    }
-  }
-
-  /** Receives the rest of a write's data into its buffer and starts it. */
-  async #receiveDirect(): Promise<boolean> {
-    const slot = this.#direct as Slot;
-    const buffer = slot.buffer as RequestBuffer;
-    const { payload } = buffer;
-    const total = payload.length;
-    while (this.#directReceived < total) {
-      payload.start = HEADROOM_BYTES + this.#directReceived;
-      payload.length = total - this.#directReceived;
-      const received = await this.#stream.read(payload);
-      payload.start = HEADROOM_BYTES;
-      payload.length = total;
-      if (received <= 0) {
-        this.#direct = null;
-        this.#discard(slot);
-        return false;
-      }
-      this.#directReceived += received;
-    }
-    while (this.#exp.paused && !this.#closed) await this.#pause();
-    this.#direct = null;
-    this.#bulk = true;
-    if (this.#closed) this.#discard(slot);
-    else this.#executor.startWrite(slot);
-    return true;
-  }
-
-  /** Passes over the payload of a refused request. */
-  async #skip(): Promise<boolean> {
-    try {
-      await this.#rx.skip(this.#stream, this.#skipBytes);
-    } catch {
+  /**
+   * Takes in all that has arrived, and starts it; whether there was anything. Then the stream is watched, unless it is
+   * for us to go on: when held up (receiveNow is called again), or when it is over.
+   */
+  #receiveNow(): boolean {
+    if (this.#isOver) return false;
+    if (this.#isReceiving) {
+      this.#again = true;
       return false;
     }
-    this.#skipBytes = 0;
-    return true;
+    this.#isReceiving = true;
+    this.#isHeldUp = false;
+    let found = false;
+    let next: Next = 'leave';
+    try {
+      for (let round = 0; !this.#closed; round++) {
+        next = this.#parsePlugged();
+        // A reply that has been sent meanwhile may be what it waits for.
+        if (next === 'wait' && this.#again) continue;
+        if (next === 'wait' || next === 'leave' || round >= MAX_ROUNDS) break;
+        const received = this.#take(next);
+        if (received === -E.EAGAIN) break;
+        if (received <= 0) {
+          next = 'leave';
+          break;
+        }
+        found = true;
+      }
+    } catch (error) {
+      this.#failure = { error };
+      next = 'leave';
+    }
+    this.#isReceiving = false;
+    if (next === 'leave' || this.#closed) {
+      this.#leave();
+    } else {
+      this.#isHeldUp = next === 'wait';
+      this.#stream.watchReadable(this.#isHeldUp ? null : this.#onReadable);
+    }
+    return found;
+  }
+
+  /** Requests, and replies that are ready by then: one submission. */
+  #parsePlugged(): Next {
+    this.#again = false;
+    plug();
+    try {
+      return this.#parse();
+    } finally {
+      unplug();
+    }
+  }
+
+  /** Nothing more is taken in. */
+  #leave(): void {
+    if (this.#isOver) return;
+    this.#isOver = true;
+    this.#stream.watchReadable(null);
+    if (this.#direct !== null) this.#discard(this.#direct);
+    this.#direct = null;
+    this.#wakeUp();
+  }
+
+  /** Receives what is next: bytes, 0 at the end, or -errno. */
+  #take(next: 'fill' | 'direct' | 'skip'): number {
+    if (next === 'direct') return this.#receiveDirect();
+    const received = this.#rx.receive(this.#stream, this.#bulk ? BULK_FILL_BYTES : undefined);
+    if (next === 'skip' && received > 0) this.#skipBytes -= this.#consume(this.#skipBytes);
+    return received;
+  }
+
+  #consume(most: number): number {
+    const bytes = Math.min(most, this.#rx.available);
+    this.#rx.start += bytes;
+    return bytes;
+  }
+
+  /** Receives more of a write's data into its buffer. */
+  #receiveDirect(): number {
+    const { mem, payload } = (this.#direct as Slot).buffer as RequestBuffer;
+    const received = this.#stream.receive(
+      mem,
+      HEADROOM_BYTES + this.#directReceived,
+      payload.length - this.#directReceived,
+    );
+    if (received > 0) this.#directReceived += received;
+    return received;
+  }
+
+  /** Goes on with what had to wait for more to arrive; null when requests may be parsed. */
+  #finishPending(): Next | null {
+    if (this.#skipBytes > 0) return 'skip';
+    const slot = this.#direct;
+    if (slot === null) return null;
+    if (this.#directReceived < (slot.buffer as RequestBuffer).payload.length) return 'direct';
+    if (this.#exp.paused) return 'wait';
+    this.#direct = null;
+    this.#bulk = true;
+    this.#executor.startWrite(slot);
+    return null;
   }
 
   /** Parses and starts every request that has arrived in full. */
   #parse(): Next {
     this.#exp.dataMap.tick(performance.now());
-    let next: Next | null;
-    do next = this.#parseOne();
-    while (next === null);
+    let next = this.#finishPending();
+    while (next === null) next = this.#parseOne();
     return next;
   }
 
@@ -231,7 +278,7 @@ export class Transmission implements ExportClient, ReplyQueueOwner {
       ? join64(view.getUint32(at + 24), view.getUint32(at + 28))
       : view.getUint32(at + 24);
     const hasPayload = extended ? (flags & CommandFlag.payloadLength) !== 0 : type === Command.WRITE;
-    const charge = this.#chargeOf(type, length);
+    const charge = chargeOf(type, length, this.#contexts.length);
     // With nothing under way a request may always start. Otherwise a reply of this connection will end the wait.
     if (this.#inFlight > 0 && this.#isOverLimit(charge)) return 'wait';
 
@@ -284,21 +331,6 @@ export class Transmission implements ExportClient, ReplyQueueOwner {
       this.#inFlightBytes + charge > MAX_IN_FLIGHT_BYTES ||
       this.#pool.chargedBytes + charge > MAX_TOTAL_IN_FLIGHT_BYTES
     );
-  }
-
-  #chargeOf(type: number, length: number): number {
-    switch (type) {
-      case Command.READ:
-      case Command.WRITE:
-        return length <= MAX_PAYLOAD ? length + REQUEST_OVERHEAD : REQUEST_OVERHEAD;
-      case Command.CACHE:
-        return Math.min(length, 1024 * 1024) + REQUEST_OVERHEAD;
-      case Command.BLOCK_STATUS:
-        // An extent takes up to 48 bytes while the answer is made; none is shorter than a sector in practice.
-        return Math.min(Math.ceil(length / 512), MAX_EXTENTS) * 48 * this.#contexts.length + REQUEST_OVERHEAD;
-      default:
-        return REQUEST_OVERHEAD;
-    }
   }
 
   /** Checks a request and starts it, or refuses it and passes over its payload. */
@@ -379,9 +411,7 @@ export class Transmission implements ExportClient, ReplyQueueOwner {
   }
 
   #skipPayload(bytes: number): Next | null {
-    const take = Math.min(bytes, this.#rx.available);
-    this.#rx.start += take;
-    this.#skipBytes = bytes - take;
+    this.#skipBytes = bytes - this.#consume(bytes);
     return this.#skipBytes > 0 ? 'skip' : null;
   }
 

@@ -18,6 +18,7 @@ import {
   sliceVector,
   vectorOf,
 } from '../../../aio/memory.ts';
+import type { ShortRequest } from '../../../block/contract/short-request.ts';
 import type { BlockNode } from '../../../block/graph/node.ts';
 import { E } from '../../../errors/errno.ts';
 import { ioError } from '../../../errors/error.ts';
@@ -95,7 +96,7 @@ export async function preadv(
     copyToVector(vec, bounce.segments[0]!.mem.buf.subarray(0, bytes));
     return;
   }
-  if (tryPreadv(node, _guard, offset, bytes, vec)) return;
+  if (tryPreadv(node, _guard, offset, bytes, vec, null)) return;
   const result = await state.engine.readv(state.fd, vec, offset);
   if (result === bytes) return;
   await finishRead(state, offset, vec, result);
@@ -122,15 +123,27 @@ async function readFully(state: FileState, offset: number, vec: IoVector): Promi
   await finishRead(state, offset, vec, await state.engine.readv(state.fd, vec, offset));
 }
 
-/** Reads from the page cache within this turn, if everything is there. */
+/** Reads from the page cache within this turn, if everything is there; else begins to read from the disk. */
 export function tryPreadv(
   { state }: FileNode,
   _guard: unknown,
   offset: number,
   bytes: number,
   vec: IoVector,
+  short: ShortRequest | null,
 ): boolean {
-  if (!state.inlineReads || vec.segments.length !== 1 || bytes > INLINE_MAX_BYTES) return false;
+  if (vec.segments.length !== 1) return false;
+  if (readCached(state, offset, bytes, vec)) return true;
+  if (short === null || !mayBegin(state, vec)) return false;
+  const { mem, start } = vec.segments[0]!;
+  short.isWaiting = true;
+  short.expectedBytes = bytes;
+  state.engine.startRead(state.fd, mem, start, bytes, offset, short.completed);
+  return true;
+}
+
+function readCached(state: FileState, offset: number, bytes: number, vec: IoVector): boolean {
+  if (!state.inlineReads || bytes > INLINE_MAX_BYTES) return false;
   if (state.skipInlineReads > 0) {
     state.skipInlineReads--;
     return false;
@@ -143,15 +156,32 @@ export function tryPreadv(
   return false;
 }
 
-/** Writes to the page cache within this turn, unless the kernel has been holding up writers. */
+/** Whether the engine can be given the vector, of one segment, as it is. */
+function mayBegin(state: FileState, vec: IoVector): boolean {
+  return !state.direct || isAlignedVector(vec, state.alignment);
+}
+
+/** Writes to the page cache within this turn, unless the kernel has been holding up writers; else begins to write. */
 export function tryPwritev(
   { state }: FileNode,
   _guard: unknown,
   offset: number,
   bytes: number,
   vec: IoVector,
+  short: ShortRequest | null,
 ): boolean {
-  if (!state.inlineWrites || vec.segments.length !== 1 || bytes > INLINE_MAX_BYTES) return false;
+  if (vec.segments.length !== 1) return false;
+  if (writeCached(state, offset, bytes, vec)) return true;
+  if (short === null || !mayBegin(state, vec)) return false;
+  const { mem, start } = vec.segments[0]!;
+  short.isWaiting = true;
+  short.expectedBytes = bytes;
+  state.engine.startWrite(state.fd, mem, start, bytes, offset, short.completed);
+  return true;
+}
+
+function writeCached(state: FileState, offset: number, bytes: number, vec: IoVector): boolean {
+  if (!state.inlineWrites || bytes > INLINE_MAX_BYTES) return false;
   const startMs = performance.now();
   if (startMs < state.avoidInlineUntilMs) return false;
   const { mem, start } = vec.segments[0]!;
@@ -170,7 +200,7 @@ export function pwritev(
   vec: IoVector,
 ): Promise<void> {
   const { state } = node;
-  if (tryPwritev(node, _guard, offset, bytes, vec)) return DONE;
+  if (tryPwritev(node, _guard, offset, bytes, vec, null)) return DONE;
   return writeThroughEngine(state, offset, bytes, vec);
 }
 

@@ -14,6 +14,7 @@ import {
   vectorOf,
 } from '../../../../aio/memory.ts';
 import type { GraphReadGuard } from '../../../../block/contract/guard.ts';
+import type { ShortRequest } from '../../../../block/contract/short-request.ts';
 import { co, sync } from '../../../../block/io/callbacks.ts';
 import { checkAlive } from '../layout/damage.ts';
 import { Mapping, type Qcow2Node } from '../layout/state.ts';
@@ -26,13 +27,14 @@ import { readCompressed } from './compressed-read.ts';
 /** Extents of one request that are read at the same time. */
 const MAX_PARALLEL = 8;
 
-/** Reads within this turn what is one extent, if its table and its data can be had at once. */
+/** Reads within this turn, or begins to, what is one extent, if its table can be had at once. */
 export function tryPreadv(
   node: Qcow2Node,
   guard: GraphReadGuard,
   offset: number,
   bytes: number,
   vec: IoVector,
+  short: ShortRequest | null,
 ): boolean {
   const s = node.state;
   if (s.extras.cipher !== null || s.dead) return false;
@@ -48,7 +50,7 @@ export function tryPreadv(
   if (found.bytes !== bytes) return false;
   switch (found.kind) {
     case Mapping.data:
-      return sync.tryPreadv(s.dataFile.node, guard, found.host, bytes, vec);
+      return sync.tryPreadv(s.dataFile.node, guard, found.host, bytes, vec, short);
     case Mapping.compressed:
       return false;
     case Mapping.zero:
@@ -62,7 +64,9 @@ export function tryPreadv(
         return true;
       }
       if (isDebugged(node)) return false;
-      return offset + bytes <= backing.totalBytes && sync.tryPreadv(backing, guard, offset, bytes, vec);
+      return (
+        offset + bytes <= backing.totalBytes && sync.tryPreadv(backing, guard, offset, bytes, vec, short)
+      );
     }
   }
 }
@@ -74,7 +78,9 @@ export function preadv(
   bytes: number,
   vec: IoVector,
 ): Promise<void> {
-  return tryPreadv(node, guard, offset, bytes, vec) ? DONE : readExtents(node, guard, offset, bytes, vec);
+  return tryPreadv(node, guard, offset, bytes, vec, null)
+    ? DONE
+    : readExtents(node, guard, offset, bytes, vec);
 }
 
 /** Reads what this image does not hold. */

@@ -11,6 +11,7 @@ import {
   vectorOf,
 } from '../../../../aio/memory.ts';
 import type { GraphReadGuard } from '../../../../block/contract/guard.ts';
+import type { ShortRequest } from '../../../../block/contract/short-request.ts';
 import { co, sync } from '../../../../block/io/callbacks.ts';
 import { E } from '../../../../errors/errno.ts';
 import { ioError } from '../../../../errors/error.ts';
@@ -42,7 +43,7 @@ const MERGED_ZEROES_BYTES = 64 * 1024;
 
 /**
  * Writes within this turn: in place, or by an allocation around which nothing has to be copied or cleared. The
- * allocation is linked before anybody else runs, so nobody can come in between.
+ * allocation is linked before anybody else runs, so nobody can come in between. A write in place may be begun only.
  */
 export function tryPwritev(
   node: Qcow2Node,
@@ -50,6 +51,7 @@ export function tryPwritev(
   offset: number,
   bytes: number,
   vec: IoVector,
+  short: ShortRequest | null,
 ): boolean {
   const s = node.state;
   if (s.extras.cipher !== null || s.dead) return false;
@@ -62,7 +64,7 @@ export function tryPwritev(
       return (
         found.bytes === bytes &&
         (s.hasDataFile || !mayOverlap(s, found.host, bytes)) &&
-        sync.tryPwritev(s.dataFile.node, guard, found.host, bytes, vec)
+        sync.tryPwritev(s.dataFile.node, guard, found.host, bytes, vec, short)
       );
     }
     return tryAllocating(node, guard, offset, bytes, vec);
@@ -98,7 +100,7 @@ function tryAllocating(
       plan.bytes === bytes &&
       (allocation.fresh || whole) &&
       (s.hasDataFile || !mayOverlap(s, allocation.host, end - start)) &&
-      sync.tryPwritev(s.dataFile.node, guard, host, bytes, vec);
+      sync.tryPwritev(s.dataFile.node, guard, host, bytes, vec, null);
   } finally {
     if (!written) takeBack(node, allocation);
   }
@@ -135,7 +137,7 @@ export function pwritev(
   vec: IoVector,
   flags: number,
 ): Promise<void> {
-  if (tryPwritev(node, guard, offset, bytes, vec)) return DONE;
+  if (tryPwritev(node, guard, offset, bytes, vec, null)) return DONE;
   return writeExtents(node, guard, offset, bytes, vec, flags);
 }
 

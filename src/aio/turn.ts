@@ -1,0 +1,166 @@
+/**
+ * The turn: from libuv's telling that a descriptor is ready to the loop's going back to sleep.
+ *
+ * What can be done without waiting is done in one turn: requests are received, parsed, answered from the page cache and
+ * the answers sent, all by plain calls inside one plugged section. What promises and ticks are left is run at the end of
+ * it, by the turn itself: node does that for callbacks of its own only. Before the loop sleeps again the turn looks
+ * once more at what was busy: a client that sends its next request when it has seen the reply is back within some tens
+ * of microseconds, and waking a sleeping loop costs more than that. Looking goes on only where it has paid lately.
+ *
+ * Not here: what a turn is about (ring.ts, socket-stream.ts).
+ */
+
+import { plug, unplug } from './defer.ts';
+
+/** How long one look lasts at most. */
+const LOOK_MAX_MS = 0.05;
+/** A turn gives the loop back after this long: timers, QMP and other descriptors have their turn too. */
+const TURN_MAX_MS = 0.5;
+/** Sleeps that follow a look in vain, doubled with each, before the next one. */
+const HOLD_OFF_MIN = 4;
+const HOLD_OFF_MAX = 1024;
+/** Sources looked at; with more the loop has enough to do and does not sleep. */
+const MAX_BUSY = 4;
+/** Rounds in a row in which another source had something and this one had not: it is not busy any more. */
+const IDLE_LOOKS = 64;
+
+/** Something that may have work at any moment: a ring, a socket. */
+export interface Source {
+  /** Does what there is to do; whether there was anything. Called within a turn. */
+  look(): boolean;
+  /** Whether more work can come. A source without is not looked at. */
+  readonly isWaiting: boolean;
+}
+
+interface Busy {
+  readonly source: Source;
+  /** Had something in this round. */
+  hit: boolean;
+  /** Rounds in a row in which only others had something. */
+  misses: number;
+}
+
+const busy: Busy[] = [];
+let isRunning = false;
+/** When the loop was last left to sleep without a look; 0: it looked. */
+let asleepSinceMs = 0;
+/** Short sleeps still to be seen before the next look, and how many that will be after the next one in vain. */
+let holdOff = HOLD_OFF_MIN;
+let backoff = HOLD_OFF_MIN;
+
+/** Runs what ticks and microtasks there are. Not documented, but node's own way, and much cheaper than an immediate. */
+const runTicks = (process as unknown as { readonly _tickCallback?: () => void })._tickCallback;
+
+/** Errors are the process's, as those of any callback: nobody above would see them. */
+function raise(error: unknown): void {
+  setImmediate(() => {
+    throw error;
+  });
+}
+
+function settle(): void {
+  if (runTicks === undefined) {
+    // Immediates run after the poll phase, and node runs ticks and microtasks after each.
+    setImmediate(() => undefined);
+    return;
+  }
+  try {
+    runTicks.call(process);
+  } catch (error) {
+    raise(error);
+  }
+}
+
+function lookAt(source: Source): boolean {
+  plug();
+  try {
+    return source.look();
+  } catch (error) {
+    raise(error);
+    return false;
+  } finally {
+    try {
+      unplug();
+    } catch (error) {
+      raise(error);
+    }
+  }
+}
+
+function remember(source: Source): void {
+  for (const each of busy) {
+    if (each.source !== source) continue;
+    each.misses = 0;
+    return;
+  }
+  if (busy.length === MAX_BUSY) busy.shift();
+  busy.push({ source, hit: false, misses: 0 });
+}
+
+/** Forgets a source, which must not be looked at any more. */
+export function forgetSource(source: Source): void {
+  const index = busy.findIndex((each) => each.source === source);
+  if (index >= 0) busy.splice(index, 1);
+}
+
+/** One round over the busy sources; whether any had something to do. */
+function lookAround(): boolean {
+  let found = false;
+  for (let i = 0; i < busy.length; i++) {
+    const each = busy[i]!;
+    each.hit = each.source.isWaiting && lookAt(each.source);
+    if (each.hit) found = true;
+  }
+  if (!found) return false;
+  for (let i = busy.length - 1; i >= 0; i--) {
+    const each = busy[i]!;
+    if (each.hit) each.misses = 0;
+    else if (++each.misses > IDLE_LOOKS) busy.splice(i, 1);
+  }
+  return true;
+}
+
+function isAnyWaiting(): boolean {
+  for (const { source } of busy) if (source.isWaiting) return true;
+  return false;
+}
+
+/** Looks for more work until there has been none for a while, or the loop must have its turn. */
+function lookOn(startMs: number): void {
+  let nowMs = performance.now();
+  let untilMs = nowMs + LOOK_MAX_MS;
+  let found = false;
+  while (nowMs < untilMs) {
+    if (lookAround()) {
+      settle();
+      nowMs = performance.now();
+      if (nowMs - startMs > TURN_MAX_MS) return;
+      untilMs = nowMs + LOOK_MAX_MS;
+      found = true;
+    } else {
+      if (!isAnyWaiting()) return;
+      nowMs = performance.now();
+    }
+  }
+  if (found) {
+    // It has paid, if not to the end.
+    backoff = HOLD_OFF_MIN;
+    return;
+  }
+  holdOff = backoff;
+  backoff = Math.min(backoff * 2, HOLD_OFF_MAX);
+}
+
+/** A turn, called from libuv's poll phase: `source` has something to do. Never throws. */
+export function runTurn(source: Source): void {
+  if (isRunning) return;
+  isRunning = true;
+  const startMs = performance.now();
+  if (holdOff > 0 && asleepSinceMs > 0 && startMs - asleepSinceMs < 2 * LOOK_MAX_MS) holdOff--;
+  asleepSinceMs = 0;
+  if (lookAt(source)) remember(source);
+  settle();
+  if (holdOff > 0) asleepSinceMs = performance.now();
+  else lookOn(startMs);
+  isRunning = false;
+}
