@@ -5,14 +5,13 @@
  * All of them are in one private epoll instance under one handle of libuv's, so that a thousand connects cost libuv
  * nothing and a descriptor may be closed at once. Watches are level-triggered. The poller exists while there are
  * watches, and keeps the process alive for that long. Main thread only.
- *
- * Promise continuations do not run inside a callback of libuv's; after every round the check phase is asked for, which
- * runs them.
  */
 
 import { BlockError } from '../errors/error.ts';
 import { changeEpoll, createEpoll, pollEpoll } from './descriptors.ts';
-import { closeFd, type FdWatch, watchReadable } from './ffi.ts';
+import { closeFd } from './ffi.ts';
+import { forgetSource, runTurn, type Source } from './loop/turn.ts';
+import { openPoll, type PollHandle, Readiness } from './loop/uv-poll.ts';
 
 /** One descriptor's place in the poller. */
 export interface ReadableWatch {
@@ -24,37 +23,42 @@ export interface ReadableWatch {
 
 interface Poller {
   readonly epoll: number;
-  readonly watch: FdWatch;
+  readonly watch: PollHandle;
 }
 
 let poller: Poller | null = null;
 let lastId = 0;
 const callbacks = new Map<number, () => void>();
 
-function round(): void {
-  if (poller === null) return;
-  for (const id of pollEpoll(poller.epoll)) {
-    try {
-      callbacks.get(id)?.();
-    } catch (error) {
-      // An exception must not leave through a C frame.
-      setImmediate(() => {
-        throw error;
-      });
+const source: Source = {
+  get isWaiting() {
+    return poller !== null;
+  },
+  look() {
+    if (poller === null) return false;
+    let found = false;
+    for (const id of pollEpoll(poller.epoll)) {
+      found = true;
+      try {
+        callbacks.get(id)?.();
+      } catch (error) {
+        // The others have their turn all the same.
+        setImmediate(() => {
+          throw error;
+        });
+      }
     }
-  }
-  setImmediate(runContinuations);
-}
-
-function runContinuations(): void {
-  // What the round has resolved goes on behind this function.
-}
+    return found;
+  },
+};
 
 function thePoller(): Poller {
   if (poller !== null) return poller;
   const epoll = createEpoll();
   if (epoll < 0) throw new BlockError('Cannot create an epoll instance', { errno: -epoll });
-  poller = { epoll, watch: watchReadable(epoll, round) };
+  const watch = openPoll(epoll, () => runTurn(source));
+  watch.watch(Readiness.readable);
+  poller = { epoll, watch };
   return poller;
 }
 
@@ -62,6 +66,7 @@ function endPoller(): void {
   if (poller === null || callbacks.size > 0) return;
   const { epoll, watch } = poller;
   poller = null;
+  forgetSource(source);
   watch.close();
   // The handle leaves libuv's own epoll in this turn; only then may the descriptor go.
   setImmediate(() => closeFd(epoll));

@@ -17,8 +17,8 @@ import { E } from '../errors/errno.ts';
 import { assert } from '../errors/error.ts';
 import { deferCall, isPlugged, plug, unplug } from './defer.ts';
 import { closeFd, ioUringEnter, ioUringSetup, type MappedMemory, mapShared } from './ffi.ts';
-import { forgetSource, runTurn, type Source } from './turn.ts';
-import { openPoll, type PollHandle, Readiness } from './uv-poll.ts';
+import { forgetSource, runTurn, type Source } from './loop/turn.ts';
+import { openPoll, type PollHandle, Readiness } from './loop/uv-poll.ts';
 
 /** Opcodes (enum io_uring_op). */
 export const Op = {

@@ -10,9 +10,9 @@ import { BlockError } from '../errors/error.ts';
 import { type ByteStream, readSome, writeAll } from './engine.ts';
 import { closeFd, dupFd, raiseSendBuffer, recvNow, sendmsgNow, shutdownSocket, unsentBytes } from './ffi.ts';
 import { IovArray } from './iov-array.ts';
+import { forgetSource, runTurn, type Source } from './loop/turn.ts';
+import { openPoll, type PollHandle, Readiness } from './loop/uv-poll.ts';
 import { allocateIoMemory, type IoMemory, type IoSegment } from './memory.ts';
-import { forgetSource, runTurn, type Source } from './turn.ts';
-import { openPoll, type PollHandle, Readiness } from './uv-poll.ts';
 
 /** Segments per sendmsg: 252 of 4 KiB fill any socket buffer; more would only cost memory per connection. */
 const IOV_MAX_PER_SEND = 252;

@@ -122,11 +122,11 @@ export class BlockBackend implements BackendIo, RootParent, ShortHolder {
     }
   }
 
-  tryPreadv(offset: number, bytes: number, vec: IoVector, short: ShortIo | null): boolean {
+  tryPreadv(offset: number, bytes: number, vec: IoVector, short: ShortIo | null = null): boolean {
     return this.#try(sync.tryPreadv, offset, bytes, vec, short);
   }
 
-  tryPwritev(offset: number, bytes: number, vec: IoVector, short: ShortIo | null): boolean {
+  tryPwritev(offset: number, bytes: number, vec: IoVector, short: ShortIo | null = null): boolean {
     return this.#try(sync.tryPwritev, offset, bytes, vec, short);
   }
 

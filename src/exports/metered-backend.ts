@@ -50,7 +50,7 @@ export class MeteredBackend implements BackendIo {
     return counted(this.#statistics.write, bytes, startMs, request);
   }
 
-  tryPreadv(offset: number, bytes: number, vec: IoVector, short: ShortIo | null): boolean {
+  tryPreadv(offset: number, bytes: number, vec: IoVector, short: ShortIo | null = null): boolean {
     const startMs = performance.now();
     const limits = this.#limits;
     if (limits !== null && !mayBegin(limits, 'read')) return false;
@@ -65,7 +65,7 @@ export class MeteredBackend implements BackendIo {
     return true;
   }
 
-  tryPwritev(offset: number, bytes: number, vec: IoVector, short: ShortIo | null): boolean {
+  tryPwritev(offset: number, bytes: number, vec: IoVector, short: ShortIo | null = null): boolean {
     const startMs = performance.now();
     const limits = this.#limits;
     if (limits !== null && !mayBegin(limits, 'write')) return false;

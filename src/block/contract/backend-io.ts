@@ -28,11 +28,11 @@ export interface BackendIo {
   pwritev(offset: number, bytes: number, vec: IoVector, flags: number): Promise<void>;
   /**
    * Reads if that needs no waiting, or nothing but the disk: then short.isWaiting is set, and it ends by a plain call to the
-   * owner of `short`. False: nothing has been done. Null: now or not at all. Never throws.
+   * owner of `short`. False: nothing has been done. Without it: now or not at all. Never throws.
    */
-  tryPreadv(offset: number, bytes: number, vec: IoVector, short: ObservedRequest | null): boolean;
+  tryPreadv(offset: number, bytes: number, vec: IoVector, short?: ObservedRequest | null): boolean;
   /** Writes; as tryPreadv. */
-  tryPwritev(offset: number, bytes: number, vec: IoVector, short: ObservedRequest | null): boolean;
+  tryPwritev(offset: number, bytes: number, vec: IoVector, short?: ObservedRequest | null): boolean;
   pwriteZeroes(offset: number, bytes: number, flags: number): Promise<void>;
   pdiscard(offset: number, bytes: number): Promise<void>;
   flush(): Promise<void>;

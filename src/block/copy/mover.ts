@@ -311,7 +311,7 @@ async function throughBuffer(
   let isRead = true;
   try {
     const source = mover.source();
-    if (!sync.tryPreadv(source, guard, offset, bytes, vector, null))
+    if (!sync.tryPreadv(source, guard, offset, bytes, vector))
       await co.preadv(source, guard, offset, bytes, vector, 0);
     isRead = false;
     await writeBuffer(mover, guard, offset, vector, order);
@@ -353,6 +353,6 @@ function writeData(mover: Mover, guard: GraphReadGuard, offset: number, vector: 
   const { writeFlags, compress } = mover;
   const target = mover.target();
   if (compress) return co.pwritevCompressed(target, guard, offset, vector.bytes, vector);
-  if (writeFlags === 0 && sync.tryPwritev(target, guard, offset, vector.bytes, vector, null)) return DONE;
+  if (writeFlags === 0 && sync.tryPwritev(target, guard, offset, vector.bytes, vector)) return DONE;
   return co.pwritev(target, guard, offset, vector.bytes, vector, writeFlags);
 }

@@ -81,7 +81,7 @@ type TryForm = (
   offset: number,
   bytes: number,
   vec: IoVector,
-  short: ShortRequest | null,
+  short?: ShortRequest | null,
 ) => boolean;
 
 /**

@@ -31,7 +31,7 @@ export function tryPreadv(
   offset: number,
   bytes: number,
   vec: IoVector,
-  short: ShortIo | null,
+  short: ShortIo | null = null,
 ): boolean {
   const { driver } = node;
   if (
@@ -51,7 +51,7 @@ export function tryPwritev(
   offset: number,
   bytes: number,
   vec: IoVector,
-  short: ShortIo | null,
+  short: ShortIo | null = null,
 ): boolean {
   const { driver } = node;
   if (

@@ -18,5 +18,5 @@ export function beginsWithZeroes(
   memory: IoMemory,
 ): boolean {
   const start = vectorOf(memory, 0, PEEK_BYTES);
-  return !tryPreadv(node, guard, offset, PEEK_BYTES, start, null) || isZeroVector(start);
+  return !tryPreadv(node, guard, offset, PEEK_BYTES, start) || isZeroVector(start);
 }

@@ -90,7 +90,7 @@ export function trySatisfy(node: Qcow2Node, guard: GraphReadGuard, need: Need): 
   if (need.need !== 'l2' || need.offset % s.l2Cache.tableBytes !== 0) return false;
   const { offset } = need;
   const read = (mem: IoMemory): boolean =>
-    sync.tryPreadv(s.file.node, guard, offset, mem.buf.length, vectorOf(mem), null);
+    sync.tryPreadv(s.file.node, guard, offset, mem.buf.length, vectorOf(mem));
   return s.l2Cache.tryLoad(offset, read) !== undefined;
 }
 

@@ -10,7 +10,7 @@
  * Not here: what a turn is about (ring.ts, socket-stream.ts).
  */
 
-import { plug, unplug } from './defer.ts';
+import { plug, unplug } from '../defer.ts';
 
 /** How long one look lasts at most. */
 const LOOK_MAX_MS = 0.05;

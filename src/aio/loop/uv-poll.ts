@@ -6,7 +6,7 @@
  */
 
 import koffi from 'koffi';
-import { addressOf } from './ffi.ts';
+import { addressOf } from '../ffi.ts';
 
 const self = koffi.load(null);
 const defaultLoop = self.func('uv_default_loop', 'uintptr_t', []);
