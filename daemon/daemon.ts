@@ -14,6 +14,7 @@ import { drivers } from '../src/drivers/table.ts';
 import { ExportTable } from '../src/exports/table.ts';
 import { endAllJobs } from '../src/jobs/end-all.ts';
 import { JobTable } from '../src/jobs/job-common.ts';
+import type { ClientLog } from '../src/nbd/server/server.ts';
 import { ObjectTree } from '../src/objects/tree.ts';
 import { createDispatcher, type Dispatcher } from '../src/qmp/dispatch.ts';
 import { EventHub } from '../src/qmp/events.ts';
@@ -76,7 +77,7 @@ export class Daemon {
       useThrottleGroup: (id) => objects.useThrottleGroup(id),
       report: (text) => reporter.message(text.trimEnd()),
     });
-    const log = (message: string): void => logger.info({}, message);
+    const log: ClientLog = (message, details = {}, level = 'info') => logger[level](details, message);
     this.context = {
       layer,
       objects,
@@ -97,7 +98,7 @@ export class Daemon {
     this.host = new SessionHost(
       this.#watched(createDispatcher(this.context, commandTable, asMonitor)),
       this.#events,
-      (error) => logger.error({ err: error }, 'a command failed in an unexpected way'),
+      logger,
     );
     this.#localSession = this.host.createLocalSession();
   }

@@ -11,6 +11,7 @@
 import { spawn } from 'node:child_process';
 import { closeSync, writeSync } from 'node:fs';
 import type { Readable } from 'node:stream';
+import { dupOnto } from '../src/aio/ffi.ts';
 
 /** Environment variable by which the child knows what it is. */
 const READY_FD = 'QBLOCKD_READY_FD';
@@ -45,14 +46,18 @@ export function runInBackground(): Promise<number> {
   });
 }
 
-/** In the child: startup is complete. Leaves the user's folder, and tells the parent. */
-export function becomeDaemon(): void {
+/**
+ * In the child: startup is complete. Leaves the user's folder, and tells the parent. Whatever is written to standard
+ * error from now on goes to `logFd`, unless that is standard error itself.
+ */
+export function becomeDaemon(logFd: number): void {
   delete process.env[READY_FD];
   process.umask(0o027);
   process.chdir('/');
   writeSync(CHILD_READY_FD, 'ready');
   closeSync(CHILD_READY_FD);
-  // From now on nobody reads what is written to the standard streams.
+  if (logFd !== 2) dupOnto(logFd, 2);
+  // Otherwise nobody reads any more what is written to the standard streams.
   process.stdout.on('error', () => undefined);
   process.stderr.on('error', () => undefined);
 }

@@ -40,12 +40,17 @@ Block storage daemon that speaks QMP
                          choose the engine for asynchronous I/O
 
   --export [type=]nbd,id=<id>,node-name=<node-name>[,name=<export-name>]
-           [,writable=on|off]
+           [,writable=on|off][,bitmap=<name>][,bitmaps.0=<name>...]
+           [,allocation-depth=on|off][,description=<text>]
                          export the specified block node over NBD
                          (requires --nbd-server)
 
+  --log-file <path>      add the log to a file instead of writing it to
+                         standard error, which --daemonize leaves behind
+
   --log-level trace|debug|info|warn|error|fatal|silent
-                         least severe messages that are logged (default: warn)
+                         least severe messages that are logged (default: warn);
+                         info: who connects, debug: every QMP command
 
   --monitor [chardev=]name[,mode=control][,pretty[=on|off]]
                          configure a QMP monitor
@@ -78,6 +83,11 @@ Block storage daemon that speaks QMP
                          <file>, if there is one
   --save <file>          keep the running objects, block nodes, NBD server and
                          exports in <file>, and write it after every change
+
+Environment:
+  QBLOCKD_LOG            level of the log when --log-level is not given
+  QBLOCKD_ENGINE         engine when --engine is not given
+  NO_COLOR               set: no colours in the log on a terminal
 `;
 }
 

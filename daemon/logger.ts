@@ -1,14 +1,17 @@
 /**
- * The log: structured lines by pino on standard error, readable ones when that is a terminal.
+ * The log: structured lines by pino on standard error or in a file, readable ones when that is a terminal.
  *
  * Messages to the user who starts the daemon are not log lines: reporter.ts.
  */
 
+import { openSync } from 'node:fs';
 import { createRequire } from 'node:module';
 import type * as Pino from 'pino';
+import { errnoError, errnoOf } from '../src/errors/error.ts';
 
 /** The part of a pino logger that the daemon uses. */
 export interface Logger {
+  debug(details: object, message: string): void;
   info(details: object, message: string): void;
   warn(details: object, message: string): void;
   error(details: object, message: string): void;
@@ -22,6 +25,11 @@ export function isLogLevel(text: string): text is LogLevel {
   return LOG_LEVELS.some((level) => level === text);
 }
 
+/** Whether lines of this severity are written at this level. */
+function isLogged(line: LogLevel, level: LogLevel): boolean {
+  return LOG_LEVELS.indexOf(line) >= LOG_LEVELS.indexOf(level);
+}
+
 const COLOURS: Readonly<Record<number, string>> = { 30: '32', 40: '33', 50: '31', 60: '31' };
 const LABELS: Readonly<Record<number, string>> = {
   10: 'TRACE',
@@ -33,7 +41,7 @@ const LABELS: Readonly<Record<number, string>> = {
 };
 
 /** One log line for a person: time, level, message, details. */
-export function readableLine(json: string): string {
+export function readableLine(json: string, coloured = true): string {
   const line = JSON.parse(json) as Record<string, unknown>;
   const { level, time, msg, pid: _pid, hostname: _hostname, name: _name, ...details } = line;
   const clock = new Date(Number(time)).toTimeString().slice(0, 8);
@@ -42,24 +50,44 @@ export function readableLine(json: string): string {
   const rest = Object.entries(details).map(
     ([key, value]) => ` ${key}=${typeof value === 'string' ? value : JSON.stringify(value)}`,
   );
+  if (!coloured) return `${clock} ${label} ${String(msg)}${rest.join('')}\n`;
   return `${clock} \u001b[${colour}m${label}\u001b[0m ${String(msg)}\u001b[2m${rest.join('')}\u001b[0m\n`;
 }
 
-function createPino(level: LogLevel): Logger {
+function createPino(level: LogLevel, fd: number): Logger {
   const { pino } = createRequire(import.meta.url)('pino') as typeof Pino;
-  if (!process.stderr.isTTY) return pino({ name: 'qblockd', level }, pino.destination({ fd: 2, sync: true }));
-  return pino({ name: 'qblockd', level }, { write: (line) => void process.stderr.write(readableLine(line)) });
+  if (fd !== 2 || !process.stderr.isTTY)
+    return pino({ name: 'qblockd', level }, pino.destination({ fd, sync: true }));
+  // https://no-color.org: set and not empty.
+  const coloured = (process.env.NO_COLOR ?? '') === '';
+  return pino(
+    { name: 'qblockd', level },
+    { write: (line) => void process.stderr.write(readableLine(line, coloured)) },
+  );
 }
 
-/** A logger on standard error. Most runs log nothing, so pino is loaded with the first line that is not filtered. */
-export function createLogger(level: LogLevel): Logger {
+/** Opens a log file to add lines to; nobody else may read it. */
+export function openLogFile(name: string): number {
+  try {
+    return openSync(name, 'a', 0o600);
+  } catch (error) {
+    throw errnoError(`Could not open log file '${name}'`, errnoOf(error));
+  }
+}
+
+/**
+ * A logger on a descriptor: standard error, or a log file. Most runs log nothing, so pino is loaded with the first
+ * line that is not filtered.
+ */
+export function createLogger(level: LogLevel, fd = 2): Logger {
   let loaded: Logger | null = null;
   const log = (lineLevel: keyof Logger, details: object, message: string): void => {
-    if (LOG_LEVELS.indexOf(lineLevel) < LOG_LEVELS.indexOf(level)) return;
-    loaded ??= createPino(level);
+    if (!isLogged(lineLevel, level)) return;
+    loaded ??= createPino(level, fd);
     loaded[lineLevel](details, message);
   };
   return {
+    debug: (details, message) => log('debug', details, message),
     info: (details, message) => log('info', details, message),
     warn: (details, message) => log('warn', details, message),
     error: (details, message) => log('error', details, message),

@@ -9,7 +9,7 @@ import { BlockError } from '../src/errors/error.ts';
 import { EarlyExit, executeOptions } from './command-line.ts';
 import { Daemon } from './daemon.ts';
 import { usage, versionText } from './help.ts';
-import { createLogger, isLogLevel, LOG_LEVELS, type LogLevel } from './logger.ts';
+import { createLogger, isLogLevel, LOG_LEVELS, type LogLevel, openLogFile } from './logger.ts';
 import { type CommandLineItem, type OptionName, parseCommandLine, UsageError } from './options.ts';
 import { createReporter, type Reporter, writeAll } from './reporter.ts';
 
@@ -63,13 +63,16 @@ async function startUp(items: readonly CommandLineItem[], daemon: Daemon, report
 async function runDaemon(items: readonly CommandLineItem[], reporter: Reporter): Promise<void> {
   const daemonized = lastValue(items, 'daemonize') !== null;
   const embedded = lastValue(items, 'embedded') !== null;
-  const level = lastValue(items, 'log-level') ?? process.env.QBLOCKD_LOG ?? (embedded ? 'info' : 'warn');
   const state = lastValue(items, 'save') ?? lastValue(items, 'restore');
   if (state !== null) (await import('./config/state.ts')).lockState(state);
+  const level = lastValue(items, 'log-level') ?? (process.env.QBLOCKD_LOG || (embedded ? 'info' : 'warn'));
+  const logFile = lastValue(items, 'log-file');
+  const logFd = logFile === null ? 2 : openLogFile(logFile);
+  const logger = createLogger(parseLogLevel(level), logFd);
   const daemon = new Daemon({
     engine: parseEngine(lastValue(items, 'engine') ?? process.env.QBLOCKD_ENGINE ?? 'auto'),
     daemonized,
-    logger: createLogger(parseLogLevel(level)),
+    logger,
     reporter,
     stateFile: lastValue(items, 'save'),
   });
@@ -86,9 +89,10 @@ async function runDaemon(items: readonly CommandLineItem[], reporter: Reporter):
     process.exit(status);
   }
   if (daemon.ending) return;
-  if (daemonized) (await import('./daemonize.ts')).becomeDaemon();
+  if (daemonized) (await import('./daemonize.ts')).becomeDaemon(logFd);
   daemon.keepState();
   daemon.host.startServing();
+  logger.info({}, 'ready');
 }
 
 /** Runs the program with the arguments of the process. */

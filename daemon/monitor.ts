@@ -53,6 +53,7 @@ export function attachMonitor(device: Chardev, host: SessionHost, pretty: boolea
         resume: () => port.setReading(true),
       },
       pretty,
+      `chardev ${device.id}`,
     );
   }
 }

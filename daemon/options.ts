@@ -16,6 +16,7 @@ export const OPTIONS = {
   engine: { argument: true },
   export: { argument: true },
   help: { argument: false, short: 'h' },
+  'log-file': { argument: true },
   'log-level': { argument: true },
   monitor: { argument: true },
   'nbd-server': { argument: true },

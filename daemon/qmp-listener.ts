@@ -6,7 +6,7 @@ import type { Socket } from 'node:net';
 import type { SocketAddress } from '../schema/generated/types.ts';
 import { listenOn } from '../src/aio/sockets.ts';
 import type { QmpListenOptions } from './qmp-address.ts';
-import type { SessionHost } from './sessions.ts';
+import { peerName, type SessionHost } from './sessions.ts';
 
 /** Clients of one listener; more are turned away. */
 const MAX_CLIENTS = 256;
@@ -19,7 +19,7 @@ export interface QmpListener {
 }
 
 /** Serves one client over a socket. */
-function serveSocket(socket: Socket, host: SessionHost, pretty: boolean): void {
+function serveSocket(socket: Socket, host: SessionHost, pretty: boolean, peer: string): void {
   if (socket.destroyed) return;
   const session = host.open(
     {
@@ -29,6 +29,7 @@ function serveSocket(socket: Socket, host: SessionHost, pretty: boolean): void {
       resume: () => socket.resume(),
     },
     pretty,
+    peer,
   );
   socket.on('data', (data) => session.receive(data));
   socket.on('drain', () => session.drained());
@@ -45,13 +46,15 @@ async function listenSocket(
   const clients = new Set<Socket>();
   const accept = (socket: Socket): void => {
     socket.on('error', () => undefined); // 'close' follows
+    const peer = peerName(socket);
     if (clients.size >= MAX_CLIENTS) {
+      host.refused(peer, `there are ${MAX_CLIENTS} already`);
       socket.destroy();
       return;
     }
     clients.add(socket);
     socket.once('close', () => clients.delete(socket));
-    host.whenServing(() => serveSocket(socket, host, pretty));
+    host.whenServing(() => serveSocket(socket, host, pretty, peer));
   };
   const listener = await listenOn(address, accept, { pauseOnConnect: true, allowHalfOpen: true });
   const [bound = address] = listener.addresses;
@@ -80,6 +83,7 @@ function serveStdio(host: SessionHost, pretty: boolean): QmpListener {
         resume: () => stdin.resume(),
       },
       pretty,
+      'stdio',
     );
     stdout.on('drain', () => session.drained());
     stdin.on('data', (data: Buffer) => session.receive(data));

@@ -5,9 +5,16 @@
  * that is done: whoever is greeted finds everything that was asked for.
  */
 
+import type { Socket } from 'node:net';
 import type { Dispatcher } from '../src/qmp/dispatch.ts';
 import type { EventHub } from '../src/qmp/events.ts';
 import { QmpSession, type SessionOptions } from '../src/qmp/session.ts';
+import type { Logger } from './logger.ts';
+
+/** Who is at the other end, for the log. */
+export function peerName({ remoteAddress, remotePort }: Socket): string {
+  return remoteAddress === undefined ? 'unix' : `${remoteAddress}:${remotePort}`;
+}
 
 /** A connection, as the session sees it. */
 export type Transport = Pick<SessionOptions, 'send' | 'close' | 'pause' | 'resume'>;
@@ -25,15 +32,15 @@ export interface OpenSession {
 export class SessionHost {
   readonly #dispatcher: Dispatcher;
   readonly #events: EventHub;
-  readonly #reportBug: (error: unknown) => void;
+  readonly #logger: Logger;
   readonly #open = new Set<QmpSession>();
   #serving = false;
   #waiting: (() => void)[] = [];
 
-  constructor(dispatcher: Dispatcher, events: EventHub, reportBug: (error: unknown) => void) {
+  constructor(dispatcher: Dispatcher, events: EventHub, logger: Logger) {
     this.#dispatcher = dispatcher;
     this.#events = events;
-    this.#reportBug = reportBug;
+    this.#logger = logger;
   }
 
   /** Runs `serve` when the command line has been executed: at once if that is so. */
@@ -50,17 +57,19 @@ export class SessionHost {
     for (const serve of waiting) serve();
   }
 
-  /** Opens a session and greets the client. */
-  open(transport: Transport, pretty: boolean): OpenSession {
+  /** Opens a session and greets the client; `peer` names it in the log. */
+  open(transport: Transport, pretty: boolean, peer: string): OpenSession {
+    const logger = this.#logger;
     const session = new QmpSession({
       ...transport,
-      dispatcher: this.#dispatcher,
+      dispatcher: logged(this.#dispatcher, logger, peer),
       pretty,
-      reportBug: this.#reportBug,
+      reportBug: (error) => logger.error({ err: error, peer }, 'a command failed in an unexpected way'),
     });
     const unsubscribe = this.#events.subscribe(session);
     this.#open.add(session);
     session.start();
+    logger.info({ peer }, 'QMP client connected');
     return {
       receive: (bytes) => session.receive(bytes),
       drained: () => session.drained(),
@@ -69,8 +78,14 @@ export class SessionHost {
         this.#open.delete(session);
         unsubscribe();
         session.disconnected();
+        logger.info({ peer }, 'QMP client disconnected');
       },
     };
+  }
+
+  /** Notes in the log that a client was turned away. */
+  refused(peer: string, reason: string): void {
+    this.#logger.warn({ peer, reason }, 'QMP client refused');
   }
 
   /** A session without a client, on whose behalf the command line runs commands. */
@@ -84,4 +99,27 @@ export class SessionHost {
       resume: nothing,
     });
   }
+}
+
+/** The dispatcher with a line of the log for each command. Arguments are left out: some are secrets. */
+function logged(dispatcher: Dispatcher, logger: Logger, peer: string): Dispatcher {
+  const failed = (command: string, error: unknown): void =>
+    logger.debug(
+      { peer, command, error: error instanceof Error ? error.message : error },
+      'QMP command failed',
+    );
+  return {
+    has: (name) => dispatcher.has(name),
+    execute(name, args, session) {
+      logger.debug({ peer, command: name }, 'QMP command');
+      try {
+        const result = dispatcher.execute(name, args, session);
+        if (result instanceof Promise) result.catch((error: unknown) => failed(name, error));
+        return result;
+      } catch (error) {
+        failed(name, error);
+        throw error;
+      }
+    },
+  };
 }

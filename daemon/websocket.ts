@@ -8,14 +8,15 @@
 
 import { randomBytes, timingSafeEqual } from 'node:crypto';
 import { rmSync, writeFileSync } from 'node:fs';
-import { createServer, type IncomingMessage, type Server } from 'node:http';
+import { createServer, type IncomingMessage, type Server, STATUS_CODES } from 'node:http';
+import type { Socket } from 'node:net';
 import path from 'node:path';
 import { type WebSocket, WebSocketServer } from 'ws';
 import { BlockError, errnoError, errnoOf } from '../src/errors/error.ts';
 import { JSON_LIMITS } from '../src/qmp/json-parse.ts';
 import type { QmpListenOptions } from './qmp-address.ts';
 import type { QmpListener } from './qmp-listener.ts';
-import type { SessionHost } from './sessions.ts';
+import { peerName, type SessionHost } from './sessions.ts';
 
 /** Output that may pile up before the session stops reading commands. */
 const HIGH_WATER_BYTES = 256 * 1024;
@@ -54,7 +55,27 @@ export function refusalOf(request: IncomingMessage, token: string): 401 | 403 | 
   }
 }
 
-function serveClient(client: WebSocket, host: SessionHost, pretty: boolean): void {
+/** What a client that is turned away may do about it. */
+const REASONS = {
+  401: "The token is missing or wrong: connect to ws://HOST:PORT/?token=TOKEN, or send 'Authorization: Bearer TOKEN'. The daemon shows the token when it starts, or keeps it in its token-file.",
+  403: "Pages of other sites may not connect: the request's Origin is not the host that it connects to.",
+  426: 'This port speaks QMP over WebSocket only: connect with a WebSocket client to ws://HOST:PORT/?token=TOKEN.',
+  503: 'Too many clients are connected: try again when one has gone.',
+} as const;
+
+/** The reply to an upgrade that is refused. */
+function refusalText(status: 401 | 403 | 503): string {
+  const body = `${REASONS[status]}\n`;
+  const head = [
+    `HTTP/1.1 ${status} ${STATUS_CODES[status]}`,
+    'Connection: close',
+    'Content-Type: text/plain',
+  ];
+  if (status === 401) head.push('WWW-Authenticate: Bearer');
+  return `${[...head, `Content-Length: ${Buffer.byteLength(body)}`].join('\r\n')}\r\n\r\n${body}`;
+}
+
+function serveClient(client: WebSocket, host: SessionHost, pretty: boolean, peer: string): void {
   let congested = false;
   const session = host.open(
     {
@@ -73,6 +94,7 @@ function serveClient(client: WebSocket, host: SessionHost, pretty: boolean): voi
       resume: () => client.resume(),
     },
     pretty,
+    peer,
   );
   client.on('message', (data: Buffer, isBinary) => {
     if (isBinary) client.close(1003, 'text messages only');
@@ -125,7 +147,10 @@ export async function startWebSocketListener(
   const token = options.token ?? randomBytes(18).toString('base64url');
   const removeTokenFile =
     options.tokenFile === null ? () => undefined : writeTokenFile(options.tokenFile, token);
-  const server = createServer((_request, response) => response.writeHead(426).end('WebSocket only\n'));
+  const server = createServer((_request, response) => {
+    const headers = { Upgrade: 'websocket', Connection: 'Upgrade', 'Content-Type': 'text/plain' };
+    response.writeHead(426, headers).end(`${REASONS[426]}\n`);
+  });
   const sockets = new WebSocketServer({
     noServer: true,
     maxPayload: JSON_LIMITS.bytes,
@@ -135,11 +160,14 @@ export async function startWebSocketListener(
     socket.on('error', () => undefined);
     const refusal = sockets.clients.size >= maxClients ? 503 : refusalOf(request, token);
     if (refusal !== null) {
-      socket.end(`HTTP/1.1 ${refusal} Refused\r\nConnection: close\r\nContent-Length: 0\r\n\r\n`);
+      host.refused(peerName(socket as Socket), `${refusal} ${STATUS_CODES[refusal]}`);
+      socket.end(refusalText(refusal));
       return;
     }
     host.whenServing(() =>
-      sockets.handleUpgrade(request, socket, head, (client) => serveClient(client, host, options.pretty)),
+      sockets.handleUpgrade(request, socket, head, (client) =>
+        serveClient(client, host, options.pretty, peerName(socket as Socket)),
+      ),
     );
   });
   const port = await listen(server, address.host, address.port);

@@ -8,6 +8,7 @@ import iotests
 from iotests import MIB, QmpTestCase, start_nbd_server, test_path
 from load import BLOCK, Load
 from mirroring import content_of, qemu_img
+from patience import limit
 
 SIZE = 4 * MIB
 CLUSTER = 65536
@@ -98,7 +99,7 @@ class ChainTestCase(QmpTestCase):
 
     def gone(self):
         """Nothing of the job is left. It disappears right after its last event."""
-        deadline = time.monotonic() + 10
+        deadline = time.monotonic() + limit(10)
         while self.jobs() and time.monotonic() < deadline:
             time.sleep(0.01)
         self.assertEqual(self.jobs(), [])
@@ -121,7 +122,7 @@ class ChainTestCase(QmpTestCase):
     def stop(self):
         """Ends the daemon in good order: the images are complete and nobody has them open."""
         self.assert_ok('quit')
-        self.assertEqual(self.daemon.process.wait(20), 0, self.daemon.stderr())
+        self.assertEqual(self.daemon.process.wait(limit(20)), 0, self.daemon.stderr())
 
     def expected(self, load, content=None):
         """What a disk shows that had `content` (default: what top showed) before the load."""

@@ -17,6 +17,7 @@ import time
 import iotests
 from iotests import QmpTestCase, test_path
 from mirroring import qemu_img
+from patience import limit
 
 CLUSTER = 65536
 SIZE = 6 * CLUSTER
@@ -123,7 +124,7 @@ class FaultsTestCase(QmpTestCase):
     def next_event(self, timeout=30):
         """The next event of any kind."""
         client = self.daemon.client
-        deadline = time.monotonic() + timeout
+        deadline = time.monotonic() + limit(timeout)
         while not client.events:
             client.socket.settimeout(max(deadline - time.monotonic(), 0.001))
             try:
@@ -131,7 +132,7 @@ class FaultsTestCase(QmpTestCase):
             except TimeoutError:
                 self.fail(f'no event; jobs: {self.jobs()}')
             finally:
-                client.socket.settimeout(10)
+                client.socket.settimeout(client.timeout)
             self.assertIsNotNone(message, 'the daemon is gone')
             client.events.append(message)
         return client.events.pop(0)

@@ -17,6 +17,7 @@ import threading
 import time
 
 from nbdclient import NbdClient
+from patience import limit
 
 BLOCK = 4096
 MAX_BLOCKS = 24
@@ -91,12 +92,12 @@ class Writers:
         for writer in self.writers:
             writer.stopping = True
         for writer in self.writers:
-            writer.join(60)
+            writer.join(limit(60))
 
     def wait(self, more):
         """Waits until each has made so many more writes."""
         goals = [(writer, writer.done + more) for writer in self.writers]
-        deadline = time.monotonic() + 60
+        deadline = time.monotonic() + limit(60)
         for writer, goal in goals:
             while writer.done < goal and writer.error is None and time.monotonic() < deadline:
                 time.sleep(0.002)

@@ -13,6 +13,8 @@ import sys
 import time
 import unittest
 
+from patience import limit
+
 DAEMON = os.environ.get('QBLOCKD', 'qemu-storage-daemon')
 TEST_DIR = os.environ.get('TEST_DIR', os.getcwd())
 SOCK_DIR = os.environ.get('SOCK_DIR', TEST_DIR)
@@ -95,7 +97,8 @@ class QmpClient:
 
     def __init__(self, path, timeout=10):
         self.socket = socket.socket(socket.AF_UNIX)
-        self.socket.settimeout(timeout)
+        self.timeout = limit(timeout)
+        self.socket.settimeout(self.timeout)
         self.socket.connect(path)
         self.buffer = b''
         self.events = []
@@ -165,25 +168,34 @@ class QmpClient:
         return reply
 
     def event_wait(self, name, timeout=10):
-        """The next event of this name, from those set aside or still to come; None when it does not come."""
-        deadline = time.monotonic() + timeout
+        """The next event of this name, from those set aside or still to come.
+
+        None when the connection has closed. Raises when nothing comes for so long; None for waits of less than two
+        seconds, which show that something does not come.
+        """
+        deadline = time.monotonic() + limit(timeout)
         while True:
             for event in self.events:
                 if event['event'] == name:
                     self.events.remove(event)
                     return event
             left = deadline - time.monotonic()
-            if left <= 0:
-                return None
-            self.socket.settimeout(left)
             try:
+                if left <= 0:
+                    raise socket.timeout
+                self.socket.settimeout(left)
                 message = self.receive()
             except socket.timeout:
-                return None
+                if timeout < 2:
+                    return None
+                raise AssertionError(f'no event {name} in {limit(timeout):.0f} s') from None
             finally:
-                self.socket.settimeout(10)
+                self.socket.settimeout(self.timeout)
             if message is None:
                 return None
+            # What comes is progress: other events mean that the daemon is at work.
+            if timeout >= 2:
+                deadline = time.monotonic() + limit(timeout)
             self.events.append(message)
 
 
@@ -215,7 +227,7 @@ class Daemon:
 
     def wait_for(self, path, timeout=20):
         """Waits until a file is there."""
-        deadline = time.monotonic() + timeout
+        deadline = time.monotonic() + limit(timeout)
         while not os.path.exists(path):
             if self.process.poll() is not None or time.monotonic() > deadline:
                 raise RuntimeError(f'daemon does not start: {self.stderr()}')
@@ -255,7 +267,7 @@ class Daemon:
                 self.process.terminate()
         self.client.close()
         try:
-            status = self.process.wait(10)
+            status = self.process.wait(limit(10))
         except subprocess.TimeoutExpired:
             self.process.kill()
             status = self.process.wait()

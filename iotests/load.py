@@ -18,6 +18,7 @@ import sys
 import time
 
 from nbdclient import CMD_FLUSH, CMD_READ, CMD_WRITE, CMD_WRITE_ZEROES, NbdClient, NbdError
+from patience import limit
 
 BLOCK = 4096
 DEFAULT_BLOCKS = 256
@@ -50,7 +51,7 @@ class ClientProcess:
     def stop(self):
         """Ends the process and returns the result it prints."""
         if self.result is None:
-            output, _ = self.process.communicate(timeout=60)
+            output, _ = self.process.communicate(timeout=limit(60))
             self.result = json.loads(output)
         return self.result
 

@@ -8,6 +8,7 @@ import time
 import iotests
 from iotests import MIB, QmpTestCase, make_file, not_run, sock_path, start_nbd_server, test_path
 from load import BLOCK, Load
+from patience import limit
 
 SIZE = 8 * MIB
 # The load leaves the rest as it was.
@@ -77,7 +78,7 @@ class QemuNbd:
             os.unlink(self.socket)
         self.process = subprocess.Popen(['qemu-nbd', '-f', file_format, '-t', '-k', self.socket, '-x', 'disk', path],
                                         stdin=subprocess.DEVNULL)
-        deadline = time.monotonic() + 10
+        deadline = time.monotonic() + limit(10)
         # The socket is there before the server listens on it.
         while not listens(self.socket):
             if self.process.poll() is not None or time.monotonic() > deadline:
@@ -90,7 +91,7 @@ class QemuNbd:
 
     def stop(self):
         self.process.terminate()
-        self.process.wait(10)
+        self.process.wait(limit(10))
 
     def options(self, node_name):
         return {'driver': 'nbd', 'node-name': node_name, 'export': 'disk',
@@ -164,7 +165,7 @@ class MirrorTestCase(QmpTestCase):
 
     def gone(self):
         """Nothing of the job is left. It disappears right after its last event."""
-        deadline = time.monotonic() + 10
+        deadline = time.monotonic() + limit(10)
         while self.jobs() and time.monotonic() < deadline:
             time.sleep(0.01)
         self.assertEqual(self.jobs(), [])

@@ -5,6 +5,7 @@ Written from the NBD protocol document. It checks what the server says and raise
 
 import socket
 import struct
+from patience import limit
 
 NBDMAGIC = 0x4E42444D41474943
 IHAVEOPT = 0x49484156454F5054
@@ -41,7 +42,7 @@ class NbdConnection:
 
     def __init__(self, path, timeout=10):
         self.socket = socket.socket(socket.AF_UNIX)
-        self.socket.settimeout(timeout)
+        self.socket.settimeout(limit(timeout))
         self.socket.connect(path)
         magic, version, self.server_flags = struct.unpack('>QQH', self.receive(18))
         if magic != NBDMAGIC or version != IHAVEOPT:

@@ -11,6 +11,7 @@ import time
 from iotests import MIB, QmpTestCase, filter_text, make_file, start_nbd_server, test_path
 from load import BLOCK, block_of
 from nbdclient import NbdClient
+from patience import limit
 
 SIZE = MIB
 BLOCKS = 64
@@ -58,7 +59,7 @@ class Writer:
     def progress(self, writes=20):
         """Returns when so many writes more have been made."""
         target = self.acknowledged + writes
-        deadline = time.monotonic() + 60
+        deadline = time.monotonic() + limit(60)
         while self.acknowledged < target and self.error is None:
             if time.monotonic() > deadline:
                 raise RuntimeError('the writer does not get on')
@@ -202,7 +203,7 @@ class PointInTimeTestCase(QmpTestCase):
     def jobs_ended(self, count):
         """Waits until so many block jobs have ended; returns {id: (event, error or None)}. None is left."""
         ended = {}
-        deadline = time.monotonic() + 60
+        deadline = time.monotonic() + limit(60)
         while len(ended) < count:
             for event in self.daemon.client.events:
                 if event['event'] in ('BLOCK_JOB_COMPLETED', 'BLOCK_JOB_CANCELLED'):

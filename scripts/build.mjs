@@ -1,53 +1,102 @@
 // Builds the tree into dist/: the schema generator, the files it generates, everything else, then the bundles of the programs.
-// Usage: node scripts/build.mjs [--force]      Does nothing when no input is newer than the last build.
-import { execFileSync } from 'node:child_process';
-import { existsSync, mkdirSync, readdirSync, rmSync, statSync, utimesSync, writeFileSync } from 'node:fs';
+// Usage: node scripts/build.mjs [--force]      Does nothing when no input has changed since the last build.
+import { spawnSync } from 'node:child_process';
+import { createHash } from 'node:crypto';
+import {
+  accessSync,
+  constants,
+  existsSync,
+  mkdirSync,
+  readdirSync,
+  readFileSync,
+  rmSync,
+  statSync,
+  writeFileSync,
+} from 'node:fs';
 import path from 'node:path';
 import { fileURLToPath, pathToFileURL } from 'node:url';
 
 const root = path.resolve(path.dirname(fileURLToPath(import.meta.url)), '..');
 const stampFile = path.join(root, 'dist/.built');
-const inputs = ['schema', 'src', 'daemon', 'client', 'bench', 'package.json', 'tsconfig.json', 'scripts'];
+const schemaInputs = ['schema', 'package.json'];
+const inputs = [...schemaInputs, 'src', 'daemon', 'bench', 'tsconfig.json', 'scripts', 'client', 'console'];
 
-/** Newest modification time (ms) below the given paths; generated files do not count. */
-function newestMs(paths) {
-  let newest = 0;
-  for (const entry of paths) {
-    if (entry.endsWith('generated') || !existsSync(entry)) continue;
-    const stat = statSync(entry);
-    newest = Math.max(newest, stat.mtimeMs);
-    if (stat.isDirectory())
-      newest = Math.max(newest, newestMs(readdirSync(entry).map((name) => path.join(entry, name))));
+/** What went wrong with a build, for the user. What a step had to say has been printed. */
+export class BuildError extends Error {}
+
+function addToHash(hash, file) {
+  if (path.basename(file) === 'generated' || !existsSync(file)) return;
+  if (!statSync(file).isDirectory()) {
+    hash
+      .update(`${path.relative(root, file)}\0`)
+      .update(readFileSync(file))
+      .update('\0');
+    return;
   }
-  return newest;
+  for (const name of readdirSync(file).sort()) addToHash(hash, path.join(file, name));
 }
 
-function run(command, args) {
-  execFileSync(command, args, { cwd: root, stdio: ['ignore', 'inherit', 'inherit'] });
+/** Tells contents apart, not times: a tree that was copied or checked out anew has not changed. */
+function hashOf(names) {
+  const hash = createHash('sha256');
+  for (const name of names) addToHash(hash, path.join(root, name));
+  return hash.digest('hex');
 }
 
-/** Brings dist/ up to date; throws when a step fails. Returns whether anything was built. */
-export function build({ force = false } = {}) {
-  const newest = newestMs(inputs.map((entry) => path.join(root, entry)));
-  const builtMs = existsSync(stampFile) ? statSync(stampFile).mtimeMs : 0;
-  if (!force && builtMs >= newest) return false;
+/** What the last build was made of; empty when there was none. */
+function readStamp() {
+  try {
+    return JSON.parse(readFileSync(stampFile, 'utf8'));
+  } catch {
+    return {};
+  }
+}
+
+/** Runs a step; its output goes to stderr. */
+function run(step, args) {
+  const { status, error } = spawnSync(process.execPath, args, { cwd: root, stdio: ['ignore', 2, 2] });
+  if (status !== 0) throw new BuildError(`The build failed: ${step}${error ? `: ${error.message}` : ''}`);
+}
+
+function checkWritable() {
+  try {
+    accessSync(root, constants.W_OK);
+    if (existsSync(path.join(root, 'dist'))) accessSync(path.join(root, 'dist'), constants.W_OK);
+  } catch (error) {
+    throw new BuildError(
+      `This tree has to be built, but cannot be written to (${error.code}): ${root}\nBuild it elsewhere (npm ci, npm run build) and copy it with dist/ and node_modules/.`,
+    );
+  }
+}
+
+/** Brings dist/ up to date; throws when a step fails. `begin` is called when there is anything to do. Returns whether there was. */
+export function build({ force = false, begin = () => undefined } = {}) {
+  const made = { inputs: hashOf(inputs), schema: hashOf(schemaInputs) };
+  const last = force ? {} : readStamp();
+  if (last.inputs === made.inputs) return false;
+  checkWritable();
+  begin();
   const tsc = path.join(root, 'node_modules/typescript/bin/tsc');
   if (force) rmSync(path.join(root, 'dist'), { recursive: true, force: true });
-  const schemaMs = newestMs(
-    ['schema', 'client/python', 'package.json'].map((entry) => path.join(root, entry)),
-  );
-  if (force || schemaMs > builtMs || !existsSync(path.join(root, 'schema/generated/types.ts'))) {
-    run(process.execPath, [tsc, '-p', 'schema/generator']);
-    run(process.execPath, ['dist/schema/generator/main.js']);
+  else rmSync(stampFile, { force: true });
+  if (last.schema !== made.schema || !existsSync(path.join(root, 'schema/generated/types.ts'))) {
+    run('the schema generator does not compile', [tsc, '-p', 'schema/generator']);
+    run('the schema cannot be generated from', ['dist/schema/generator/main.js']);
   }
-  run(process.execPath, [tsc, '-p', '.']);
-  run(process.execPath, ['scripts/bundle.mjs']);
+  run('the sources do not compile', [tsc, '-p', '.']);
+  run('the programs cannot be bundled', ['scripts/bundle.mjs']);
   mkdirSync(path.dirname(stampFile), { recursive: true });
-  writeFileSync(stampFile, '');
-  // The stamp carries the newest input's time, so that an edit made during the build is not missed.
-  utimesSync(stampFile, newest / 1000 + 0.001, newest / 1000 + 0.001);
+  // Made before the build: an edit during it is not missed.
+  writeFileSync(stampFile, JSON.stringify(made));
   return true;
 }
 
-if (import.meta.url === pathToFileURL(process.argv[1] ?? '').href)
-  build({ force: process.argv.includes('--force') });
+if (import.meta.url === pathToFileURL(process.argv[1] ?? '').href) {
+  try {
+    build({ force: process.argv.includes('--force') });
+  } catch (error) {
+    if (!(error instanceof BuildError)) throw error;
+    process.stderr.write(`${error.message}\n`);
+    process.exitCode = 1;
+  }
+}

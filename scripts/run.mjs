@@ -1,11 +1,11 @@
-// What `npm start`, `npm test` and `npm run bench` do: install what is missing, build what is stale, then go.
-// Usage: node scripts/run.mjs start|test|bench [ARGS]      Needs Node and npm only; signals and the exit status pass through.
+// What `npm start`, `npm test` and `npm run bench` do: install what is missing, build what has changed, then go.
+// Usage: node scripts/run.mjs start|test|quick|bench [ARGS]      Needs Node and npm only; signals and the exit status pass through.
 import { spawn, spawnSync } from 'node:child_process';
-import { existsSync, mkdtempSync, readFileSync, rmSync, statSync } from 'node:fs';
+import { existsSync, mkdtempSync, readFileSync, rmSync } from 'node:fs';
 import { constants, tmpdir } from 'node:os';
 import path from 'node:path';
 import { fileURLToPath } from 'node:url';
-import { build } from './build.mjs';
+import { BuildError, build } from './build.mjs';
 
 const root = path.resolve(path.dirname(fileURLToPath(import.meta.url)), '..');
 const oldestNode = [20, 19];
@@ -22,37 +22,78 @@ function checkNode() {
   }
 }
 
-/** Modification time in ms, 0 where there is no such file. */
-function mtimeMs(file) {
-  return existsSync(file) ? statSync(file).mtimeMs : 0;
-}
+const say = (line) => process.stderr.write(`${line}\n`);
 
-/** Runs npm; returns whether it succeeded. What it prints goes to stderr, so that stdout is the daemon's alone. */
+/** A registry that does not answer is given up soon: the user has been waiting for the daemon. */
+const npmOptions = [
+  ...['--include=dev', '--no-audit', '--no-fund', '--loglevel=error', '--prefer-offline'],
+  ...['--fetch-retries=1', '--fetch-retry-mintimeout=1000', '--fetch-timeout=15000'],
+];
+const NO_NETWORK =
+  /\b(ENOTFOUND|EAI_AGAIN|ECONNREFUSED|ENETUNREACH|EHOSTUNREACH|ETIMEDOUT|ENOTCACHED|EIDLETIMEOUT)\b/;
+
+/** Runs npm; returns what it complained of, or null when it succeeded. What it prints goes to stderr. */
 function npm(args) {
   const script = process.env.npm_execpath ?? '';
   const [program, ...before] = script.endsWith('npm-cli.js') ? [process.execPath, script] : ['npm'];
-  const options = ['--include=dev', '--no-audit', '--no-fund', '--loglevel=error'];
+  const { status, stderr, error } = spawnSync(program, [...before, ...args, ...npmOptions], {
+    cwd: root,
+    stdio: ['ignore', 2, 'pipe'],
+    encoding: 'utf8',
+  });
+  if (status === 0) return null;
+  return stderr || error?.message || `npm ended with status ${status}`;
+}
+
+/** Packages that a lock file asks for, by place: those for other machines may be missing. */
+function lockedVersions(file) {
+  try {
+    const { packages } = JSON.parse(readFileSync(path.join(root, file), 'utf8'));
+    return new Map(
+      Object.entries(packages)
+        .filter(([place, { optional }]) => place !== '' && optional !== true)
+        .map(([place, { version }]) => [place, version]),
+    );
+  } catch {
+    return null;
+  }
+}
+
+/** Whether node_modules holds what the lock file asks for. Times say nothing in a tree that was copied. */
+function isInstalled() {
+  const installed = lockedVersions('node_modules/.package-lock.json');
+  const wanted = lockedVersions('package-lock.json');
   return (
-    spawnSync(program, [...before, ...args, ...options], { cwd: root, stdio: ['ignore', 2, 2] }).status === 0
+    installed !== null && [...(wanted ?? [])].every(([place, version]) => installed.get(place) === version)
   );
 }
 
-/** Installs the packages when node_modules is missing or older than the lock file. */
+/** Installs the packages when some are missing. */
 function install() {
-  const installedMs = mtimeMs(path.join(root, 'node_modules/.package-lock.json'));
-  if (installedMs >= mtimeMs(path.join(root, 'package-lock.json'))) return;
-  process.stderr.write('Installing packages...\n');
+  if (isInstalled()) return;
+  say('Installing packages from the npm registry (once, about half a minute) ...');
+  let complaint = npm(['ci']);
   // `npm ci` refuses when the registry's idea of optional packages differs from the lock file's.
-  if (!npm(['ci']) && !npm(['install', '--no-save'])) fail('The packages could not be installed');
+  if (complaint !== null && !NO_NETWORK.test(complaint)) complaint = npm(['install', '--no-save']);
+  if (complaint === null) return;
+  say(complaint.trimEnd());
+  fail(
+    NO_NETWORK.test(complaint)
+      ? 'The packages could not be installed: the registry cannot be reached. Try again with a network, or copy node_modules/ from a tree that has it.'
+      : 'The packages could not be installed',
+  );
 }
 
 function prepare() {
   checkNode();
   install();
+  const startMs = Date.now();
   try {
-    build();
+    const built = build({ begin: () => say('Building (up to half a minute) ...') });
+    if (built) say(`Built in ${((Date.now() - startMs) / 1000).toFixed(1)} s`);
   } catch (error) {
-    fail(`The build failed: ${error.message}`);
+    if (!(error instanceof BuildError)) throw error;
+    fail(error.message);
   }
 }
 
@@ -95,12 +136,29 @@ function testSteps() {
   ];
 }
 
+/** What an edit is most likely to break, in a minute and a half on two cores: the rest is for `npm test`. */
+function quickSteps() {
+  const { units, without, peers, iotests } = JSON.parse(
+    readFileSync(path.join(root, 'test/quick.json'), 'utf8'),
+  );
+  return [
+    ['types', binary('tsc'), ['-p', 'tsconfig.test.json']],
+    ['lint', binary('biome'), ['check', '--error-on-warnings']],
+    [
+      'vitest',
+      binary('vitest'),
+      ['run', '--reporter=dot', ...without.map((file) => `--exclude=${file}`), ...units, ...peers],
+    ],
+    ['iotests', 'python3', [path.join(root, 'iotests/check'), ...iotests]],
+  ];
+}
+
 /** Runs every step even when one fails, so that one run tells all; prints what failed and which peers were missing. */
-function runTests() {
+function runTests(steps) {
   const scratch = mkdtempSync(path.join(tmpdir(), 'qb-test-'));
   const skipLog = path.join(scratch, 'skipped');
   const env = { ...process.env, SKIPPED_PEERS_LOG: skipLog };
-  const results = testSteps().map(([name, program, args]) => {
+  const results = steps.map(([name, program, args]) => {
     process.stdout.write(`\n== ${name}\n`);
     const startMs = Date.now();
     const { status, signal, error } = spawnSync(program, args, { cwd: root, stdio: 'inherit', env });
@@ -160,6 +218,8 @@ function runGraph(changes) {
   become(binary('vitest'), ['run', 'test/peers/graph-load.test.ts']);
 }
 
+const QUICK_ENV = { MODEL_RUNS: '1', POWER_CUT_RUNS: '1', FUZZ_SECONDS: '2', CHECK_RUNS: '5' };
+
 // ---- the commands ----------------------------------------------------------------------------------------------
 
 const benches = {
@@ -176,6 +236,8 @@ const [command, ...args] = process.argv.slice(2);
 switch (command) {
   case 'start':
     prepare();
+    // Who starts it by hand wants to see that it is there, and who comes.
+    process.env.QBLOCKD_LOG ??= 'info';
     become(
       path.join(root, 'daemon/bin/qblockd'),
       args.length > 0 ? args : ['--embedded', path.join(root, 'data')],
@@ -184,7 +246,13 @@ switch (command) {
   case 'test':
     prepare();
     if (args.length > 0) become(binary('vitest'), ['run', ...args]);
-    else runTests();
+    else runTests(testSteps());
+    break;
+  case 'quick':
+    prepare();
+    // Suites of random work do a little of it.
+    for (const [name, value] of Object.entries(QUICK_ENV)) process.env[name] ??= value;
+    runTests(quickSteps());
     break;
   case 'soak':
     prepare();
@@ -206,6 +274,6 @@ switch (command) {
     break;
   default:
     fail(
-      'Usage: node scripts/run.mjs start|test|soak|graph|bench|bench-qcow2|bench-jobs|bench-control|bench-nbd-client|bench-start|bench-tools [ARGS]',
+      'Usage: node scripts/run.mjs start|test|quick|soak|graph|bench|bench-qcow2|bench-jobs|bench-control|bench-nbd-client|bench-start|bench-tools [ARGS]',
     );
 }

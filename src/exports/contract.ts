@@ -12,6 +12,7 @@ import type { BackendIo } from '../block/contract/backend-io.ts';
 import type { PermissionPair } from '../block/contract/request.ts';
 import type { BlockNode } from '../block/graph/node.ts';
 import type { BlockLayer } from '../block/layer.ts';
+import type { ClientLog } from '../nbd/server/server.ts';
 import type { ObjectTree } from '../objects/tree.ts';
 
 export type ExportTypeName = BlockExportOptions['type'];
@@ -23,8 +24,8 @@ export type OptionsOf<T extends ExportTypeName> = Extract<BlockExportOptions, { 
 export interface ExportEnvironment {
   readonly layer: BlockLayer;
   readonly objects: ObjectTree;
-  /** Tells about clients that break the protocol. */
-  readonly log: (message: string) => void;
+  /** Takes lines of the log about clients. */
+  readonly log: ClientLog;
   /** Calls its argument once clients may be served: when the daemon has executed its command line. */
   readonly whenServing: (serve: () => void) => void;
   /** The command line is being executed: it may name descriptors which the daemon inherited. */

@@ -17,7 +17,7 @@ import { findNode } from '../block/graph/find-node.ts';
 import type { BlockNode } from '../block/graph/node.ts';
 import type { BlockLayer } from '../block/layer.ts';
 import { BlockError } from '../errors/error.ts';
-import type { NbdServer } from '../nbd/server/server.ts';
+import type { ClientLog, NbdServer } from '../nbd/server/server.ts';
 import { isIdentifier, type ObjectTree } from '../objects/tree.ts';
 import type { ExportType } from './contract.ts';
 import { type BlockExport, createExport, nodeNameOf, shutDownExport } from './export.ts';
@@ -36,13 +36,13 @@ export class ExportTable {
   readonly #iothreads = new Map<string, string>();
 
   /**
-   * `log` is told about clients that break the protocol; `whenServing` calls its argument once clients may be served:
+   * `log` takes lines of the log about clients; `whenServing` calls its argument once clients may be served:
    * when the daemon has executed its command line.
    */
   constructor(
     layer: BlockLayer,
     objects: ObjectTree,
-    log: (message: string) => void = () => undefined,
+    log: ClientLog = () => undefined,
     whenServing: (serve: () => void) => void = (serve) => serve(),
   ) {
     this.#layer = layer;

@@ -7,6 +7,7 @@ import { existsSync, readFileSync, rmSync, statSync } from 'node:fs';
 import { connect, createServer } from 'node:net';
 import path from 'node:path';
 import { afterEach, beforeEach, describe, expect, test } from 'vitest';
+import { limitMs } from '../patience.ts';
 import {
   type DaemonKind,
   daemonProgram,
@@ -47,7 +48,7 @@ function start(kind: DaemonKind, ...args: string[]): Started {
 const monitor = ['--chardev', 'socket,id=c,path=c.sock,server=on,wait=off', '--monitor', 'c'];
 
 async function client(name: string): Promise<QmpClient> {
-  await expect.poll(() => existsSync(file(name)), { timeout: 10_000 }).toBe(true);
+  await expect.poll(() => existsSync(file(name)), { timeout: limitMs(30_000) }).toBe(true);
   const connection = await QmpClient.connect(file(name));
   cleanups.push(() => connection.close());
   return connection;
@@ -56,14 +57,14 @@ async function client(name: string): Promise<QmpClient> {
 /** Waits for the pid file, which comes last. */
 async function pidFrom(name: string): Promise<number> {
   await expect
-    .poll(() => existsSync(file(name)) && readFileSync(file(name), 'utf8'), { timeout: 10_000 })
+    .poll(() => existsSync(file(name)) && readFileSync(file(name), 'utf8'), { timeout: limitMs(30_000) })
     .toMatch(/\n$/);
   return Number(readFileSync(file(name), 'utf8'));
 }
 
 async function gone(pid: number): Promise<void> {
   const isAlive = (): boolean => existsSync(`/proc/${pid}`);
-  await expect.poll(isAlive, { timeout: 10_000 }).toBe(false);
+  await expect.poll(isAlive, { timeout: limitMs(30_000) }).toBe(false);
 }
 
 describe.each(kinds)('%s', (kind) => {
@@ -96,7 +97,7 @@ describe.each(kinds)('%s', (kind) => {
     child.stdout.on('data', (text) => {
       output += String(text);
     });
-    await expect.poll(() => output.split('\r\n').length, { timeout: 10_000 }).toBe(4);
+    await expect.poll(() => output.split('\r\n').length, { timeout: limitMs(30_000) }).toBe(4);
     await new Promise((resolve) => setTimeout(resolve, 200));
     expect(child.exitCode).toBeNull();
     child.kill('SIGTERM');
@@ -122,7 +123,7 @@ describe.each(kinds)('%s', (kind) => {
     });
     // Like a shell's $(...): ends when nobody holds the pipes any more.
     const output = await new Promise<{ stdout: string; stderr: string }>((resolve, reject) =>
-      execFile(daemonProgram(kind), args, { cwd: dir, timeout: 15_000 }, (error, stdout, stderr) =>
+      execFile(daemonProgram(kind), args, { cwd: dir, timeout: limitMs(30_000) }, (error, stdout, stderr) =>
         error === null ? resolve({ stdout, stderr }) : reject(error),
       ),
     );
@@ -157,7 +158,7 @@ describe.each(kinds)('%s', (kind) => {
   test('with wait=on it waits for a client', async () => {
     const option = 'socket,id=c,path=c.sock,server=on';
     const daemon = start(kind, '--chardev', option, '--monitor', 'c', '--pidfile', 'pid');
-    await expect.poll(() => existsSync(file('c.sock')), { timeout: 10_000 }).toBe(true);
+    await expect.poll(() => existsSync(file('c.sock')), { timeout: limitMs(30_000) }).toBe(true);
     await new Promise((resolve) => setTimeout(resolve, 200));
     expect(existsSync(file('pid'))).toBe(false);
     const qmp = await client('c.sock');
@@ -173,7 +174,7 @@ describe.each(kinds)('%s', (kind) => {
 describe('qblockd', () => {
   test('waiting for a client does not keep it from ending', async () => {
     const daemon = start('qblockd', '--chardev', 'socket,id=c,path=c.sock,server=on', '--monitor', 'c');
-    await expect.poll(() => existsSync(file('c.sock')), { timeout: 10_000 }).toBe(true);
+    await expect.poll(() => existsSync(file('c.sock')), { timeout: limitMs(30_000) }).toBe(true);
     daemon.kill('SIGTERM');
     expect((await daemon.exited).status).toBe(0);
     expect(existsSync(file('c.sock'))).toBe(false);
@@ -186,7 +187,7 @@ describe('qblockd', () => {
       ...['--export', `nbd,id=e${index},node-name=n${index}`],
     ]).flat();
     start('qblockd', '--nbd-server', 'addr.type=unix,addr.path=n.sock', ...exports);
-    await expect.poll(() => existsSync(file('n.sock')), { timeout: 10_000, interval: 1 }).toBe(true);
+    await expect.poll(() => existsSync(file('n.sock')), { timeout: limitMs(30_000), interval: 1 }).toBe(true);
     const { stdout } = spawnSync('nbdinfo', ['--size', `nbd+unix:///n9?socket=${file('n.sock')}`]);
     expect(stdout.toString()).toBe('1073741824\n');
   });

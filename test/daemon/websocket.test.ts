@@ -3,6 +3,7 @@
 import { spawn } from 'node:child_process';
 import { rmSync } from 'node:fs';
 import type { IncomingMessage } from 'node:http';
+import { get } from 'node:http';
 import path from 'node:path';
 import { afterAll, beforeAll, describe, expect, test } from 'vitest';
 import WebSocket from 'ws';
@@ -117,6 +118,27 @@ describe('a listener', () => {
     expect(await refused(url, { origin: 'http://evil.example' })).toContain('403');
     const plain = await fetch(url.replace('ws:', 'http:'));
     expect(plain.status).toBe(426);
+    expect(await plain.text()).toContain('WebSocket only');
+  });
+
+  test('who is turned away is told why', async () => {
+    const { port, pathname } = new URL(url);
+    const reply = (headers: object): Promise<string> =>
+      new Promise((resolve, reject) => {
+        const request = get({
+          ...{ host: '127.0.0.1', port, path: pathname },
+          headers: { Connection: 'Upgrade', Upgrade: 'websocket', ...headers },
+        });
+        request.on('error', reject).on('response', (response) => {
+          let text = `${response.statusCode} ${response.statusMessage}: `;
+          response.setEncoding('utf8').on('data', (data: string) => {
+            text += data;
+          });
+          response.on('end', () => resolve(text));
+        });
+      });
+    expect(await reply({})).toMatch(/^401 Unauthorized: The token is missing or wrong/);
+    expect(await reply({ Origin: 'http://evil.example' })).toMatch(/^403 Forbidden: .*Origin/);
   });
 
   test('addresses of other hosts are not listened on unasked', async () => {

@@ -3,6 +3,7 @@
 import { spawnSync } from 'node:child_process';
 import { existsSync, readFileSync, rmSync, writeFileSync } from 'node:fs';
 import path from 'node:path';
+import { limitMs } from '../patience.ts';
 
 export const PASSPHRASE = 'hunter2';
 export const SECRETS = { s: PASSPHRASE, n: 'new passphrase', w: 'wrong' } as const;
@@ -24,7 +25,7 @@ export function qemu(program: string, args: readonly string[], file: string): Ou
     const [command = '', ...rest] = args;
     const { status, stdout, stderr } = spawnSync(program, [command, ...secretArgs, ...rest], {
       encoding: 'utf8',
-      timeout: 60_000,
+      timeout: limitMs(60_000),
     });
     if (stderr.includes('Unable to get accurate CPU usage') && attempt < 100) continue;
     const [line = ''] = stderr.split('\n');

@@ -6,6 +6,7 @@
 import { existsSync, readdirSync, rmSync } from 'node:fs';
 import path from 'node:path';
 import { expect, test } from 'vitest';
+import { waitUntil } from '../patience.ts';
 import { type RunningDaemon, startDaemon } from '../peers/daemons.ts';
 import type { QmpClient } from '../peers/qmp-client.ts';
 import { growth, heapCensus } from './heap-census.ts';
@@ -34,7 +35,7 @@ async function runJob(
   };
   send(command, { 'job-id': 'j', ...args });
   for (let isGone = false; !isGone || repliesLeft > 0; ) {
-    const message = await qmp.next(30_000);
+    const message = await qmp.next();
     if (message === null) throw new Error(`${command}: no answer`);
     if (message.error !== undefined) throw new Error(`${command}: ${JSON.stringify(message.error)}`);
     if (message.event === undefined) repliesLeft--;
@@ -90,7 +91,7 @@ async function prepare(qmp: QmpClient): Promise<void> {
 
 async function census(daemon: RunningDaemon, snapshot: string): Promise<Map<string, number>> {
   daemon.process.kill('SIGUSR2');
-  while (!existsSync(snapshot)) await new Promise((resolve) => setTimeout(resolve, 50));
+  await waitUntil('the heap snapshot', () => existsSync(snapshot), 60_000);
   const objects = heapCensus(snapshot);
   rmSync(snapshot);
   return objects;
@@ -98,7 +99,7 @@ async function census(daemon: RunningDaemon, snapshot: string): Promise<Map<stri
 
 const openFiles = (daemon: RunningDaemon): number => readdirSync(`/proc/${daemon.process.pid}/fd`).length;
 
-test(`${JOBS} jobs leave nothing behind`, { timeout: 300_000 }, async () => {
+test(`${JOBS} jobs leave nothing behind`, async () => {
   const probe = path.join(import.meta.dirname, 'heap-probe.mjs');
   const daemon = await startDaemon('qblockd', {
     env: { NODE_OPTIONS: `--import ${probe}`, HEAP_SNAPSHOT: 'heap.json' },

@@ -126,7 +126,7 @@ const SETTINGS: readonly Setting[] = [
 
 describe('what is read is what was written', () => {
   for (const { name, script, kind = 'auto', unitBytes = 512, options = {}, mayFail = false } of SETTINGS) {
-    test(name, { timeout: 60_000 }, async () => {
+    test(name, async () => {
       const random = createRandom(SEED);
       const dir = makeScratchDir();
       const socketPath = path.join(dir, 's');
@@ -151,7 +151,7 @@ describe('what is read is what was written', () => {
 
 describe('damaged replies', () => {
   for (let round = 0; round < 4; round++) {
-    test(`seed ${SEED + round}: requests end, and nothing is left behind`, { timeout: 60_000 }, async () => {
+    test(`seed ${SEED + round}: requests end, and nothing is left behind`, async () => {
       const random = createRandom(SEED + round);
       const dir = makeScratchDir();
       const socketPath = path.join(dir, 's');

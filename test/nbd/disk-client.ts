@@ -84,7 +84,7 @@ export class DiskClient {
   async #receive(): Promise<void> {
     try {
       for (;;) {
-        const magic = await this.#raw.receive(4, 20_000);
+        const magic = await this.#raw.receive(4);
         if (magic.readUInt32BE(0) === SIMPLE_REPLY_MAGIC) await this.#simple(magic);
         else await this.#chunk(magic);
       }
@@ -108,11 +108,11 @@ export class DiskClient {
   }
 
   async #simple(magic: Buffer): Promise<void> {
-    const rest = await this.#raw.receive(Layouts.simpleReply.bytes - 4, 20_000);
+    const rest = await this.#raw.receive(Layouts.simpleReply.bytes - 4);
     const { cookie, error } = Layouts.simpleReply.read(Buffer.concat([magic, rest]));
     const { data } = this.#find(cookie);
     if (data !== null && this.#style !== 'simple') throw new Error('simple reply to a read');
-    if (error === 0 && data !== null) (await this.#raw.receive(data.length, 20_000)).copy(data);
+    if (error === 0 && data !== null) (await this.#raw.receive(data.length)).copy(data);
     this.#finish(cookie, error);
   }
 
@@ -120,8 +120,8 @@ export class DiskClient {
     const extended = magic.readUInt32BE(0) === EXTENDED_REPLY_MAGIC;
     if (extended !== (this.#style === 'extended')) throw new Error('wrong style of reply');
     const layout = extended ? Layouts.extendedReply : Layouts.structuredReply;
-    const head = layout.read(Buffer.concat([magic, await this.#raw.receive(layout.bytes - 4, 20_000)]));
-    const payload = await this.#raw.receive(Number(head.length), 20_000);
+    const head = layout.read(Buffer.concat([magic, await this.#raw.receive(layout.bytes - 4)]));
+    const payload = await this.#raw.receive(Number(head.length));
     const { data, offset } = this.#find(head.cookie);
     let error = 0;
     if (head.type === Chunk.OFFSET_DATA) {

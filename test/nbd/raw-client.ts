@@ -25,8 +25,12 @@ import {
   SIMPLE_REPLY_MAGIC,
   STRUCTURED_REPLY_MAGIC,
 } from '../../src/nbd/protocol/messages.ts';
+import { limitMs } from '../patience.ts';
 
 /** Something other than the bytes waited for. */
+/** No byte for so long, on an idle machine: the server has nothing to say. */
+const SILENCE_MS = 3000;
+
 export class NoBytes extends Error {}
 
 export function u32(...values: number[]): Buffer {
@@ -110,11 +114,18 @@ export class RawClient {
     return this;
   }
 
-  /** Exactly `bytes` bytes; throws NoBytes at end of stream or after `timeoutMs`. */
-  async receive(bytes: number, timeoutMs = 1500): Promise<Buffer> {
-    const deadline = Date.now() + timeoutMs;
+  /**
+   * Exactly `bytes` bytes; throws NoBytes at end of stream, or when nothing comes for a while: for `silenceMs`, where
+   * a test shows that nothing does.
+   */
+  async receive(bytes: number, silenceMs?: number): Promise<Buffer> {
+    const timeoutMs = silenceMs ?? limitMs(SILENCE_MS);
+    let deadline = Date.now() + timeoutMs;
+    let had = this.have;
     while (this.have < bytes) {
       if (this.ended !== null) throw new NoBytes(this.have > 0 ? `EOF after ${this.have} bytes` : 'EOF');
+      if (this.have !== had) deadline = Date.now() + timeoutMs;
+      had = this.have;
       const left = deadline - Date.now();
       if (left <= 0) throw new NoBytes(this.have > 0 ? `silence after ${this.have} bytes` : 'silence');
       await new Promise<void>((resolve) => {
@@ -132,10 +143,10 @@ export class RawClient {
     return all.subarray(0, bytes);
   }
 
-  /** Whether the server has closed the connection, waiting up to `timeoutMs`. */
-  async end(timeoutMs = 1500): Promise<string> {
+  /** Whether the server has closed the connection, waiting as `receive` does. */
+  async end(silenceMs?: number): Promise<string> {
     try {
-      const byte = await this.receive(1, timeoutMs);
+      const byte = await this.receive(1, silenceMs);
       return `byte ${byte[0]}`;
     } catch (error) {
       return (error as Error).message;

@@ -65,7 +65,9 @@ export async function serve(
     maxConnections: 100,
     handshakeMaxSeconds: 10,
     allowInheritedFd: false,
-    log: (message) => log.push(message),
+    log: (message) => {
+      if (!message.startsWith('client ')) log.push(message);
+    },
     ...settings,
   });
   for (const exp of exports) server.addExport(exp);

@@ -5,6 +5,7 @@ import { copyFileSync, mkdtempSync, rmSync, truncateSync, writeFileSync } from '
 import { tmpdir } from 'node:os';
 import path from 'node:path';
 import { afterAll, beforeAll, describe, expect, test } from 'vitest';
+import { limitMs } from '../patience.ts';
 import { requirePeer } from './requires.ts';
 
 const qblockIo = path.resolve(import.meta.dirname, '../../daemon/bin/qblock-io');
@@ -34,7 +35,7 @@ function run(tool: string, args: readonly string[], input = ''): string {
     encoding: 'utf8',
     input,
     cwd: folder,
-    timeout: 60_000,
+    timeout: limitMs(60_000),
   });
   return `${normalised(stdout)}--\n${normalised(stderr)}status ${status}\n`;
 }
@@ -261,7 +262,7 @@ describe('blkdebug', () => {
       const theirs = run('qemu-io', args);
       expect(`${name}\n${run(qblockIo, args)}`).toBe(`${name}\n${theirs}`);
     }
-  }, 400_000);
+  });
 
   test('files of rules', (context) => {
     requirePeer(context, 'qemu-io');
@@ -272,12 +273,12 @@ describe('blkdebug', () => {
       'close',
     ]);
     both([], `${commands.join('\n')}\n`);
-  }, 400_000);
+  });
 
   test('names', (context) => {
     requirePeer(context, 'qemu-io');
     for (const name of names) both(['-r', '-c', 'info', '-c', READ, name], '');
-  }, 400_000);
+  });
 
   test('events of qcow2', (context) => {
     requirePeer(context, 'qemu-io', 'qemu-img');
@@ -290,5 +291,5 @@ describe('blkdebug', () => {
       }
     }
     expect(stops(qblockIo, 'data.qcow2', 'aio_read 0 512', 'write_aio', 'sleep 100')).toBe(false);
-  }, 400_000);
+  });
 });

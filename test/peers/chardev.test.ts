@@ -6,6 +6,7 @@ import { connect, createServer, type Socket } from 'node:net';
 import path from 'node:path';
 import { connect as connectTls } from 'node:tls';
 import { afterEach, describe, expect, test } from 'vitest';
+import { limitMs } from '../patience.ts';
 import { makeCertificates } from './certificates.ts';
 import { type Command, compareCommands } from './compare.ts';
 import { type DaemonKind, type RunningDaemon, startDaemon } from './daemons.ts';
@@ -303,7 +304,7 @@ describe.each(kinds)('sockets of %s', (kind) => {
     const fifo = path.join(daemon.dir, 'fifo');
     const reader = new Promise<string>((resolve, reject) => {
       const script = `(echo '{"execute": "qmp_capabilities"}' > ${fifo}.in) & head -n 19 ${fifo}.out`;
-      execFile('sh', ['-c', script], { timeout: 10_000 }, (error, stdout) =>
+      execFile('sh', ['-c', script], { timeout: limitMs(60_000) }, (error, stdout) =>
         error ? reject(error) : resolve(stdout),
       );
     });

@@ -7,6 +7,7 @@ import { execFile } from 'node:child_process';
 import { mkdirSync, rmSync } from 'node:fs';
 import path from 'node:path';
 import { afterAll, beforeAll, describe, expect, test } from 'vitest';
+import { limitMs } from '../patience.ts';
 import { type DaemonKind, daemonProgram, makeScratchDir } from './daemons.ts';
 import { requirePeer } from './requires.ts';
 
@@ -31,7 +32,7 @@ function run(kind: DaemonKind, args: readonly string[]): Promise<Outcome> {
     const child = execFile(
       daemonProgram(kind),
       args,
-      { cwd, timeout: 10_000, killSignal: 'SIGKILL' },
+      { cwd, timeout: limitMs(60_000), killSignal: 'SIGKILL' },
       (error, stdout, stderr) => {
         const status = error === null ? 0 : (error.code ?? String(error.signal));
         resolve({ status, stdout, stderr: stderr.replaceAll('qemu-storage-daemon', 'qblockd') });

@@ -34,6 +34,7 @@ async function replies(daemon: RunningDaemon, commands: readonly Command[]): Pro
     let message: QmpMessage | null;
     do message = await client.next();
     while (message !== null && 'event' in message);
+    if (message === null) throw new Error(`the ${daemon.kind} has gone at ${name}`);
     const plain = JSON.parse(JSON.stringify(message).replaceAll(daemon.dir, '$DIR')) as QmpMessage;
     const reply = 'return' in plain ? { return: sortLists(plain.return) } : plain;
     records.push({ command: `${name} ${JSON.stringify(args ?? {})}`, reply });

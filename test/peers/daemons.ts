@@ -8,6 +8,7 @@ import { type ChildProcess, spawn } from 'node:child_process';
 import { existsSync, mkdtempSync, rmSync } from 'node:fs';
 import { tmpdir } from 'node:os';
 import path from 'node:path';
+import { limitMs, waitUntil } from '../patience.ts';
 import { QmpClient } from './qmp-client.ts';
 
 export const repositoryRoot = path.resolve(import.meta.dirname, '../..');
@@ -37,7 +38,7 @@ export interface RunningDaemon {
   connect(): Promise<QmpClient>;
   /** Resolves when the process has gone. */
   readonly exited: Promise<ExitReport>;
-  /** SIGTERM, then SIGKILL after five seconds; removes the scratch folder. */
+  /** SIGTERM, then SIGKILL if that does not end it; removes the scratch folder. */
   stop(): Promise<ExitReport>;
 }
 
@@ -84,12 +85,8 @@ async function waitForFile(file: string, exited: Promise<ExitReport>): Promise<v
       ended = error.message;
     },
   );
-  for (let waitedMs = 0; waitedMs < 20_000; waitedMs += 10) {
-    if (existsSync(file)) return;
-    if (ended !== null) throw new Error(`the daemon ended at start: ${ended}`);
-    await new Promise((resolve) => setTimeout(resolve, 10));
-  }
-  throw new Error(`the daemon has not made ${file}`);
+  await waitUntil(`the daemon to make ${file}`, () => existsSync(file) || ended !== null);
+  if (ended !== null) throw new Error(`the daemon ended at start: ${ended}`);
 }
 
 /** Starts a daemon with a QMP monitor on a UNIX socket and waits until it listens. */
@@ -134,7 +131,7 @@ export async function startDaemon(kind: DaemonKind, options: StartOptions = {}):
     connect: () => QmpClient.connect(socketPath),
     stop: async () => {
       child.kill('SIGTERM');
-      const killer = setTimeout(() => child.kill('SIGKILL'), 5_000);
+      const killer = setTimeout(() => child.kill('SIGKILL'), limitMs(10_000));
       const report = await exited;
       clearTimeout(killer);
       removeDir();

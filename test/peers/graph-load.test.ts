@@ -9,6 +9,7 @@ import { execFileSync, spawn } from 'node:child_process';
 import { readFileSync, rmSync } from 'node:fs';
 import path from 'node:path';
 import { expect, test } from 'vitest';
+import { limitMs } from '../patience.ts';
 import { makeScratchDir, reportOf, startDaemon } from './daemons.ts';
 import { CheckedLoad, DISK_BYTES, DISKS, GraphChanger, MODEL_BLOCKS } from './graph-load.ts';
 import { requirePeer } from './requires.ts';
@@ -16,7 +17,7 @@ import { requirePeer } from './requires.ts';
 const CHANGES = Number(process.env.GRAPH_CHANGES ?? 120);
 const SEED = Number(process.env.GRAPH_SEED ?? 1);
 /** A full run takes a while; the one of `npm test` some seconds. */
-const TIMEOUT_MS = 120_000 + CHANGES * 500;
+const TIMEOUT_MS = limitMs(900_000 + CHANGES * 500);
 
 /** fio on all exports, reading back what it wrote; ends when it is told to. */
 function startFio(socket: string) {

@@ -109,7 +109,7 @@ export function compareTools(cases: Readonly<Record<string, ToolCase>>): void {
   afterAll(() => rmSync(root, { recursive: true, force: true }));
 
   for (const [index, [name, toolCase]] of Object.entries(cases).entries()) {
-    test.concurrent(name, { timeout: 180_000 }, async (context) => {
+    test.concurrent(name, async (context) => {
       requirePeer(context, 'qemu-img', 'qemu-io');
       await expectEqual(toolCase, fixtureDir(), path.join(root, `run${index}`));
     });

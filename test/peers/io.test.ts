@@ -6,6 +6,7 @@ import { tmpdir } from 'node:os';
 import path from 'node:path';
 import fc from 'fast-check';
 import { afterAll, beforeAll, describe, expect, test } from 'vitest';
+import { limitMs } from '../patience.ts';
 import { requirePeer } from './requires.ts';
 
 const root = path.resolve(import.meta.dirname, '../..');
@@ -44,7 +45,7 @@ function normalised(text: string, file: string): string {
 }
 
 function run(tool: string, file: string, args: readonly string[], input?: string): Outcome {
-  const options = { encoding: 'utf8', input: input ?? '', cwd: folder, timeout: 30_000 } as const;
+  const options = { encoding: 'utf8', input: input ?? '', cwd: folder, timeout: limitMs(60_000) } as const;
   const { status, stdout, stderr } = spawnSync(tool, [...args], options);
   return { status, stdout: normalised(stdout, file), stderr: normalised(stderr, file) };
 }

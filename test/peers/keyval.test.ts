@@ -8,6 +8,7 @@
 import { spawnSync } from 'node:child_process';
 import { expect, test } from 'vitest';
 import { type CommandLineTypes, HELP_REQUESTED, parseOption } from '../../src/qmp/validate.ts';
+import { limitMs } from '../patience.ts';
 import { requirePeer } from './requires.ts';
 
 type Option = readonly [type: keyof CommandLineTypes, flag: string, impliedKey: string | null];
@@ -268,7 +269,7 @@ const LATER =
 
 /** The error text of the original for an option; null when the option itself was fine. */
 function originalError(flag: string, text: string): string | null {
-  const run = spawnSync('qemu-storage-daemon', [flag, text], { encoding: 'utf8', timeout: 20_000 });
+  const run = spawnSync('qemu-storage-daemon', [flag, text], { encoding: 'utf8', timeout: limitMs(60_000) });
   const prefix = `qemu-storage-daemon: ${flag} ${text}: `;
   if (run.status !== 1 || !run.stderr.startsWith(prefix)) throw new Error(`${flag} ${text}: ${run.stderr}`);
   const message = run.stderr.slice(prefix.length).trimEnd();
@@ -296,7 +297,7 @@ test('options are refused with the original text', (context) => {
     }
   }
   expect(different).toEqual([]);
-}, 120_000);
+});
 
 test.each(['help', '?', 'null-co,help', 'null-co,?', 'null-co,help,node-name=a'])(
   '%s asks for help',

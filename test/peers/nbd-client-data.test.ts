@@ -140,47 +140,45 @@ async function load({
 }
 
 describe('random loads', () => {
-  test('qemu-nbd', { timeout: 60_000 }, async (context) => {
+  test('qemu-nbd', async (context) => {
     requirePeer(context, 'qemu-nbd');
     await startQemuNbd();
     expect(await load()).toBe(0);
   });
 
-  test('nbdkit', { timeout: 60_000 }, async (context) => {
+  test('nbdkit', async (context) => {
     requirePeer(context, 'nbdkit');
     await startNbdkit([], []);
     expect(await load()).toBe(0);
   });
 
-  test('nbdkit, every reply late', { timeout: 60_000 }, async (context) => {
+  test('nbdkit, every reply late', async (context) => {
     requirePeer(context, 'nbdkit');
     await startNbdkit(['delay'], ['rdelay=3ms', 'wdelay=3ms', 'delay-zero=2ms', 'delay-extents=2ms']);
     expect(await load({ requests: 30 })).toBe(0);
   });
 
-  test('nbdkit, some requests fail', { timeout: 60_000 }, async (context) => {
+  test('nbdkit, some requests fail', async (context) => {
     requirePeer(context, 'nbdkit');
     await startNbdkit(['error'], ['error=ENOSPC', 'error-rate=5%']);
     expect(await load({ mayFail: true })).toBeGreaterThan(0);
   });
 
-  test('nbdkit without zero writes, extents, structured replies', {
-    timeout: 60_000,
-  }, async (context) => {
+  test('nbdkit without zero writes, extents, structured replies', async (context) => {
     requirePeer(context, 'nbdkit');
     const args = ['--foreground', '--no-sr', '--unix', socketPath, '--filter=nozero', '--filter=noextents'];
     await start('nbdkit', [...args, 'file', disk, 'zeromode=none']);
     expect(await load()).toBe(0);
   });
 
-  test('nbdkit with block sizes', { timeout: 60_000 }, async (context) => {
+  test('nbdkit with block sizes', async (context) => {
     requirePeer(context, 'nbdkit');
     const sizes = ['blocksize-minimum=4096', 'blocksize-preferred=64K', 'blocksize-maximum=64K'];
     await startNbdkit(['blocksize-policy'], [...sizes, 'blocksize-error-policy=error']);
     expect(await load()).toBe(0);
   });
 
-  test('this daemon, with extended headers', { timeout: 60_000 }, async () => {
+  test('this daemon, with extended headers', async () => {
     await startSelf();
     expect(await load()).toBe(0);
   });
@@ -194,7 +192,7 @@ describe('the server is killed and started again under load', () => {
     ['this daemon', startSelf, null],
   ];
   for (const [name, startServer, peer, options = {}] of cases) {
-    test(name, { timeout: 120_000 }, async (context) => {
+    test(name, async (context) => {
       if (peer !== null) requirePeer(context, peer);
       let server = await startServer();
       let kills = 0;
@@ -221,7 +219,7 @@ describe('the image tools', () => {
       stdio: ['ignore', 'pipe', 'pipe'],
     });
 
-  test('convert from and to NBD names', { timeout: 60_000 }, async (context) => {
+  test('convert from and to NBD names', async (context) => {
     requirePeer(context, 'qemu-nbd', 'qemu-img');
     const content = Buffer.alloc(4 * MiB);
     for (let i = 0; i < content.length; i += 4096) content.writeUInt32LE((i % 3) * i, i);

@@ -41,7 +41,7 @@ async function answers(kind: DaemonKind, dir: string): Promise<Record<string, st
   }
 }
 
-test('servers that go wrong in the handshake', { timeout: 120_000 }, async (context) => {
+test('servers that go wrong in the handshake', async (context) => {
   requirePeer(context, 'qemu-storage-daemon');
   const dir = makeScratchDir();
   const servers = await Promise.all(

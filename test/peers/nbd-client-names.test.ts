@@ -4,6 +4,7 @@ import { execFile, spawn } from 'node:child_process';
 import { existsSync, readFileSync, rmSync, truncateSync, writeFileSync } from 'node:fs';
 import path from 'node:path';
 import { afterAll, beforeAll, expect, test } from 'vitest';
+import { limitMs, waitUntil } from '../patience.ts';
 import { makeScratchDir, repositoryRoot } from './daemons.ts';
 import { hasPeer, requirePeer } from './requires.ts';
 
@@ -26,7 +27,7 @@ async function serve(name: string, args: readonly string[]): Promise<void> {
     ...args,
     path.join(dir, `${name}.raw`),
   ]);
-  for (let i = 0; i < 400 && !existsSync(pid); i++) await new Promise((resolve) => setTimeout(resolve, 25));
+  await waitUntil('nbdkit or qemu-nbd to be there', () => existsSync(pid));
 }
 
 beforeAll(async () => {
@@ -111,7 +112,7 @@ const COMMANDS: readonly string[] = [
 
 function run(program: string, args: readonly string[]): Promise<string> {
   return new Promise((resolve) => {
-    execFile(program, args, { timeout: 20_000 }, (error, stdout, stderr) => {
+    execFile(program, args, { timeout: limitMs(60_000) }, (error, stdout, stderr) => {
       const text = `${stdout}${stderr}`.replaceAll('qblock-img', 'qemu-img').replaceAll(dir, '$DIR');
       resolve(`status ${error === null ? 0 : error.code}\n${text}`);
     });
@@ -128,7 +129,7 @@ function filled(text: string): string {
 
 const TOOLS = ['qemu-img', path.join(repositoryRoot, 'daemon/bin/qblock-img')] as const;
 
-test('names', { timeout: 240_000 }, async (context) => {
+test('names', async (context) => {
   requirePeer(context, 'qemu-nbd', 'qemu-img');
   for (const name of NAMES) {
     const [theirs, ours] = await Promise.all(TOOLS.map((tool) => run(tool, ['info', filled(name)])));
@@ -136,7 +137,7 @@ test('names', { timeout: 240_000 }, async (context) => {
   }
 });
 
-test('commands', { timeout: 240_000 }, async (context) => {
+test('commands', async (context) => {
   requirePeer(context, 'qemu-nbd', 'qemu-img');
   const records: string[][] = [];
   for (const tool of TOOLS) {

@@ -8,6 +8,7 @@ import { existsSync, mkdirSync, readFileSync, writeFileSync } from 'node:fs';
 import { createServer } from 'node:net';
 import path from 'node:path';
 import { afterAll, beforeAll, expect, test } from 'vitest';
+import { waitUntil } from '../patience.ts';
 import { type DaemonKind, makeScratchDir, startDaemon } from './daemons.ts';
 import { hasPeer, type PeerName, requirePeer } from './requires.ts';
 import { makeCredentials } from './tls-credentials.ts';
@@ -57,8 +58,7 @@ beforeAll(async () => {
       ...tls,
       disk,
     ]);
-    for (let i = 0; i < 200 && !existsSync(pidFile); i++)
-      await new Promise((resolve) => setTimeout(resolve, 25));
+    await waitUntil(`qemu-nbd for ${name}`, () => existsSync(pidFile));
     ports.set(name, port);
   }
 });
@@ -166,7 +166,7 @@ async function answers(kind: DaemonKind): Promise<string[]> {
   }
 }
 
-test('credentials that fit and credentials that do not', { timeout: 120_000 }, async (context) => {
+test('credentials that fit and credentials that do not', async (context) => {
   requirePeer(context, ...NEEDS);
   const theirs = await answers('qemu-storage-daemon');
   const ours = await answers('qblockd');

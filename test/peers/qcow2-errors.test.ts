@@ -67,7 +67,7 @@ async function answers(cases: readonly Damage[]): Promise<Answer[][]> {
 }
 
 function compareAll(title: string, cases: readonly Damage[]): void {
-  test(title, { timeout: 120_000 }, async (context) => {
+  test(title, async (context) => {
     requirePeer(context, 'qemu-storage-daemon', 'qemu-img', 'qemu-io');
     const all = await answers(cases);
     const side = (which: keyof Answer): object =>

@@ -5,6 +5,7 @@
  */
 
 import { connect, type Socket } from 'node:net';
+import { limitMs } from '../patience.ts';
 
 /** A parsed QMP message: greeting, reply or event. */
 export type QmpMessage = Readonly<Record<string, unknown>>;
@@ -48,12 +49,18 @@ export class QmpClient {
     this.#socket.write(text);
   }
 
-  /** The next message in order of arrival; null when the peer has closed or `timeoutMs` has passed. */
-  async next(timeoutMs = 10_000): Promise<QmpMessage | null> {
+  /**
+   * The next message in order of arrival; null when the peer has closed. Throws when nothing comes; with `silenceMs`,
+   * for tests in which nothing should come, that is null too.
+   */
+  async next(silenceMs?: number): Promise<QmpMessage | null> {
+    const timeoutMs = silenceMs ?? limitMs(30_000);
     const deadline = Date.now() + timeoutMs;
     while (this.#messages.length === 0) {
       const leftMs = deadline - Date.now();
-      if (this.#closed || leftMs <= 0) return null;
+      if (this.#closed) return null;
+      if (leftMs <= 0 && silenceMs !== undefined) return null;
+      if (leftMs <= 0) throw new Error(`no QMP message in ${timeoutMs / 1000} s`);
       await new Promise<void>((resolve) => {
         const timer = setTimeout(resolve, leftMs);
         this.#wake = () => {
@@ -78,8 +85,8 @@ export class QmpClient {
   async execute(name: string, args?: object): Promise<unknown> {
     this.send(`${JSON.stringify({ execute: name, ...(args && { arguments: args }) })}\n`);
     for (;;) {
-      const message = await this.next(30_000);
-      if (message === null) throw new Error(`no reply to ${name}`);
+      const message = await this.next();
+      if (message === null) throw new Error(`closed before the reply to ${name}`);
       if ('return' in message) return message.return;
       if ('error' in message) throw new Error((message.error as { desc: string }).desc);
     }

@@ -8,6 +8,7 @@ import { connect, type Socket } from 'node:net';
 import path from 'node:path';
 import fc from 'fast-check';
 import { afterAll, beforeAll, expect, test } from 'vitest';
+import { limitMs } from '../patience.ts';
 import { type QmpTestServer, startQmpServer, testDispatcher } from '../qmp/qmp-server.ts';
 import { makeScratchDir, type RunningDaemon, repositoryRoot, startDaemon } from './daemons.ts';
 import { FRAGMENTS, STREAMS } from './qmp-streams.ts';
@@ -57,7 +58,7 @@ async function exchange(socketPath: string, pieces: readonly Buffer[], first = N
     return await new Promise<string>((resolve, reject) => {
       const timer = setTimeout(
         () => reject(new Error(`no last reply after ${JSON.stringify(answer)}`)),
-        20_000,
+        limitMs(30_000),
       );
       socket.on('error', reject);
       socket.on('data', (text: string) => {
@@ -96,7 +97,7 @@ test('every stream of the table gets the same answer', async (context) => {
       different.push(`${stream.toString('latin1')}\n-- theirs\n${theirs}\n-- ours\n${answer}`);
   }
   expect(different).toEqual([]);
-}, 120_000);
+});
 
 test('the daemon as a whole answers every stream the same', async (context) => {
   requirePeer(context, 'qemu-storage-daemon');
@@ -113,7 +114,7 @@ test('the daemon as a whole answers every stream the same', async (context) => {
   } finally {
     await daemon.stop();
   }
-}, 120_000);
+});
 
 test('pretty output', async (context) => {
   requirePeer(context, 'qemu-storage-daemon');
@@ -130,7 +131,7 @@ test('random streams in random pieces get the same answer', async (context) => {
     fc.asyncProperty(fragments, async (pieces) => compare(pieces)),
     { numRuns: 300 },
   );
-}, 120_000);
+});
 
 test('commands before, during and after negotiation', async (context) => {
   requirePeer(context, 'qemu-storage-daemon');

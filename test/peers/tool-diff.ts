@@ -6,6 +6,7 @@
 import { execFile } from 'node:child_process';
 import { cpSync, existsSync, mkdirSync, rmSync } from 'node:fs';
 import path from 'node:path';
+import { limitMs } from '../patience.ts';
 import { repositoryRoot } from './daemons.ts';
 
 /** How one command ended. */
@@ -51,7 +52,12 @@ export function runTool(program: string, args: readonly string[], cwd: string): 
     const child = execFile(
       program,
       args,
-      { cwd, timeout: TIMEOUT_MS, killSignal: 'SIGKILL', env: { ...process.env, TZ: 'UTC', LC_ALL: 'C' } },
+      {
+        cwd,
+        timeout: limitMs(TIMEOUT_MS),
+        killSignal: 'SIGKILL',
+        env: { ...process.env, TZ: 'UTC', LC_ALL: 'C' },
+      },
       (error, stdout, stderr) => {
         const status = error === null ? 0 : (error.code ?? String(error.signal));
         resolve({ command: args.join(' '), status, stdout, stderr });

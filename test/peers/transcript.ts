@@ -160,9 +160,10 @@ class Recorder {
   /** Records messages until `done` says so, or the connection's end. Throws when nothing comes: both silent is no agreement. */
   async until(done: (message: QmpMessage) => boolean, unordered = false): Promise<void> {
     for (;;) {
-      const message = await this.#client.next();
+      const message = await this.#client.next().catch(() => {
+        throw new Error(`silence after\n${this.lines.slice(-8).join('\n')}`);
+      });
       if (message === null) {
-        if (!this.#client.closed) throw new Error(`silence after\n${this.lines.slice(-8).join('\n')}`);
         this.lines.push('<- (closed)');
         return;
       }

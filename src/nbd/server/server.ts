@@ -17,6 +17,13 @@ import { type NegotiatedClient, NegotiationError, type NegotiationHost, negotiat
 import type { TlsSettings } from './tls.ts';
 import { Transmission } from './transmission.ts';
 
+/** Takes a line of the log about a client. What was refused is a warning; who comes and goes is information. */
+export type ClientLog = (
+  message: string,
+  details?: Readonly<Record<string, string | number>>,
+  level?: 'info' | 'warn',
+) => void;
+
 export interface NbdServerSettings {
   readonly address: SocketAddress;
   readonly tls: TlsSettings | null;
@@ -28,11 +35,10 @@ export interface NbdServerSettings {
   readonly allowInheritedFd: boolean;
   /** Calls its argument once clients may be served (they may come while the daemon is set up); default: at once. */
   readonly whenServing?: (serve: () => void) => void;
-  /** Tells about clients that broke the protocol. */
-  readonly log: (message: string) => void;
+  readonly log: ClientLog;
 }
 
-export class NbdServer implements NegotiationHost {
+export class NbdServer {
   readonly #engine: AioEngine;
   readonly #settings: NbdServerSettings;
   readonly #pool = new BufferPool();
@@ -44,7 +50,7 @@ export class NbdServer implements NegotiationHost {
   readonly #waiting: Socket[] = [];
   #listener: Listener | null = null;
   #stopped = false;
-  readonly startTls: NegotiationHost['startTls'];
+  readonly #startTls: NegotiationHost['startTls'];
 
   /** A server that does not listen yet: see start(). */
   constructor(engine: AioEngine, settings: NbdServerSettings) {
@@ -52,7 +58,7 @@ export class NbdServer implements NegotiationHost {
     this.#settings = settings;
     const { tls } = settings;
     // node:tls is loaded when the first client wants it.
-    this.startTls =
+    this.#startTls =
       tls === null
         ? null
         : async (stream, received) => (await import('./tls.ts')).startTls(stream, received, tls);
@@ -121,12 +127,20 @@ export class NbdServer implements NegotiationHost {
   #accept(socket: Socket): void {
     if (socket.destroyed) return;
     if (this.#stopped || this.#waiting.length >= MAX_WAITING_CONNECTIONS) {
+      if (!this.#stopped)
+        this.#settings.log('client refused: too many are waiting', { peer: peerName(socket) }, 'warn');
       socket.destroy();
       return;
     }
     const { maxConnections } = this.#settings;
     if (maxConnections > 0 && this.#streams.size >= maxConnections) {
       this.#waiting.push(socket);
+      const { log } = this.#settings;
+      log(
+        'client waits: max-connections are being served',
+        { peer: peerName(socket), maxConnections },
+        'warn',
+      );
       socket.once('close', () => {
         const index = this.#waiting.indexOf(socket);
         if (index >= 0) this.#waiting.splice(index, 1);
@@ -138,9 +152,10 @@ export class NbdServer implements NegotiationHost {
 
   #serveSocket(socket: Socket): void {
     socket.setNoDelay(true);
+    const peer = peerName(socket);
     const stream = this.#engine.adoptSocket(socket);
     this.#streams.add(stream);
-    const connection = this.#serve(stream).finally(() => {
+    const connection = this.#serve(stream, peer).finally(() => {
       stream.close();
       this.#streams.delete(stream);
       this.#connections.delete(connection);
@@ -161,34 +176,65 @@ export class NbdServer implements NegotiationHost {
   }
 
   /** One connection from greeting to end. Never rejects. */
-  async #serve(stream: ByteStream): Promise<void> {
+  async #serve(stream: ByteStream, peer: string): Promise<void> {
+    const { log } = this.#settings;
     const rx = new ReceiveBuffer();
     try {
-      const client = await this.#shakeHands(stream, rx);
+      const client = await this.#shakeHands(stream, rx, peer);
       // The export may have been removed while the last reply was on its way.
       if (client === null || this.findExport(client.exp.name) !== client.exp) return;
+      const details = { peer, export: client.exp.name };
+      log('client connected', details, 'info');
       await this.#transmit(client, rx);
+      log('client disconnected', details, 'info');
     } catch (error) {
       if (this.#stopped) return;
       if (error instanceof NegotiationError || error instanceof ConnectionEnded) {
-        this.#settings.log(`option negotiation failed: ${error.message}`);
+        log(
+          `option negotiation failed: ${error.message}`,
+          { peer },
+          error instanceof ConnectionEnded ? 'info' : 'warn',
+        );
       } else {
-        this.#settings.log(
+        log(
           `NBD connection failed: ${error instanceof Error ? (error.stack ?? error.message) : error}`,
+          { peer },
+          'warn',
         );
       }
     }
   }
 
-  async #shakeHands(stream: ByteStream, rx: ReceiveBuffer): Promise<NegotiatedClient | null> {
+  async #shakeHands(stream: ByteStream, rx: ReceiveBuffer, peer: string): Promise<NegotiatedClient | null> {
     const { handshakeMaxSeconds } = this.#settings;
     let timer: NodeJS.Timeout | null = null;
     if (handshakeMaxSeconds > 0) {
       const milliseconds = Math.min(handshakeMaxSeconds * 1000, 2 ** 31 - 1);
-      timer = setTimeout(() => stream.close(), milliseconds).unref();
+      timer = setTimeout(() => {
+        this.#settings.log(
+          'client refused: the handshake took too long',
+          { peer, handshakeMaxSeconds },
+          'warn',
+        );
+        stream.close();
+      }, milliseconds).unref();
     }
     try {
-      return await negotiate(stream, rx, this);
+      return await negotiate(stream, rx, {
+        findExport: (name) => {
+          const exp = this.findExport(name);
+          // The name is the client's: a line of the log takes no more than a line of it.
+          if (exp === null)
+            this.#settings.log(
+              'client asks for an export that is not there',
+              { peer, export: name.slice(0, 80) },
+              'warn',
+            );
+          return exp;
+        },
+        listExports: () => this.listExports(),
+        startTls: this.#startTls,
+      });
     } finally {
       if (timer !== null) clearTimeout(timer);
     }
@@ -203,4 +249,9 @@ export class NbdServer implements NegotiationHost {
       client.exp.detach(transmission);
     }
   }
+}
+
+/** Who is at the other end, for the log. */
+function peerName({ remoteAddress, remotePort }: Socket): string {
+  return remoteAddress === undefined ? 'unix' : `${remoteAddress}:${remotePort}`;
 }

@@ -159,7 +159,7 @@ describe('power cuts', () => {
       for (let seed = 1; seed <= Number(process.env.POWER_CUT_RUNS ?? 2); seed++) {
         await run(seed, options);
       }
-    }, 60_000);
+    });
   }
 
   async function run(seed: number, options: string): Promise<void> {

@@ -9,6 +9,7 @@ import type { BlockLayer } from '../../../src/block/layer.ts';
 import { openFromOptions } from '../../../src/block/open/open.ts';
 import { strerror } from '../../../src/errors/errno.ts';
 import { errnoOf } from '../../../src/errors/error.ts';
+import { limitMs } from '../../patience.ts';
 
 export type Repair = 'none' | 'leaks' | 'all';
 
@@ -39,7 +40,7 @@ export function checkTheirs(file: string, repair: Repair, arguments_: readonly s
   const fix = repair === 'none' ? [] : ['-r', repair];
   const { status, stdout, stderr } = spawnSync('qemu-img', ['check', '--output=json', ...fix, ...target], {
     encoding: 'utf8',
-    timeout: 20_000,
+    timeout: limitMs(60_000),
     cwd: path.dirname(file),
     maxBuffer: 1 << 28,
   });

@@ -1,6 +1,7 @@
 /** Damaged images for the tests of the image check: how each is made, and what is then done to it. */
 
 import { execFileSync } from 'node:child_process';
+import { limitMs } from '../../patience.ts';
 import { COMPRESSED, COPIED, type ImageEditor, OFFSET_MASK } from './damage.ts';
 
 export interface Recipe {
@@ -77,7 +78,11 @@ export type RecipeName = keyof typeof RECIPES;
 export function makeImage(folder: string, recipe: Recipe): void {
   const run = (command: readonly string[]): void => {
     const [program, ...args] = command;
-    execFileSync(program!, args, { cwd: folder, timeout: 20_000, stdio: ['ignore', 'pipe', 'pipe'] });
+    execFileSync(program!, args, {
+      cwd: folder,
+      timeout: limitMs(60_000),
+      stdio: ['ignore', 'pipe', 'pipe'],
+    });
   };
   const options = recipe.create === undefined ? [] : ['-o', recipe.create];
   run(['qemu-img', 'create', '-q', '-f', 'qcow2', ...options, 'a.qcow2', recipe.size ?? '64M']);

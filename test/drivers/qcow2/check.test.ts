@@ -132,9 +132,7 @@ const RUNS = Number(process.env.CHECK_RUNS ?? 60);
 const FIRST_SEED = Number(process.env.CHECK_SEED ?? 1);
 const AT_RANDOM: readonly RecipeName[] = ['plain', 'mixed 4k', '512', 'extended', 'snapshots', '1 bit'];
 
-test('images damaged at random: a repair that says it has succeeded has', {
-  timeout: 120_000,
-}, async (context) => {
+test('images damaged at random: a repair that says it has succeeded has', async (context) => {
   requirePeer(context, 'qemu-img', 'qemu-io');
   for (let seed = FIRST_SEED; seed < FIRST_SEED + RUNS; seed++) {
     const random = createRandom(seed);

@@ -128,7 +128,7 @@ async function write(node: BlockNode, { offset, bytes }: Range, data: Buffer): P
   await wrapped.pwritev(node, offset, bytes, vectorOf(mem), 0);
 }
 
-test.for(KINDS)('into and out of: $name', { timeout: 120_000 }, async (kind, context) => {
+test.for(KINDS)('into and out of: $name', async (kind, context) => {
   requirePeer(context, 'qemu-img', 'qemu-io');
   const random = createRandom(KINDS.indexOf(kind) + 1);
   const { file, content: model } = make(kind, `t${KINDS.indexOf(kind)}.qcow2`, random);

@@ -22,6 +22,7 @@ import { BlockLayer } from '../../../src/block/layer.ts';
 import { openFromOptions } from '../../../src/block/open/open.ts';
 import { drivers } from '../../../src/drivers/table.ts';
 import { BlockError } from '../../../src/errors/error.ts';
+import { limitMs } from '../../patience.ts';
 import { createDisk, type FuzzDisk, fuzzDriver } from './fuzz-disk.ts';
 import { mutate } from './fuzz-mutate.ts';
 import { createRandom, type Random } from './random.ts';
@@ -275,7 +276,7 @@ export async function runCase(engine: AioEngine, corpus: readonly Base[], seed: 
 /** Rejects when a case has waited too long; it must not wait for anything but the turns of the disk. */
 function hang(): Promise<never> {
   return new Promise((_, reject) => {
-    setTimeout(() => reject(new FuzzFailure('hangs')), MAX_CASE_MS).unref();
+    setTimeout(() => reject(new FuzzFailure('hangs')), limitMs(MAX_CASE_MS)).unref();
   });
 }
 

@@ -2,6 +2,7 @@
 
 import { rmSync } from 'node:fs';
 import { afterAll, expect, test } from 'vitest';
+import { limitMs } from '../../patience.ts';
 import { requirePeer } from '../../peers/requires.ts';
 import { type ModelSettings, modelRun } from './model.ts';
 import { scratch } from './open-layer.ts';
@@ -108,6 +109,6 @@ for (const [name, settings] of Object.entries(CASES)) {
         expect(await modelRun(seed, settings, folder)).toBeNull();
       }
     },
-    60_000 * RUNS,
+    limitMs(900_000 + 60_000 * RUNS),
   );
 }
