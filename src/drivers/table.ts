@@ -12,6 +12,7 @@ import type { LazyDriver } from '../block/contract/face.ts';
 import { blkdebugNames, blkverifyNames } from './filters/test-names.ts';
 import { probeLuks } from './formats/luks/probe.ts';
 import { qcow2 } from './formats/qcow2/driver.ts';
+import { probeQed } from './formats/qed/probe.ts';
 import { raw } from './formats/raw.ts';
 import { probeVdi } from './formats/vdi/probe.ts';
 import { probeVpc } from './formats/vpc/probe.ts';
@@ -99,6 +100,13 @@ const lazy = {
     name: 'preallocate',
     kind: 'filter',
     load: async () => (await import('./filters/preallocate.ts')).preallocate as BlockDriver,
+  },
+  qed: {
+    name: 'qed',
+    kind: 'format',
+    supportsBacking: true,
+    probe: probeQed,
+    load: async () => (await import('./formats/qed/driver.ts')).qed as BlockDriver,
   },
   quorum: {
     name: 'quorum',

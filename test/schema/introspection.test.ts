@@ -213,6 +213,7 @@ test('only what works is listed', () => {
     'null-co',
     'preallocate',
     'qcow2',
+    'qed',
     'quorum',
     'raw',
     'snapshot-access',

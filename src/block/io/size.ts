@@ -15,7 +15,10 @@ import type { BlockNode } from '../graph/node.ts';
 import { markSerialising, waitSerialising } from '../graph/tracked.ts';
 import { begin, end } from './common.ts';
 
-/** Sets the length. `exact` false: the node may end up longer. Requests in the part that goes are waited for. */
+/**
+ * Sets the length. `exact` false: the node may end up longer. Requests in the part that goes are waited for. `growOnly`:
+ * a node that is longer by then, since a write has gone behind its end meanwhile, stays as it is.
+ */
 export async function coTruncate(
   node: BlockNode,
   guard: GraphReadGuard,
@@ -23,6 +26,7 @@ export async function coTruncate(
   exact: boolean,
   prealloc: PreallocMode,
   zeroFill: boolean,
+  growOnly = false,
 ): Promise<void> {
   if (length < 0) throw new BlockError('Image size cannot be negative', { errno: E.EINVAL });
   if (length > MAX_LENGTH_BYTES)
@@ -30,13 +34,14 @@ export async function coTruncate(
       errno: E.EIO,
     });
   if (node.readOnly) throw new BlockError('Image is read-only', { errno: E.EACCES });
-  const everything = node.driver.exclusiveTruncate === true;
+  const everything = growOnly || node.driver.exclusiveTruncate === true;
   const from = everything ? 0 : Math.min(length, node.totalBytes);
   const to = everything ? Number.POSITIVE_INFINITY : Math.max(length, node.totalBytes);
   const request = begin(node, from, to - from);
   try {
     markSerialising(node.tracked, request, 1);
     await waitSerialising(node.tracked, request);
+    if (growOnly && node.totalBytes >= length) return;
     if (node.driver.truncate === undefined)
       throw new BlockError('Image format driver does not support resize', { errno: E.ENOTSUP });
     // A longer backing image would show in what is added.

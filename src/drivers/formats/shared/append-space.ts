@@ -32,9 +32,12 @@ export function giveBack(space: AppendSpace, host: number, bytes: number, untouc
   if (space.end === host + bytes) space.end = host;
 }
 
-/** Makes the file as long as what has been taken of it, and `more` bytes. */
+/**
+ * Makes the file as long as what has been taken of it, and `more` bytes. Data that is being written behind its end must
+ * not be cut off by that.
+ */
 export async function extendFile(space: AppendSpace, guard: GraphReadGuard, more = 0): Promise<void> {
   const { node } = space.child;
   const end = space.end + more;
-  if (node.totalBytes < end) await co.truncate(node, guard, end, false, 'off', false);
+  if (node.totalBytes < end) await co.truncate(node, guard, end, false, 'off', false, true);
 }
