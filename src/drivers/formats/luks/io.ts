@@ -13,6 +13,7 @@ import {
   vectorOf,
 } from '../../../aio/memory.ts';
 import type { GraphReadGuard } from '../../../block/contract/guard.ts';
+import type { ShortRequest } from '../../../block/contract/short-request.ts';
 import type { BlockNode } from '../../../block/graph/node.ts';
 import { co, sync } from '../../../block/io/callbacks.ts';
 import { E } from '../../../errors/errno.ts';
@@ -86,13 +87,14 @@ export function tryPwritev(
   offset: number,
   bytes: number,
   vec: IoVector,
+  short: ShortRequest | null,
 ): boolean {
   const { cipher, file, payloadOffset } = node.state;
   if (cipher === null || bytes > cipher.inTurnBytes) return false;
   const mem = allocateIoMemory(bytes);
   copyFromVector(vec, mem.buf);
   cipher.encrypt(mem.buf, offset);
-  return sync.tryPwritev(file.node, guard, payloadOffset + offset, bytes, vectorOf(mem));
+  return sync.tryPwritev(file.node, guard, payloadOffset + offset, bytes, vectorOf(mem), short);
 }
 
 export async function pwritev(

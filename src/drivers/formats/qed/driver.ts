@@ -112,8 +112,8 @@ export const qed: BlockDriver<QedState> = {
   afterReopen: afterOpen,
   childPermissions: formatChildPermissions,
   backingName: ({ state }) => state.backing,
-  tryPwritev: (node, guard, offset, bytes, vec) =>
-    mayWrite(node, guard, offset, bytes) && shared.tryPwritev!(node, guard, offset, bytes, vec),
+  tryPwritev: (node, guard, offset, bytes, vec, short) =>
+    mayWrite(node, guard, offset, bytes) && shared.tryPwritev!(node, guard, offset, bytes, vec, short),
   async pwritev(node, guard, offset, bytes, vec, flags) {
     if (!mayWrite(node, guard, offset, bytes)) await setNeedCheck(node, guard);
     await shared.pwritev!(node, guard, offset, bytes, vec, flags);
