@@ -13,7 +13,7 @@ import type { BackendDepth, BackendExtent, BackendIo, BackendOwner } from './con
 import type { GraphReadGuard } from './contract/guard.ts';
 import type { PreallocMode } from './contract/image.ts';
 import { Req, Status } from './contract/request.ts';
-import { asMonitor } from './graph/debug.ts';
+import { asHolder, asMonitor, debuggingGraph } from './graph/debug.ts';
 import { hurry } from './graph/drain.ts';
 import type { BlockChild, BlockNode, RootParent } from './graph/node.ts';
 import { co, sync } from './io/callbacks.ts';
@@ -270,7 +270,7 @@ export class BlockBackend implements BackendIo, RootParent, ShortHolder {
   async #run<T>(operation: (guard: GraphReadGuard) => Promise<T>): Promise<T> {
     const guard = this.#tryEnter() ?? (await this.#enter());
     try {
-      return await operation(guard);
+      return await (debuggingGraph ? asHolder(guard, () => operation(guard)) : operation(guard));
     } finally {
       this.#leave(guard);
     }

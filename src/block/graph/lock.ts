@@ -87,7 +87,7 @@ export class GraphLock {
   async withRead<T>(section: (guard: GraphReadGuard) => Promise<T>): Promise<T> {
     const guard = this.tryRead() ?? (await this.read());
     try {
-      return await section(guard);
+      return await (debuggingGraph ? asHolder(guard, () => section(guard)) : section(guard));
     } finally {
       this.readDone(guard);
     }
