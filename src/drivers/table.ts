@@ -15,6 +15,7 @@ import { qcow2 } from './formats/qcow2/driver.ts';
 import { probeQed } from './formats/qed/probe.ts';
 import { raw } from './formats/raw.ts';
 import { probeVdi } from './formats/vdi/probe.ts';
+import { probeVmdk } from './formats/vmdk/probe.ts';
 import { probeVpc } from './formats/vpc/probe.ts';
 import { file, hostDevice } from './protocols/file/file.ts';
 import { httpNames, httpsNames } from './protocols/http/names.ts';
@@ -128,6 +129,13 @@ const lazy = {
     kind: 'format',
     probe: probeVdi,
     load: async () => (await import('./formats/vdi/driver.ts')).vdi as BlockDriver,
+  },
+  vmdk: {
+    name: 'vmdk',
+    kind: 'format',
+    supportsBacking: true,
+    probe: probeVmdk,
+    load: async () => (await import('./formats/vmdk/driver.ts')).vmdk as BlockDriver,
   },
   vpc: {
     name: 'vpc',

@@ -219,6 +219,7 @@ test('only what works is listed', () => {
     'snapshot-access',
     'throttle',
     'vdi',
+    'vmdk',
     'vpc',
   ]);
   expect(variantsOf('block-export-add')).toEqual(['nbd', 'fuse']);

@@ -95,4 +95,6 @@ export interface BlockDriverInfo {
   readonly clusterSizeBytes: number;
   readonly vmStateOffset?: number;
   readonly isDirty?: boolean;
+  /** Data can only be written as whole compressed clusters. */
+  readonly needsCompressedWrites?: boolean;
 }

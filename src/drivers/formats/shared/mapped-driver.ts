@@ -29,7 +29,8 @@ export function readingCallbacks<S extends MappedState>(map: BlockMap<S>): Mappe
     kind: 'format',
     supportedWriteFlags: 0,
     supportedZeroFlags: Req.mayUnmap | Req.noFallback,
-    tryPreadv: (node, guard, offset, bytes, vec) => tryReadMapped(map, node, guard, offset, bytes, vec),
+    tryPreadv: (node, guard, offset, bytes, vec, short) =>
+      tryReadMapped(map, node, guard, offset, bytes, vec, short),
     preadv: (node, guard, offset, bytes, vec) => readMapped(map, node, guard, offset, bytes, vec),
     blockStatus: (node, guard, _wantZero, offset, bytes) => mappedStatus(map, node, guard, offset, bytes),
     // Whatever is only in memory goes to the disk first, as the file below may become read-only.
@@ -46,7 +47,8 @@ export function readingCallbacks<S extends MappedState>(map: BlockMap<S>): Mappe
 export function mappedCallbacks<S extends MappedState>(map: BlockMap<S>): MappedCallbacks<S> {
   return {
     ...readingCallbacks(map),
-    tryPwritev: (node, guard, offset, bytes, vec) => tryWriteMapped(map, node, guard, offset, bytes, vec),
+    tryPwritev: (node, guard, offset, bytes, vec, short) =>
+      tryWriteMapped(map, node, guard, offset, bytes, vec, short),
     pwritev: (node, guard, offset, bytes, vec) => writeMapped(map, node, guard, offset, bytes, vec),
     pwriteZeroes: (node, guard, offset, bytes, flags) => zeroMapped(map, node, guard, offset, bytes, flags),
     pdiscard: (node, guard, offset, bytes) => discardMapped(map, node, guard, offset, bytes),

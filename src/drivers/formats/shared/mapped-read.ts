@@ -8,6 +8,7 @@
 import { fillVector, type IoVector, sliceVector } from '../../../aio/memory.ts';
 import type { GraphReadGuard } from '../../../block/contract/guard.ts';
 import { type BlockStatus, Status } from '../../../block/contract/request.ts';
+import type { ShortRequest } from '../../../block/contract/short-request.ts';
 import type { BlockNode } from '../../../block/graph/node.ts';
 import { co, sync } from '../../../block/io/callbacks.ts';
 import { E } from '../../../errors/errno.ts';
@@ -27,20 +28,22 @@ export function tryReadMapped<S extends MappedState>(
   offset: number,
   bytes: number,
   vec: IoVector,
+  short: ShortRequest | null,
 ): boolean {
   if (!tryLookup(map, node, guard, offset, bytes)) return false;
   const { found } = node.state;
   if (found.bytes !== bytes) return false;
   switch (found.kind) {
     case Place.data:
-      return sync.tryPreadv(found.child!.node, guard, found.host, bytes, vec);
+      return sync.tryPreadv(found.child!.node, guard, found.host, bytes, vec, short);
     case Place.packed:
       return false;
     case Place.hole: {
       const backing = node.child('backing');
       if (backing !== null && offset < backing.node.totalBytes)
         return (
-          offset + bytes <= backing.node.totalBytes && sync.tryPreadv(backing.node, guard, offset, bytes, vec)
+          offset + bytes <= backing.node.totalBytes &&
+          sync.tryPreadv(backing.node, guard, offset, bytes, vec, short)
         );
       fillVector(vec, 0);
       return true;

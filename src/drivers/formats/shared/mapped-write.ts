@@ -14,6 +14,7 @@ import {
   vectorOf,
 } from '../../../aio/memory.ts';
 import type { GraphReadGuard } from '../../../block/contract/guard.ts';
+import type { ShortRequest } from '../../../block/contract/short-request.ts';
 import type { BlockNode } from '../../../block/graph/node.ts';
 import { co, sync } from '../../../block/io/callbacks.ts';
 import { E } from '../../../errors/errno.ts';
@@ -37,11 +38,12 @@ export function tryWriteMapped<S extends MappedState>(
   offset: number,
   bytes: number,
   vec: IoVector,
+  short: ShortRequest | null,
 ): boolean {
   if (!tryLookup(map, node, guard, offset, bytes)) return false;
   const { found } = node.state;
   if (found.kind === Place.data)
-    return found.bytes === bytes && sync.tryPwritev(found.child!.node, guard, found.host, bytes, vec);
+    return found.bytes === bytes && sync.tryPwritev(found.child!.node, guard, found.host, bytes, vec, short);
   if (found.kind === Place.packed || map.plan === undefined) return false;
   return tryAllocating(map, node, guard, offset, bytes, vec);
 }
@@ -98,7 +100,7 @@ export function writeMapped<S extends MappedState>(
   bytes: number,
   vec: IoVector,
 ): Promise<void> {
-  if (tryWriteMapped(map, node, guard, offset, bytes, vec)) return DONE;
+  if (tryWriteMapped(map, node, guard, offset, bytes, vec, null)) return DONE;
   return writeExtents(map, node, guard, offset, bytes, vec);
 }
 

@@ -71,7 +71,8 @@ export async function openTarget(
   const image = await open(env, request, planned, cache);
   const { node } = image;
   if (node.totalBytes < request.bytes) throw new BlockError('output file is smaller than input file');
-  const compressBytes = request.compress ? await compressionUnit(node, request.pieceBytes) : null;
+  const packs = request.compress || (await infoOrNull(node))?.needsCompressedWrites === true;
+  const compressBytes = packs ? await compressionUnit(node, request.pieceBytes) : null;
   const hasBacking = planned?.values.has('backing_file') ?? request.backingFile !== null;
   const fresh = planned !== null && !hasBacking && startsWithZeroes(node, planned.values);
   return {
