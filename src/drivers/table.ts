@@ -20,6 +20,7 @@ import { probeVpc } from './formats/vpc/probe.ts';
 import { file, hostDevice } from './protocols/file/file.ts';
 import { httpNames, httpsNames } from './protocols/http/names.ts';
 import { nbdNames } from './protocols/nbd/names.ts';
+import { sshNames } from './protocols/ssh/names.ts';
 
 const whole = { file, host_device: hostDevice, qcow2, raw } as const;
 
@@ -118,6 +119,12 @@ const lazy = {
     name: 'snapshot-access',
     kind: 'format',
     load: async () => (await import('./filters/snapshot-access.ts')).snapshotAccess as BlockDriver,
+  },
+  ssh: {
+    name: 'ssh',
+    kind: 'protocol',
+    ...sshNames,
+    load: async () => (await import('./protocols/ssh/ssh.ts')).ssh as BlockDriver,
   },
   throttle: {
     name: 'throttle',

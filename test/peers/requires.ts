@@ -31,6 +31,16 @@ export const PEERS = {
   // Mounting by root; fusermount3 for everybody else.
   fuse: { probe: ['sh', '-c', 'test -w /dev/fuse && fusermount3 --version'], debianPackage: 'fuse3' },
   'mkfs.ext4': { probe: ['mkfs.ext4', '-V'], debianPackage: 'e2fsprogs' },
+  sshd: { probe: ['test', '-x', '/usr/sbin/sshd'], debianPackage: 'openssh-server' },
+  nginx: { probe: ['test', '-x', '/usr/sbin/nginx'], debianPackage: 'nginx-light' },
+  vsftpd: { probe: ['test', '-x', '/usr/sbin/vsftpd'], debianPackage: 'vsftpd' },
+  squid: { probe: ['test', '-x', '/usr/sbin/squid'], debianPackage: 'squid' },
+  tinyproxy: { probe: ['tinyproxy', '-v'], debianPackage: 'tinyproxy' },
+  openssl: { probe: ['openssl', 'version'], debianPackage: 'openssl' },
+  'qemu-block-extra': {
+    probe: ['sh', '-c', 'ls /usr/lib/*/qemu/block-ssh.so'],
+    debianPackage: 'qemu-block-extra',
+  },
   strace: { probe: ['strace', '-V'], debianPackage: 'strace' },
   cryptsetup: { probe: ['cryptsetup', '--version'], debianPackage: 'cryptsetup-bin' },
   mtools: { probe: ['mdir', '-V'], debianPackage: 'mtools' },

@@ -217,6 +217,7 @@ test('only what works is listed', () => {
     'quorum',
     'raw',
     'snapshot-access',
+    'ssh',
     'throttle',
     'vdi',
     'vmdk',

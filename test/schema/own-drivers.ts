@@ -6,6 +6,7 @@ const REPEATED = ['retries', 'retry-delay'] as const;
 const OWN_OPTIONS: Readonly<Record<string, readonly string[]>> = {
   http: [...REPEATED, 'connections', 'force-range', 'in-order'],
   https: [...REPEATED, 'connections', 'force-range', 'in-order'],
+  ssh: [...REPEATED, 'timeout', 'known-hosts', 'identity-file'],
 };
 
 /** The options as [owner, member], as the comparison names them. */
