@@ -11,6 +11,7 @@ import type { BlockDriver } from '../block/contract/driver.ts';
 import type { LazyDriver } from '../block/contract/face.ts';
 import { blkdebugNames, blkverifyNames } from './filters/test-names.ts';
 import { probeLuks } from './formats/luks/probe.ts';
+import { probeQcow } from './formats/qcow/probe.ts';
 import { qcow2 } from './formats/qcow2/driver.ts';
 import { probeQed } from './formats/qed/probe.ts';
 import { raw } from './formats/raw.ts';
@@ -102,6 +103,13 @@ const lazy = {
     name: 'preallocate',
     kind: 'filter',
     load: async () => (await import('./filters/preallocate.ts')).preallocate as BlockDriver,
+  },
+  qcow: {
+    name: 'qcow',
+    kind: 'format',
+    supportsBacking: true,
+    probe: probeQcow,
+    load: async () => (await import('./formats/qcow/driver.ts')).qcow as BlockDriver,
   },
   qed: {
     name: 'qed',

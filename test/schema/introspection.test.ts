@@ -212,6 +212,7 @@ test('only what works is listed', () => {
     'null-aio',
     'null-co',
     'preallocate',
+    'qcow',
     'qcow2',
     'qed',
     'quorum',

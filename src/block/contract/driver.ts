@@ -128,6 +128,8 @@ export interface BlockDriver<S = unknown>
   refreshLimits?(node: BlockNode<S>, limits: BlockLimits): void;
   /** Format-specific part of query-named-block-nodes and `info`. */
   specificInfo?(node: BlockNode<S>): ImageInfoSpecific | undefined;
+  /** The content is encrypted, where specificInfo does not say so by a member `encrypt`. */
+  isEncrypted?(node: BlockNode<S>): boolean;
   /** What the image itself says of its backing file; null when nothing. */
   backingName?(node: BlockNode<S>): BackingName | null;
   /** Space needed for an image with the given creation options over `source` (or an empty one of its length). */

@@ -29,7 +29,7 @@ export async function imageInfo(node: BlockNode): Promise<ImageInfo> {
   };
   const allocated = await wrapped.getAllocatedFileSize(node);
   if (allocated >= 0) image['actual-size'] = allocated;
-  if (isEncrypted(specific)) image.encrypted = true;
+  if (isEncrypted(node, specific)) image.encrypted = true;
   if (info !== null) {
     if (info.clusterSizeBytes !== 0) image['cluster-size'] = info.clusterSizeBytes;
     image['dirty-flag'] = info.isDirty ?? false;
@@ -41,8 +41,9 @@ export async function imageInfo(node: BlockNode): Promise<ImageInfo> {
   return image;
 }
 
-function isEncrypted(specific: ImageInfoSpecific | undefined): boolean {
-  return specific !== undefined && (specific.type === 'luks' || 'encrypt' in specific.data);
+function isEncrypted(node: BlockNode, specific: ImageInfoSpecific | undefined): boolean {
+  if (node.driver.isEncrypted?.(node) === true) return true;
+  return specific !== undefined && 'encrypt' in specific.data;
 }
 
 function addBackingName(node: BlockNode, image: ImageInfo): void {

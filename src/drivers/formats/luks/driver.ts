@@ -45,6 +45,7 @@ export const luks: BlockDriver<LuksState> = {
   refreshLimits({ state }, limits) {
     limits.requestAlignment = Math.max(limits.requestAlignment, state.sectorBytes);
   },
+  isEncrypted: () => true,
   specificInfo: ({ state: { info } }) => ({ type: 'luks', data: info }),
   tryPreadv,
   tryPwritev,

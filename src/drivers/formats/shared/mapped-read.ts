@@ -13,7 +13,7 @@ import type { BlockNode } from '../../../block/graph/node.ts';
 import { co, sync } from '../../../block/io/callbacks.ts';
 import { E } from '../../../errors/errno.ts';
 import { ioError } from '../../../errors/error.ts';
-import { type BlockMap, type MappedState, Place } from './mapped-image.ts';
+import { type BlockMap, type Found, type MappedState, Place } from './mapped-image.ts';
 import { loadTable, tryLoadTable } from './table-io.ts';
 
 /** Extents of one request that are read at the same time. */
@@ -70,17 +70,17 @@ export function tryLookup<S extends MappedState>(
   }
 }
 
-/** Looks up; what was found is valid until something is awaited. */
+/** Looks up. The result is a copy: others may look up before whoever awaits this goes on. */
 export async function lookUp<S extends MappedState>(
   map: BlockMap<S>,
   node: BlockNode<S>,
   guard: GraphReadGuard,
   offset: number,
   bytes: number,
-): Promise<void> {
+): Promise<Found> {
   for (;;) {
     const missing = map.lookup(node, offset, bytes);
-    if (missing === null) return;
+    if (missing === null) return { ...node.state.found };
     await loadTable(missing, guard);
   }
 }
@@ -174,8 +174,7 @@ export async function mappedStatus<S extends MappedState>(
   offset: number,
   bytes: number,
 ): Promise<BlockStatus> {
-  await lookUp(map, node, guard, offset, bytes);
-  const { kind, host, child, bytes: length } = node.state.found;
+  const { kind, host, child, bytes: length } = await lookUp(map, node, guard, offset, bytes);
   switch (kind) {
     case Place.data:
       return { bytes: length, flags: Status.data | Status.offsetValid, map: host, file: child!.node };
