@@ -16,6 +16,7 @@ import { qcow2 } from './formats/qcow2/driver.ts';
 import { probeQed } from './formats/qed/probe.ts';
 import { raw } from './formats/raw.ts';
 import { probeVdi } from './formats/vdi/probe.ts';
+import { probeVhdx } from './formats/vhdx/probe.ts';
 import { probeVmdk } from './formats/vmdk/probe.ts';
 import { probeVpc } from './formats/vpc/probe.ts';
 import { file, hostDevice } from './protocols/file/file.ts';
@@ -144,6 +145,13 @@ const lazy = {
     kind: 'format',
     probe: probeVdi,
     load: async () => (await import('./formats/vdi/driver.ts')).vdi as BlockDriver,
+  },
+  vhdx: {
+    name: 'vhdx',
+    kind: 'format',
+    supportsBacking: true,
+    probe: probeVhdx,
+    load: async () => (await import('./formats/vhdx/driver.ts')).vhdx as BlockDriver,
   },
   vmdk: {
     name: 'vmdk',

@@ -19,6 +19,7 @@ const NEWER = new Set([
   'block-export-add x-throttle-group',
   'nbd-server-start handshake-max-seconds',
   'blockdev-add/qcow2 discard-no-unref',
+  'blockdev-add/vhdx backing',
   'blockdev-add/vpc backing',
   'blockdev-create.options/vpc azure',
   'blockdev-backup discard-source',
@@ -221,6 +222,7 @@ test('only what works is listed', () => {
     'ssh',
     'throttle',
     'vdi',
+    'vhdx',
     'vmdk',
     'vpc',
   ]);

@@ -38,21 +38,28 @@ export interface FlatTable {
   readonly entryBytes: number;
   readonly blockBytes: number;
   readonly count: number;
+  /** After every so many entries there is one of something else; absent: never. */
+  readonly gapEvery?: number;
   /** Offset of the block in the file, HOLE or ZERO; throws for damage. `at`: where the entry is in `view`. */
   decode(view: DataView, at: number, index: number): number;
 }
 
 /** The cache for a table of `count` entries. */
 export function createFlatTable(child: BlockChild, shape: Omit<FlatTable, 'tables'>): FlatTable {
-  const bytes = shape.count * shape.entryBytes;
+  const bytes = placeIndex(shape, shape.count) * shape.entryBytes;
   const pages = Math.min(MAX_PAGES, Math.max(1, Math.ceil(bytes / PAGE_BYTES)));
   const cache = new TableCache(PAGE_BYTES, pages);
   return { ...shape, tables: { child, cache, endBytes: shape.startBytes + bytes } };
 }
 
+/** The place of an entry among all. */
+function placeIndex({ gapEvery }: Pick<FlatTable, 'gapEvery'>, index: number): number {
+  return gapEvery === undefined ? index : index + Math.floor(index / gapEvery);
+}
+
 /** File offset of the page that entry `index` is in. */
 function pageOffset(table: FlatTable, index: number): number {
-  const at = index * table.entryBytes;
+  const at = placeIndex(table, index) * table.entryBytes;
   return table.startBytes + at - (at % PAGE_BYTES);
 }
 
@@ -64,7 +71,7 @@ export function pageOf(table: FlatTable, index: number): CachedTable | TableNeed
 
 /** Where entry `index` is in its page. */
 export function entryPlace(table: FlatTable, index: number): number {
-  return (index * table.entryBytes) % PAGE_BYTES;
+  return (placeIndex(table, index) * table.entryBytes) % PAGE_BYTES;
 }
 
 /** The lookup of a map over such a table; ranges are not followed over the end of a page. */
@@ -80,7 +87,7 @@ export function lookupFlat(table: FlatTable, found: Found, offset: number, bytes
   let length = blockBytes - within;
   for (let next = index + 1; length < bytes && next < table.count; next++) {
     at += entryBytes;
-    if (at >= PAGE_BYTES) break;
+    if (at >= PAGE_BYTES || (table.gapEvery !== undefined && next % table.gapEvery === 0)) break;
     const follows = table.decode(view, at, next);
     if (place >= 0 ? follows !== place + (next - index) * blockBytes : follows !== place) break;
     length += blockBytes;

@@ -16,6 +16,7 @@ import { nodeFilename } from '../../../block/open/filename.ts';
 import { E } from '../../../errors/errno.ts';
 import { BlockError } from '../../../errors/error.ts';
 import { mappedCallbacks } from '../shared/mapped-driver.ts';
+import { chooseParent } from '../shared/parent-paths.ts';
 import { readBytes } from '../shared/table-io.ts';
 import { creation } from './create.ts';
 import {
@@ -29,7 +30,7 @@ import {
   Type,
 } from './footer.ts';
 import { createGrowing, createState, map, type VpcNode, type VpcState } from './map.ts';
-import { chooseParent, parentNames } from './parent.ts';
+import { parentNames } from './parent.ts';
 import { probeVpc } from './probe.ts';
 
 function invalid(message: string): BlockError {

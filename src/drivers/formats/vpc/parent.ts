@@ -3,22 +3,13 @@
  * beside the image. It must be the very image that the UUID names.
  */
 
-import { existsSync } from 'node:fs';
 import type { GraphReadGuard } from '../../../block/contract/guard.ts';
-import type { BlockChild, BlockNode } from '../../../block/graph/node.ts';
-import { placeOf, relativeName } from '../../../block/open/image-name.ts';
+import type { BlockChild } from '../../../block/graph/node.ts';
+import { portablePath, withBaseNames } from '../shared/parent-paths.ts';
 import { readBytes } from '../shared/table-io.ts';
 import { type DynamicHeader, utf16 } from './footer.ts';
 
 const MAX_LOCATOR_BYTES = 64 * 1024;
-
-/** A path of Windows as one of ours: slashes, no drive, nothing that only says "here". */
-export function portablePath(path: string): string {
-  return path
-    .replace(/^[A-Za-z]:/, '')
-    .replaceAll('\\', '/')
-    .replace(/^(?:\.\/)+/, '');
-}
 
 /** Names under which the parent may be found, the best first; relative ones are relative to the image. */
 export async function parentNames(
@@ -41,12 +32,5 @@ export async function parentNames(
   const named = [relative, absolute, url, header.parentName]
     .filter((name) => name !== undefined && name !== '')
     .map((name) => portablePath(name!));
-  return named.flatMap((name) => [name, name.slice(name.lastIndexOf('/') + 1)]).filter((name) => name !== '');
-}
-
-/** The first of the names that leads to a file, as seen from the image; the first of all when none does. */
-export function chooseParent(node: BlockNode, names: readonly string[]): string | null {
-  const place = placeOf(node);
-  if (place === null) return names[0] ?? null;
-  return names.find((name) => existsSync(relativeName(place, name))) ?? names[0] ?? null;
+  return withBaseNames(named);
 }
