@@ -22,6 +22,7 @@ import { probeVpc } from './formats/vpc/probe.ts';
 import { file, hostDevice } from './protocols/file/file.ts';
 import { httpNames, httpsNames } from './protocols/http/names.ts';
 import { nbdNames } from './protocols/nbd/names.ts';
+import { s3Names } from './protocols/s3/names.ts';
 import { sshNames } from './protocols/ssh/names.ts';
 
 const whole = { file, host_device: hostDevice, qcow2, raw } as const;
@@ -128,6 +129,12 @@ const lazy = {
     name: 'snapshot-access',
     kind: 'format',
     load: async () => (await import('./filters/snapshot-access.ts')).snapshotAccess as BlockDriver,
+  },
+  s3: {
+    name: 's3',
+    kind: 'protocol',
+    ...s3Names,
+    load: async () => (await import('./protocols/s3/s3.ts')).s3 as BlockDriver,
   },
   ssh: {
     name: 'ssh',

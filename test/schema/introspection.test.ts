@@ -218,6 +218,7 @@ test('only what works is listed', () => {
     'qed',
     'quorum',
     'raw',
+    's3',
     'snapshot-access',
     'ssh',
     'throttle',

@@ -16,4 +16,4 @@ export function ownOptions(): string[] {
   );
 }
 
-export const OWN_DRIVERS: ReadonlySet<string> = new Set([]);
+export const OWN_DRIVERS: ReadonlySet<string> = new Set(['s3']);
