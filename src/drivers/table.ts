@@ -11,6 +11,7 @@ import type { BlockDriver } from '../block/contract/driver.ts';
 import type { LazyDriver } from '../block/contract/face.ts';
 import { blkdebugNames, blkverifyNames } from './filters/test-names.ts';
 import { probeLuks } from './formats/luks/probe.ts';
+import { probeParallels } from './formats/parallels/probe.ts';
 import { probeQcow } from './formats/qcow/probe.ts';
 import { qcow2 } from './formats/qcow2/driver.ts';
 import { probeQed } from './formats/qed/probe.ts';
@@ -100,6 +101,13 @@ const lazy = {
     name: 'null-co',
     kind: 'protocol',
     load: async () => (await import('./protocols/null.ts')).nullCo as BlockDriver,
+  },
+  parallels: {
+    name: 'parallels',
+    kind: 'format',
+    supportsBacking: true,
+    probe: probeParallels,
+    load: async () => (await import('./formats/parallels/driver.ts')).parallels as BlockDriver,
   },
   preallocate: {
     name: 'preallocate',

@@ -212,6 +212,7 @@ test('only what works is listed', () => {
     'nbd',
     'null-aio',
     'null-co',
+    'parallels',
     'preallocate',
     'qcow',
     'qcow2',
