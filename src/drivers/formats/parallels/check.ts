@@ -76,7 +76,7 @@ export async function check(
   result.imageEndOffset = end;
   if (fileBytes > end) {
     const leaks = Math.ceil((fileBytes - end) / clusterBytes);
-    say(
+    request.report(
       `${request.fixLeaks ? 'Repairing' : 'ERROR'} space leaked at the end of the image ${fileBytes - end}`,
     );
     result.leaks += leaks;
