@@ -19,6 +19,7 @@ import { ObjectTree } from '../src/objects/tree.ts';
 import { createDispatcher, type Dispatcher } from '../src/qmp/dispatch.ts';
 import { EventHub } from '../src/qmp/events.ts';
 import type { QmpSession } from '../src/qmp/session.ts';
+import { definitionReader } from '../src/tools/common/image-options.ts';
 import { createStateFile, type StateFile } from './config/state.ts';
 import type { Logger } from './logger.ts';
 import type { PidFile } from './pid-file.ts';
@@ -74,6 +75,7 @@ export class Daemon {
       drivers,
       secret: (id) => objects.secret(id),
       tlsCreds: (id) => objects.tlsCreds(id, 'client'),
+      definitions: definitionReader,
       useThrottleGroup: (id) => objects.useThrottleGroup(id),
       report: (text) => reporter.message(text.trimEnd()),
     });

@@ -12,6 +12,8 @@ import { spawn } from 'node:child_process';
 import { closeSync, writeSync } from 'node:fs';
 import type { Readable } from 'node:stream';
 import { dupOnto } from '../src/aio/ffi.ts';
+import { restoreWords } from '../src/aio/host/names.ts';
+import { BlockError, reasonOf } from '../src/errors/error.ts';
 
 /** Environment variable by which the child knows what it is. */
 const READY_FD = 'QBLOCKD_READY_FD';
@@ -25,6 +27,8 @@ export function isDaemonChild(): boolean {
 /** Starts the daemon and waits until it is ready or has ended. The status to exit with. */
 export function runInBackground(): Promise<number> {
   const [script = '', ...args] = process.argv.slice(1);
+  const lost = restoreWords(args).find((word) => !word.isWellFormed());
+  if (lost !== undefined) throw new BlockError(`With --daemonize, '${lost}' must be UTF-8`);
   const child = spawn(process.execPath, [...process.execArgv, script, ...args], {
     detached: true,
     stdio: ['ignore', 'pipe', 'pipe', 'pipe'],
@@ -34,7 +38,7 @@ export function runInBackground(): Promise<number> {
   child.stderr?.pipe(process.stderr);
   return new Promise((resolve) => {
     child.once('error', (error) => {
-      process.stderr.write(`cannot start the daemon: ${error.message}\n`);
+      process.stderr.write(`cannot start the daemon: ${reasonOf(error)}\n`);
       resolve(1);
     });
     // 'close' comes after all output.

@@ -5,6 +5,7 @@
  */
 
 import path from 'node:path';
+import { restoreWords } from '../src/aio/host/names.ts';
 import { BlockError } from '../src/errors/error.ts';
 import { EarlyExit, executeOptions } from './command-line.ts';
 import { Daemon } from './daemon.ts';
@@ -97,10 +98,12 @@ async function runDaemon(items: readonly CommandLineItem[], reporter: Reporter):
 
 /** Runs the program with the arguments of the process. */
 async function main(): Promise<void> {
+  if (process.env.QBLOCKD_TURN_PROBE !== undefined)
+    (await import('./turn-probe.ts')).startTurnProbe(process.env.QBLOCKD_TURN_PROBE);
   const program = path.basename(process.argv[1] ?? 'qblockd');
   const reporter = createReporter(program);
   try {
-    const items = parseCommandLine(process.argv.slice(2));
+    const items = parseCommandLine(restoreWords(process.argv.slice(2)));
     const first = items.find(
       (item) => item.kind === 'option' && (item.name === 'help' || item.name === 'version'),
     );

@@ -4,7 +4,8 @@
  */
 
 import { writeSync } from 'node:fs';
-import { BlockError } from '../src/errors/error.ts';
+import { bytesOfText } from '../src/aio/host/names.ts';
+import { BlockError, userText } from '../src/errors/error.ts';
 
 export interface Reporter {
   /** The option being executed, as it was written; null between options and afterwards. */
@@ -17,7 +18,7 @@ export interface Reporter {
 /** Writes at once: the process may be about to end. */
 export function writeAll(fd: number, text: string): void {
   try {
-    writeSync(fd, text);
+    writeSync(fd, bytesOfText(text));
   } catch {
     // Closed, or a pipe that is full and does not block: there is nobody left to tell.
   }
@@ -35,7 +36,7 @@ export function createReporter(program: string): Reporter {
       if (error instanceof BlockError) {
         reporter.message(error.hint === undefined ? error.message : `${error.message}\n${error.hint}`);
       } else {
-        reporter.message(error instanceof Error ? (error.stack ?? error.message) : String(error));
+        reporter.message(userText(error, reporter.location ?? 'the daemon', "the daemon's log"));
       }
     },
   };

@@ -17,7 +17,7 @@ export function peerName({ remoteAddress, remotePort }: Socket): string {
 }
 
 /** A connection, as the session sees it. */
-export type Transport = Pick<SessionOptions, 'send' | 'close' | 'pause' | 'resume'>;
+export type Transport = Pick<SessionOptions, 'send' | 'wholeMessages' | 'close' | 'pause' | 'resume'>;
 
 /** A session that has been opened; the transport tells it what happens. */
 export interface OpenSession {

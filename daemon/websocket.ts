@@ -89,6 +89,7 @@ function serveClient(client: WebSocket, host: SessionHost, pretty: boolean, peer
         congested ||= client.bufferedAmount >= HIGH_WATER_BYTES;
         return !congested;
       },
+      wholeMessages: true,
       close: () => client.terminate(),
       pause: () => client.pause(),
       resume: () => client.resume(),

@@ -139,6 +139,34 @@ export function dupOnto(from: number, to: number): number {
   return negErrno(cDup3(from, to, O_CLOEXEC));
 }
 
+/** Clears O_NONBLOCK on the open file description. 0 or -errno. */
+export function setBlocking(fd: number): number {
+  const F_GETFL = 3;
+  const F_SETFL = 4;
+  const O_NONBLOCK = 0x800;
+  const flags = negErrno(cFcntl(fd, F_GETFL));
+  return flags < 0 ? flags : negErrno(cFcntl(fd, F_SETFL, 'int', flags & ~O_NONBLOCK));
+}
+
+// ---- the process ---------------------------------------------------------------------------------------------
+
+const cClockGettime = libc.func('clock_gettime', 'int', ['int', 'uintptr_t']);
+const cMallocTrim = libc.func('malloc_trim', 'int', ['size_t']);
+const timespec = Buffer.allocUnsafeSlow(16);
+const timespecAddr = addressOf(timespec);
+
+/** Processor time that this thread has had, in milliseconds. */
+export function threadCpuMs(): number {
+  const CLOCK_THREAD_CPUTIME_ID = 3;
+  cClockGettime(CLOCK_THREAD_CPUTIME_ID, timespecAddr);
+  return Number(timespec.readBigInt64LE(0)) * 1000 + Number(timespec.readBigInt64LE(8)) / 1e6;
+}
+
+/** Gives memory that malloc(3) keeps for later back to the system. */
+export function trimMemory(): void {
+  cMallocTrim(0);
+}
+
 // ---- OFD locks -----------------------------------------------------------------------------------------------
 
 export const F_RDLCK = 0;

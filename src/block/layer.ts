@@ -13,6 +13,7 @@ import type { ThrottleGroup } from '../objects/throttle-group.ts';
 import type { TlsCredentials } from '../objects/tls-creds.ts';
 import { BlockBackend } from './backend.ts';
 import type { BackendOwner } from './contract/backend-io.ts';
+import { type DefinitionReader, PLAIN_DEFINITIONS } from './contract/definitions.ts';
 import type { BlockDriver } from './contract/driver.ts';
 import { driverBehind, type LazyDriver } from './contract/face.ts';
 import { Perm, type PermissionPair } from './contract/request.ts';
@@ -40,6 +41,8 @@ export interface BlockLayerParts {
   readonly tlsCreds?: (id: string) => TlsCredentials;
   /** The throttle group `id`, kept from being deleted until `release`; null when there is none. */
   readonly useThrottleGroup?: UseThrottleGroup;
+  /** Reads definitions in text. Default: JSON by the letter, and complete. */
+  readonly definitions?: DefinitionReader;
   /** What throttling goes by. Default: the system's clock. */
   readonly clock?: Clock;
   /** Tells the user what no command can answer with; see BlockLayer.report. Default: on stderr. */
@@ -61,6 +64,7 @@ export class BlockLayer {
   readonly tlsCreds: (id: string) => TlsCredentials;
   /** The throttle group `id`, kept from being deleted until `release`; null when there is none. */
   readonly useThrottleGroup: UseThrottleGroup;
+  readonly definitions: DefinitionReader;
   readonly clock: Clock;
   /** Groups at work, from their first member on. */
   readonly #throttles = new WeakMap<ThrottleGroup, Throttle>();
@@ -90,6 +94,7 @@ export class BlockLayer {
     secret = noSecret,
     tlsCreds = noTlsCreds,
     useThrottleGroup = () => null,
+    definitions = PLAIN_DEFINITIONS,
     clock = systemClock,
     report = reportOnStderr,
     print = report,
@@ -101,6 +106,7 @@ export class BlockLayer {
     this.secret = secret;
     this.tlsCreds = tlsCreds;
     this.useThrottleGroup = useThrottleGroup;
+    this.definitions = definitions;
     this.clock = clock;
     this.report = report;
     this.print = print;

@@ -5,8 +5,10 @@
  * replaced while nobody uses it.
  */
 
-import { closeSync, openSync, writeSync } from 'node:fs';
+import { closeSync, constants, writeSync } from 'node:fs';
 import type { ChardevCommon } from '../../schema/generated/types.ts';
+import { openHostOutput } from '../aio/host/files.ts';
+import { E } from '../errors/errno.ts';
 import { BlockError, errnoError, errnoOf } from '../errors/error.ts';
 import type { ChardevBackend, ChardevPort, ChardevUser } from './backend.ts';
 import { isMux } from './mux.ts';
@@ -15,7 +17,7 @@ import { isMux } from './mux.ts';
 export function openLogFile({ logfile, logappend = false }: ChardevCommon): number | null {
   if (logfile === undefined) return null;
   try {
-    return openSync(logfile, logappend ? 'a' : 'w');
+    return openHostOutput(logfile, constants.O_CREAT | (logappend ? constants.O_APPEND : constants.O_TRUNC));
   } catch (error) {
     throw errnoError(`Could not create '${logfile}'`, errnoOf(error));
   }
@@ -106,8 +108,9 @@ export class Chardev implements ChardevPort {
     if (this.#logFd === null) return;
     try {
       writeSync(this.#logFd, data);
-    } catch {
-      this.#closeLog(); // a full disk must not stop the monitor
+    } catch (error) {
+      // Neither a full disk nor a pipe that nobody empties must stop the monitor; the pipe's reader may come back.
+      if (errnoOf(error) !== E.EAGAIN) this.#closeLog();
     }
   }
 

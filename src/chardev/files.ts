@@ -2,30 +2,67 @@
  * Backends with a path: regular files, FIFOs and pseudo terminals.
  */
 
-import { closeSync, constants, createReadStream, createWriteStream, openSync } from 'node:fs';
+import { closeSync, constants, createReadStream, createWriteStream, fstatSync } from 'node:fs';
 import { Socket } from 'node:net';
-import { ReadStream } from 'node:tty';
+import { isatty, ReadStream, WriteStream } from 'node:tty';
 import type { ChardevFile, ChardevHostdev } from '../../schema/generated/types.ts';
-import { ioctlGetI32 } from '../aio/ffi.ts';
+import { ioctlGetI32, setBlocking } from '../aio/ffi.ts';
+import { openHostFile, openHostOutput } from '../aio/host/files.ts';
 import { errnoError, errnoOf } from '../errors/error.ts';
 import type { ChardevBackend } from './backend.ts';
 import { streamBackend } from './stream.ts';
 
 function openPath(path: string, flags: number): number {
   try {
-    return openSync(path, flags, 0o666);
+    return openHostFile(path, flags);
   } catch (error) {
     throw errnoError(`Could not open '${path}'`, errnoOf(error));
   }
 }
 
+function openOutput(path: string, flags: number): number {
+  try {
+    return openHostOutput(path, flags);
+  } catch (error) {
+    throw errnoError(`Could not open '${path}'`, errnoOf(error));
+  }
+}
+
+/** A FIFO is opened for both directions: its end is not reached while nobody has opened it to write. */
+function openInput(path: string): number {
+  const fd = openPath(path, constants.O_RDONLY);
+  if (!fstatSync(fd).isFIFO()) return fd;
+  closeSync(fd);
+  return openPath(path, constants.O_RDWR);
+}
+
+/** Pipes and terminals are watched by the event loop; the rest is always ready, and read and written on other threads. */
+function isWatched(fd: number): boolean {
+  const stat = fstatSync(fd);
+  return stat.isFIFO() || stat.isSocket() || isatty(fd);
+}
+
+function readableOf(fd: number): Socket | ReadStream | ReturnType<typeof createReadStream> {
+  if (isWatched(fd))
+    return isatty(fd) ? new ReadStream(fd) : new Socket({ fd, readable: true, writable: false });
+  setBlocking(fd);
+  return createReadStream('', { fd });
+}
+
+function writableOf(fd: number): Socket | ReturnType<typeof createWriteStream> {
+  if (isWatched(fd))
+    return isatty(fd) ? new WriteStream(fd) : new Socket({ fd, readable: false, writable: true });
+  setBlocking(fd);
+  return createWriteStream('', { fd });
+}
+
 /** Output to a file, input from another if one is named. */
 export function openFile({ in: inputPath, out, append = false }: ChardevFile): ChardevBackend {
-  const { O_WRONLY, O_CREAT, O_TRUNC, O_APPEND, O_RDONLY } = constants;
-  const outFd = openPath(out, O_WRONLY | O_CREAT | (append ? O_APPEND : O_TRUNC));
+  const { O_CREAT, O_TRUNC, O_APPEND } = constants;
+  const outFd = openOutput(out, O_CREAT | (append ? O_APPEND : O_TRUNC));
   let inFd: number | null = null;
   try {
-    if (inputPath !== undefined) inFd = openPath(inputPath, O_RDONLY);
+    if (inputPath !== undefined) inFd = openInput(inputPath);
   } catch (error) {
     closeSync(outFd);
     throw error;
@@ -33,8 +70,8 @@ export function openFile({ in: inputPath, out, append = false }: ChardevFile): C
   return streamBackend({
     kind: 'file',
     filename: 'file',
-    input: inFd === null ? null : createReadStream(inputPath ?? '', { fd: inFd }),
-    output: createWriteStream(out, { fd: outFd }),
+    input: inFd === null ? null : readableOf(inFd),
+    output: writableOf(outFd),
   });
 }
 
@@ -44,8 +81,8 @@ export function openPipe({ device }: ChardevHostdev): ChardevBackend {
   const flags = constants.O_RDWR | constants.O_NONBLOCK;
   const pair: number[] = [];
   try {
-    pair.push(openSync(`${device}.in`, flags));
-    pair.push(openSync(`${device}.out`, flags));
+    pair.push(openHostFile(`${device}.in`, flags));
+    pair.push(openHostFile(`${device}.out`, flags));
   } catch {
     for (const fd of pair.splice(0)) closeSync(fd);
   }

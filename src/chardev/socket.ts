@@ -10,7 +10,7 @@
 import type { Socket } from 'node:net';
 import type { ChardevSocket, SocketAddress } from '../../schema/generated/types.ts';
 import { connectTo, flattenAddress, type Listener, listenOn } from '../aio/sockets.ts';
-import { BlockError } from '../errors/error.ts';
+import { BlockError, reasonOf } from '../errors/error.ts';
 import type { TlsCredentials } from '../objects/tls-creds.ts';
 import type { ObjectTree } from '../objects/tree.ts';
 import { type BackendEvents, type ChardevBackend, ignore } from './backend.ts';
@@ -127,7 +127,7 @@ class SocketChannel {
     } catch (error) {
       if (reconnectMs === 0) throw error;
       if (!this.#reported) {
-        const reason = error instanceof Error ? error.message : String(error);
+        const reason = reasonOf(error);
         this.#environment.warn(`Unable to connect character device ${this.#environment.id}: ${reason}`);
       }
       this.#reported = true;

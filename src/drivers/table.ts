@@ -23,6 +23,7 @@ import { probeVpc } from './formats/vpc/probe.ts';
 import { file, hostDevice } from './protocols/file/file.ts';
 import { httpNames, httpsNames } from './protocols/http/names.ts';
 import { nbdNames } from './protocols/nbd/names.ts';
+import { nullAioNames, nullCoNames } from './protocols/null-names.ts';
 import { s3Names } from './protocols/s3/names.ts';
 import { sshNames } from './protocols/ssh/names.ts';
 
@@ -94,11 +95,13 @@ const lazy = {
   },
   'null-aio': {
     name: 'null-aio',
+    ...nullAioNames,
     kind: 'protocol',
     load: async () => (await import('./protocols/null.ts')).nullAio as BlockDriver,
   },
   'null-co': {
     name: 'null-co',
+    ...nullCoNames,
     kind: 'protocol',
     load: async () => (await import('./protocols/null.ts')).nullCo as BlockDriver,
   },

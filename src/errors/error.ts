@@ -5,7 +5,7 @@
  * rendering of errors on the wire (src/qmp).
  */
 
-import { E, strerror } from './errno.ts';
+import { E, errnoName, strerror } from './errno.ts';
 
 /** QMP error classes (QMP reference, QapiErrorClass). */
 export type ErrorClass =
@@ -45,6 +45,18 @@ export function errnoError(message: string, errno: number, details: BlockErrorDe
   return new BlockError(`${message}: ${strerror(errno)}`, { ...details, errno });
 }
 
+/** The error with more context in front; errno and hint stay. */
+export function prefixed(prefix: string, error: unknown): unknown {
+  if (!(error instanceof BlockError)) return error;
+  const { errorClass, errno, hint } = error;
+  return new BlockError(prefix + error.message, {
+    errorClass,
+    errno,
+    cause: error,
+    ...(hint === undefined ? {} : { hint }),
+  });
+}
+
 /** An I/O error that carries only an errno: what drivers throw when no user-level text applies. */
 export function ioError(errno: number, cause?: unknown): BlockError {
   return new BlockError(strerror(errno), { errno, cause });
@@ -55,6 +67,32 @@ export function errnoOf(error: unknown): number {
   if (error instanceof BlockError) return error.errno;
   const errno = (error as { errno?: unknown } | null)?.errno;
   return typeof errno === 'number' && errno !== 0 ? Math.abs(errno) : E.EIO;
+}
+
+/** Whether node reports a failed system call; what it says of it is not for users. */
+function isSystemError(error: unknown): error is NodeJS.ErrnoException & { readonly errno: number } {
+  const { errno, syscall } = (error ?? {}) as NodeJS.ErrnoException;
+  return (
+    typeof errno === 'number' && typeof syscall === 'string' && errnoName(Math.abs(errno)) !== String(-errno)
+  );
+}
+
+/** Why something failed, in words for users, to stand behind ": " in another message. */
+export function reasonOf(error: unknown): string {
+  return error instanceof BlockError ? error.message : strerror(errnoOf(error));
+}
+
+/**
+ * What a user is told of an error. `doing` names the command that met it, for errors nobody has foreseen: those of
+ * system calls have the kernel's reason, all others are bugs, which are to be reported with `evidence`: where their own
+ * text is to be found.
+ */
+export function userText(error: unknown, doing: string, evidence = "the daemon's log"): string {
+  if (error instanceof BlockError) return error.message;
+  if (!isSystemError(error))
+    return `Internal error in ${doing}. This is a bug: please report it, with ${evidence}`;
+  const { path, errno } = error;
+  return `${doing} failed: ${path === undefined ? '' : `'${path}': `}${strerror(Math.abs(errno))}`;
 }
 
 /** A broken invariant of our own: never reachable from QMP, an image or a peer. */

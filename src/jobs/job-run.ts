@@ -8,7 +8,7 @@
  */
 
 import { E } from '../errors/errno.ts';
-import { BlockError, ioError } from '../errors/error.ts';
+import { BlockError, ioError, userText } from '../errors/error.ts';
 import { type Job, type JobTransaction, removeJob, transition, withJobLock } from './job-common.ts';
 import { pausePoint } from './job-driver.ts';
 
@@ -37,7 +37,7 @@ export async function runJob(job: Job): Promise<void> {
 function asBlockError(job: Job, thrown: unknown): BlockError {
   if (thrown instanceof BlockError) return thrown;
   job.table.reportBug(thrown);
-  return new BlockError(`Internal error: ${thrown instanceof Error ? thrown.message : String(thrown)}`);
+  return new BlockError(userText(thrown, `job '${job.id}'`));
 }
 
 function cancelled(): BlockError {

@@ -6,9 +6,10 @@
  */
 
 import { createDecipheriv } from 'node:crypto';
-import { closeSync, fstatSync, openSync, readSync } from 'node:fs';
 import type { ObjectOptions, QCryptoSecretFormat } from '../../schema/generated/types.ts';
-import { strerror } from '../errors/errno.ts';
+import { readHostFile } from '../aio/host/files.ts';
+import { bytesOfText } from '../aio/host/names.ts';
+import { E, strerror } from '../errors/errno.ts';
 import { BlockError, errnoOf } from '../errors/error.ts';
 import { decodeBase64 } from './base64.ts';
 import { enumProperty, type QomObject, stringProperty } from './qom.ts';
@@ -26,33 +27,15 @@ const FORMATS: readonly QCryptoSecretFormat[] = ['raw', 'base64'];
 export type SecretLookup = (id: string) => Buffer;
 
 /** The file's content. The texts are those of GLib's g_file_get_contents, which the original uses. */
-function readSecretFile(path: string): Buffer {
-  const fail = (action: string, error: unknown): BlockError =>
-    new BlockError(`Unable to read ${path}: ${action} \u201c${path}\u201d: ${strerror(errnoOf(error))}`);
-  let fd: number;
+async function readSecretFile(path: string): Promise<Buffer> {
   try {
-    fd = openSync(path, 'r');
+    return await readHostFile(path, MAX_SECRET_BYTES);
   } catch (error) {
-    throw fail('Failed to open file', error);
-  }
-  try {
-    const chunks: Buffer[] = [];
-    let total = 0;
-    // Regular files tell their size; pipes and devices do not, so read until the end either way.
-    const chunkBytes = Math.min(Math.max(fstatSync(fd).size, 4096) + 1, MAX_SECRET_BYTES + 1);
-    for (;;) {
-      const chunk = Buffer.alloc(chunkBytes);
-      const count = readSync(fd, chunk, 0, chunkBytes, null);
-      if (count === 0) return Buffer.concat(chunks, total);
-      chunks.push(chunk.subarray(0, count));
-      total += count;
-      if (total > MAX_SECRET_BYTES) throw new BlockError(`Unable to read ${path}: the file is too large`);
-    }
-  } catch (error) {
-    if (error instanceof BlockError) throw error;
-    throw fail('Error reading file', error);
-  } finally {
-    closeSync(fd);
+    const errno = errnoOf(error);
+    if (errno === E.EFBIG) throw new BlockError(`Unable to read ${path}: the file is too large`);
+    const action =
+      (error as NodeJS.ErrnoException).syscall === 'open' ? 'Failed to open file' : 'Error reading file';
+    throw new BlockError(`Unable to read ${path}: ${action} \u201c${path}\u201d: ${strerror(errno)}`);
   }
 }
 
@@ -78,14 +61,17 @@ function decrypt(input: Buffer, keyId: string, ivText: string | undefined, looku
 }
 
 /** Makes a secret: its bytes, and what qom-get shows. */
-export function createSecret(options: SecretOptions, lookup: SecretLookup): { data: Buffer; qom: QomObject } {
+export async function createSecret(
+  options: SecretOptions,
+  lookup: SecretLookup,
+): Promise<{ data: Buffer; qom: QomObject }> {
   if (options.loaded !== undefined) throw new BlockError("Property 'secret.loaded' is not writable");
   const { data: text, file, keyid, iv, format = 'raw' } = options;
   if (file !== undefined && text !== undefined)
     throw new BlockError("'file' and 'data' are mutually exclusive");
   if (file === undefined && text === undefined)
     throw new BlockError("Either 'file' or 'data' must be provided");
-  let data = file === undefined ? Buffer.from(text ?? '', 'utf8') : readSecretFile(file);
+  let data = file === undefined ? bytesOfText(text ?? '') : await readSecretFile(file);
   if (format === 'base64') data = decodeBase64(data.toString('latin1'));
   if (keyid !== undefined) data = decrypt(data, keyid, iv, lookup);
 

@@ -3,9 +3,11 @@
  * search for their files.
  */
 
-import { accessSync, readFileSync, statSync } from 'node:fs';
+import { accessSync } from 'node:fs';
 import path from 'node:path';
 import type { QCryptoTLSCredsEndpoint } from '../../schema/generated/types.ts';
+import { readHostFileNow } from '../aio/host/files.ts';
+import { hostPath } from '../aio/host/names.ts';
 import { E, strerror } from '../errors/errno.ts';
 import { BlockError, errnoOf } from '../errors/error.ts';
 import { booleanProperty, enumProperty, type QomAccessors, stringProperty } from './qom.ts';
@@ -77,7 +79,7 @@ export function checkTlsOptions(typeName: string, options: TlsCommonOptions): st
 export function findCredential(dir: string, name: string, required: boolean): string | null {
   const file = path.join(dir, name);
   try {
-    accessSync(file);
+    accessSync(hostPath(file));
     return file;
   } catch (error) {
     const errno = errnoOf(error);
@@ -91,10 +93,8 @@ const MAX_CREDENTIAL_BYTES = 16 * 1024 * 1024;
 /** The content of a credential file; `fail` makes the error from the reason. */
 export function readCredential(file: string, fail: (reason: string) => BlockError): string {
   try {
-    if (statSync(file).size > MAX_CREDENTIAL_BYTES) throw fail('File too large');
-    return readFileSync(file, 'latin1');
+    return readHostFileNow(file, MAX_CREDENTIAL_BYTES).toString('latin1');
   } catch (error) {
-    if (error instanceof BlockError) throw error;
     throw fail(strerror(errnoOf(error)));
   }
 }

@@ -176,7 +176,7 @@ export class ObjectTree {
       case 'secret': {
         this.#refuseDuplicate(options.id);
         const { createSecret } = await import('./secret.ts');
-        const { data, qom } = createSecret(options, (id) => this.secret(id));
+        const { data, qom } = await createSecret(options, (id) => this.secret(id));
         return { value: { kind: 'secret', data }, qom };
       }
       case 'tls-creds-psk': {

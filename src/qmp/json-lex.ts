@@ -73,6 +73,9 @@ const isSpace = (byte: number): boolean => byte === 0x20 || byte === 0x0a || byt
 /** Control characters and FE, FF never belong to a token, not even to a string. */
 const isForbidden = (byte: number): boolean => byte < 0x20 || byte >= 0xfe;
 
+/** Input that is looked at before somebody else gets a turn. */
+const SLICE_BYTES = 128 * 1024;
+
 const INITIAL_TEXT = 1024;
 const INITIAL_TOKENS = 64;
 
@@ -144,17 +147,26 @@ export class JsonLexer {
     }
   }
 
-  /** Goes on to the end of a token, of the input, or to an error (the text of which is the unfinished token). */
+  /** Bytes of memory for the message that is being received. */
+  get heldBytes(): number {
+    return this.#text.length + this.#kinds.length + this.#starts.byteLength + this.unread;
+  }
+
+  /**
+   * Goes on to the end of a token, of the input, or to an error (the text of which is the unfinished token). After a
+   * slice of input it stops all the same: then some is unread.
+   */
   next(): LexedValue {
     const input = this.#input;
-    while (this.#position < input.length) {
+    const end = Math.min(input.length, this.#position + SLICE_BYTES);
+    while (this.#position < end) {
       if (this.#textLength - this.tokenStart(this.#count) > this.#limitBytes) {
         this.#textLength = this.tokenStart(this.#count);
         this.#state = State.start; // what follows is read as if the token had ended
         this.#complex = false;
         return Lexed.tooLong;
       }
-      if (this.#state === State.doubleQuote || this.#state === State.singleQuote) this.#skipPlain();
+      if (this.#state === State.doubleQuote || this.#state === State.singleQuote) this.#skipPlain(end);
       const byte = input[this.#position];
       if (byte === undefined) break;
       const found = this.#step(byte);
@@ -272,12 +284,12 @@ export class JsonLexer {
   }
 
   /** Takes the characters of a string up to one that needs a decision. */
-  #skipPlain(): void {
+  #skipPlain(stop: number): void {
     const input = this.#input;
     const from = this.#position;
     // No more than what shows that the limit is passed.
     const end = Math.min(
-      input.length,
+      stop,
       from + this.#limitBytes + 1 - (this.#textLength - this.tokenStart(this.#count)),
     );
     let at = from;

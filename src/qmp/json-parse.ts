@@ -7,10 +7,12 @@
  * item at a time, so that its user can stop between two.
  */
 
+import { bytesOfText } from '../aio/host/names.ts';
 import { assert } from '../errors/error.ts';
 import { JsonLexer, Lexed, Token } from './json-lex.ts';
-import { JsonFloat, type JsonObject, type JsonValue } from './json-value.ts';
-import { decodeForMessage, decodeModifiedUtf8, isCharacter } from './utf8.ts';
+import { decodeSlice, JsonError, type StringDecoding, startDecoding } from './json-string.ts';
+import { JsonFloat, type JsonValue } from './json-value.ts';
+import { decodeForMessage } from './utf8.ts';
 
 /** Limits of one message, those of the original. */
 export const JSON_LIMITS = {
@@ -18,7 +20,12 @@ export const JSON_LIMITS = {
   bytes: 64 * 1024 * 1024,
   tokens: 2 * 1024 * 1024,
   nesting: 1024,
+  /** Of one object; the original knows no such limit, and nobody's messages come near. */
+  members: 16 * 1024,
 } as const;
+
+/** Tokens of a long message that are read or parsed before somebody else gets a turn. */
+const SLICE_TOKENS = 16 * 1024;
 
 export type JsonItem = { readonly value: JsonValue } | { readonly error: string };
 
@@ -27,6 +34,8 @@ export class JsonReader {
   #braces = 0;
   #brackets = 0;
   #structural = 0;
+  /** The message that has been received whole and is being parsed. */
+  #parser: TokenParser | null = null;
 
   /** Gives the next piece of input, when `next` has returned null. The bytes must not change until then. */
   push(input: Uint8Array): void {
@@ -39,14 +48,26 @@ export class JsonReader {
     return this.#lexer.unread;
   }
 
-  /** The next value or error; null when the input is used up. */
+  /** There is more to do without more input: `next` has done a part of it, and is to be called again. */
+  get busy(): boolean {
+    return this.#parser !== null || this.#lexer.unread > 0;
+  }
+
+  /** Memory that a message takes which has not been received whole, about. */
+  get heldBytes(): number {
+    return this.#lexer.heldBytes;
+  }
+
+  /** The next value or error; null when the input is used up, or when this is enough for one turn: see `busy`. */
   next(): JsonItem | null {
-    for (;;) {
+    if (this.#parser !== null) return this.#parse(this.#parser);
+    for (let tokens = 0; tokens < SLICE_TOKENS; tokens++) {
       const found = this.#lexer.next();
       if (found === Lexed.needInput) return null;
       const item = this.#handle(found);
-      if (item !== null) return item;
+      if (item !== null || this.#parser !== null) return item;
     }
+    return null;
   }
 
   /** The items that an end of input yields: an unfinished message is an error. */
@@ -55,7 +76,11 @@ export class JsonReader {
     const found = this.#lexer.end();
     const item = found === Lexed.needInput ? null : this.#handle(found);
     if (item !== null) items.push(item);
-    if (this.#lexer.count > 0) items.push(this.#parse());
+    if (this.#lexer.count > 0) this.#parser ??= new TokenParser(this.#lexer);
+    while (this.#parser !== null) {
+      const last = this.#parse(this.#parser);
+      if (last !== null) items.push(last);
+    }
     return items;
   }
 
@@ -94,7 +119,9 @@ export class JsonReader {
     if (this.#braces + this.#brackets > JSON_LIMITS.nesting)
       return this.#drop('JSON nesting depth limit exceeded');
     const balanced = this.#braces === 0 && this.#brackets === 0;
-    return balanced || this.#braces < 0 || this.#brackets < 0 ? this.#parse() : null;
+    if (!balanced && this.#braces >= 0 && this.#brackets >= 0) return null;
+    this.#parser = new TokenParser(this.#lexer);
+    return this.#parse(this.#parser);
   }
 
   #drop(error: string): JsonItem {
@@ -102,18 +129,23 @@ export class JsonReader {
     return { error };
   }
 
-  #parse(): JsonItem {
+  /** Goes on parsing for a slice. */
+  #parse(parser: TokenParser): JsonItem | null {
+    let item: JsonItem;
     try {
-      return { value: new TokenParser(this.#lexer).parseMessage() };
+      const value = parser.run();
+      if (value === undefined) return null;
+      item = { value };
     } catch (error) {
       if (!(error instanceof JsonError)) throw error;
-      return { error: error.message };
-    } finally {
-      this.#reset();
+      item = { error: error.message };
     }
+    this.#reset();
+    return item;
   }
 
   #reset(): void {
+    this.#parser = null;
     this.#lexer.clear();
     this.#braces = 0;
     this.#brackets = 0;
@@ -124,26 +156,21 @@ export class JsonReader {
 /** Reads one value from a whole text, as from the command line; throws JsonError with the first error. */
 export function parseJsonText(text: string): JsonValue {
   const reader = new JsonReader();
-  reader.push(Buffer.from(text, 'utf8'));
+  reader.push(bytesOfText(text));
   let result: JsonItem | null = null;
   const add = (item: JsonItem): void => {
     if (result === null) result = item;
     else if ('value' in result) throw new JsonError('Expecting at most one JSON value');
   };
-  for (let item = reader.next(); item !== null; item = reader.next()) add(item);
+  do {
+    const item = reader.next();
+    if (item !== null) add(item);
+  } while (reader.busy);
   for (const item of reader.end()) add(item);
   const found = result as JsonItem | null;
   if (found === null) throw new JsonError('Expecting a JSON value');
   if ('error' in found) throw new JsonError(found.error);
   return found.value;
-}
-
-/** A message that is not JSON; the message text is the original's. */
-export class JsonError extends Error {
-  constructor(message: string) {
-    super(message);
-    this.name = 'JsonError';
-  }
 }
 
 const INT64_MIN = -(2n ** 63n);
@@ -158,17 +185,40 @@ function integerValue(text: string): JsonValue {
   return Number.isSafeInteger(value) ? value : exact;
 }
 
-/** Recursive descent over the tokens of one message. Depth is limited by JSON_LIMITS.nesting. */
+/** An object or array that is being read, and what may follow in it. */
+interface Frame {
+  readonly members: Record<string, JsonValue> | null;
+  readonly elements: JsonValue[];
+  /** Members so far. */
+  count: number;
+  key: string;
+  next: 'first' | 'key' | 'colon' | 'value' | 'separator';
+}
+
+/** Parses the tokens of one message, so many at a time. Depth is limited by JSON_LIMITS.nesting. */
 class TokenParser {
   readonly #lexer: JsonLexer;
+  readonly #frames: Frame[] = [];
   #at = 0;
+  /** A long string that is being decoded. */
+  #string: StringDecoding | null = null;
+  #result: JsonValue | undefined;
 
   constructor(lexer: JsonLexer) {
     this.#lexer = lexer;
   }
 
-  parseMessage(): JsonValue {
-    return this.#value();
+  /** The message; undefined when there is more to do than one slice. Throws JsonError. */
+  run(): JsonValue | undefined {
+    for (let steps = 0; this.#result === undefined && steps < SLICE_TOKENS; steps++) {
+      if (this.#string !== null) {
+        if (!decodeSlice(this.#string)) return undefined;
+        const text = this.#string.parts.join('');
+        this.#string = null;
+        this.#complete(text);
+      } else this.#step();
+    }
+    return this.#result;
   }
 
   #peek(): number {
@@ -177,29 +227,72 @@ class TokenParser {
     return kind;
   }
 
-  #value(): JsonValue {
+  #step(): void {
+    const frame = this.#frames.at(-1);
+    switch (frame?.next) {
+      case undefined:
+      case 'key':
+      case 'value':
+        this.#begin();
+        break;
+      case 'first':
+        if (this.#peek() === closingOf(frame)) this.#close(frame);
+        else frame.next = frame.members === null ? 'value' : 'key';
+        break;
+      case 'colon':
+        if (this.#peek() !== Token.colon) throw new JsonError('JSON parse error, missing : in object pair');
+        this.#at += 1;
+        frame.next = 'value';
+        break;
+      case 'separator': {
+        const kind = this.#peek();
+        if (kind === closingOf(frame)) {
+          this.#close(frame);
+          break;
+        }
+        const where = frame.members === null ? 'list' : 'dict';
+        if (kind !== Token.comma) throw new JsonError(`JSON parse error, expected separator in ${where}`);
+        this.#at += 1;
+        frame.next = frame.members === null ? 'value' : 'key';
+      }
+    }
+  }
+
+  /** Reads a value, or the beginning of one. */
+  #begin(): void {
     const kind = this.#peek();
     const token = this.#at;
     this.#at += 1;
     switch (kind) {
       case Token.openBrace:
-        return this.#object();
+        this.#frames.push({ members: Object.create(null), elements: [], count: 0, key: '', next: 'first' });
+        break;
       case Token.openBracket:
-        return this.#array();
+        this.#frames.push({ members: null, elements: [], count: 0, key: '', next: 'first' });
+        break;
       case Token.integer:
-        return integerValue(this.#tokenText(token));
+        this.#complete(integerValue(this.#tokenText(token)));
+        break;
       case Token.float:
-        return new JsonFloat(Number(this.#tokenText(token)));
+        this.#complete(new JsonFloat(Number(this.#tokenText(token))));
+        break;
       case Token.keyword:
-        return keywordValue(this.#tokenText(token));
-      case Token.plainString:
-        return this.#lexer.text.toString(
-          'latin1',
-          this.#lexer.tokenStart(token) + 1,
-          this.#lexer.tokenEnd(token) - 1,
+        this.#complete(keywordValue(this.#tokenText(token)));
+        break;
+      case Token.plainString: {
+        const { text } = this.#lexer;
+        this.#complete(
+          text.toString('latin1', this.#lexer.tokenStart(token) + 1, this.#lexer.tokenEnd(token) - 1),
         );
+        break;
+      }
       case Token.string:
-        return decodeString(this.#lexer.text, this.#lexer.tokenStart(token), this.#lexer.tokenEnd(token));
+        this.#string = startDecoding(
+          this.#lexer.text,
+          this.#lexer.tokenStart(token),
+          this.#lexer.tokenEnd(token),
+        );
+        break;
       default:
         throw new JsonError('JSON parse error, expecting value');
     }
@@ -209,45 +302,36 @@ class TokenParser {
     return this.#lexer.text.toString('latin1', this.#lexer.tokenStart(token), this.#lexer.tokenEnd(token));
   }
 
-  #object(): JsonObject {
-    const members: Record<string, JsonValue> = Object.create(null);
-    if (this.#peek() === Token.closeBrace) {
-      this.#at += 1;
-      return members;
-    }
-    for (;;) {
-      this.#pair(members);
-      const kind = this.#peek();
-      this.#at += 1;
-      if (kind === Token.closeBrace) return members;
-      if (kind !== Token.comma) throw new JsonError('JSON parse error, expected separator in dict');
-    }
-  }
-
-  #pair(members: Record<string, JsonValue>): void {
-    const key = this.#value();
-    if (typeof key !== 'string') throw new JsonError('JSON parse error, key is not a string in object');
-    if (this.#peek() !== Token.colon) throw new JsonError('JSON parse error, missing : in object pair');
+  #close(frame: Frame): void {
     this.#at += 1;
-    const value = this.#value();
-    if (key in members) throw new JsonError('JSON parse error, duplicate key');
-    members[key] = value;
+    this.#frames.pop();
+    this.#complete(frame.members ?? frame.elements);
   }
 
-  #array(): readonly JsonValue[] {
-    const elements: JsonValue[] = [];
-    if (this.#peek() === Token.closeBracket) {
-      this.#at += 1;
-      return elements;
-    }
-    for (;;) {
-      elements.push(this.#value());
-      const kind = this.#peek();
-      this.#at += 1;
-      if (kind === Token.closeBracket) return elements;
-      if (kind !== Token.comma) throw new JsonError('JSON parse error, expected separator in list');
+  /** A value is there: it goes where it belongs. */
+  #complete(value: JsonValue): void {
+    const frame = this.#frames.at(-1);
+    if (frame === undefined) {
+      this.#result = value;
+    } else if (frame.members === null) {
+      frame.elements.push(value);
+      frame.next = 'separator';
+    } else if (frame.next === 'key') {
+      if (typeof value !== 'string') throw new JsonError('JSON parse error, key is not a string in object');
+      frame.key = value;
+      frame.next = 'colon';
+    } else {
+      if (frame.key in frame.members) throw new JsonError('JSON parse error, duplicate key');
+      frame.count += 1;
+      if (frame.count > JSON_LIMITS.members) throw new JsonError('JSON token count limit exceeded');
+      frame.members[frame.key] = value;
+      frame.next = 'separator';
     }
   }
+}
+
+function closingOf({ members }: Frame): number {
+  return members === null ? Token.closeBracket : Token.closeBrace;
 }
 
 function keywordValue(keyword: string): JsonValue {
@@ -261,80 +345,4 @@ function keywordValue(keyword: string): JsonValue {
     default:
       throw new JsonError(`JSON parse error, invalid keyword '${keyword}'`);
   }
-}
-
-const ESCAPES: ReadonlyMap<number, string> = new Map([
-  [0x22, '"'],
-  [0x27, "'"],
-  [0x5c, '\\'],
-  [0x2f, '/'],
-  [0x62, '\b'],
-  [0x66, '\f'],
-  [0x6e, '\n'],
-  [0x72, '\r'],
-  [0x74, '\t'],
-]);
-
-/** Value of a string token (with quotes) that has escapes or non-ASCII characters. */
-function decodeString(bytes: Buffer, start: number, end: number): string {
-  const last = end - 1;
-  let text = '';
-  let at = start + 1;
-  while (at < last) {
-    const byte = bytes[at] ?? 0;
-    if (byte === 0x5c) {
-      const escaped = ESCAPES.get(bytes[at + 1] ?? 0);
-      if (escaped !== undefined) {
-        text += escaped;
-        at += 2;
-      } else if (bytes[at + 1] === 0x75) {
-        const length = unicodeEscapeLength(bytes, at, end);
-        text += unicodeEscape(bytes, at, length);
-        at += length;
-      } else {
-        throw new JsonError('JSON parse error, invalid escape sequence in string');
-      }
-    } else if (byte < 0x80) {
-      const from = at;
-      while (at < last && (bytes[at] ?? 0) < 0x80 && bytes[at] !== 0x5c) at += 1;
-      text += bytes.toString('latin1', from, at);
-    } else {
-      const { codePoint, length } = decodeModifiedUtf8(bytes, at, last);
-      if (codePoint < 0) throw new JsonError('JSON parse error, invalid UTF-8 sequence in string');
-      text += String.fromCodePoint(codePoint);
-      at += length;
-    }
-  }
-  return text;
-}
-
-/** The number that four hexadecimal digits make, or -1. */
-function hex4(bytes: Buffer, at: number): number {
-  const digits = bytes.toString('latin1', at, at + 4);
-  return /^[0-9A-Fa-f]{4}$/.test(digits) ? Number.parseInt(digits, 16) : -1;
-}
-
-const isHigh = (unit: number): boolean => unit >= 0xd800 && unit <= 0xdbff;
-const isLow = (unit: number): boolean => unit >= 0xdc00 && unit <= 0xdfff;
-
-/** Bytes of a \u escape: 12 for a pair of surrogates; throws when it has not four hexadecimal digits. */
-function unicodeEscapeLength(bytes: Buffer, at: number, end: number): number {
-  const first = hex4(bytes, at + 2);
-  if (first < 0) throw invalidCharacter(bytes, at, Math.min(at + 6, end));
-  const paired =
-    isHigh(first) && bytes[at + 6] === 0x5c && bytes[at + 7] === 0x75 && isLow(hex4(bytes, at + 8));
-  return paired ? 12 : 6;
-}
-
-function unicodeEscape(bytes: Buffer, at: number, length: number): string {
-  const first = hex4(bytes, at + 2);
-  const codePoint = length === 6 ? first : 0x10000 + ((first & 0x3ff) << 10) + (hex4(bytes, at + 8) & 0x3ff);
-  if (!isCharacter(codePoint)) throw invalidCharacter(bytes, at, at + length);
-  return String.fromCodePoint(codePoint);
-}
-
-function invalidCharacter(bytes: Buffer, start: number, end: number): JsonError {
-  return new JsonError(
-    `JSON parse error, ${decodeForMessage(bytes, start, end)} is not a valid Unicode character`,
-  );
 }

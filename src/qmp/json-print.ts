@@ -40,23 +40,28 @@ const PIECE = 16 * 1024;
  * gigabytes and half a minute for that.
  */
 function escapeLong(text: string): string {
-  const out = Buffer.allocUnsafe(6 * PIECE);
   const pieces: string[] = [];
-  for (let start = 0; start < text.length; start += PIECE) {
-    const end = Math.min(text.length, start + PIECE);
-    let length = 0;
-    for (let i = start; i < end; i++) {
-      const unit = text.charCodeAt(i);
-      if (unit >= 0x20 && unit < 0x7f && unit !== 0x22 && unit !== 0x5c) {
-        out[length] = unit;
-        length += 1;
-      } else {
-        length = writeEscape(out, length, isLoneSurrogate(text, i) ? 0xfffd : unit);
-      }
-    }
-    pieces.push(out.toString('latin1', 0, length));
-  }
+  for (let start = 0; start < text.length; start += PIECE) pieces.push(escapePiece(text, start));
   return pieces.join('');
+}
+
+const pieceOut = Buffer.allocUnsafe(6 * PIECE);
+
+/** The PIECE characters from `start`, escaped. */
+function escapePiece(text: string, start: number): string {
+  const out = pieceOut;
+  const end = Math.min(text.length, start + PIECE);
+  let length = 0;
+  for (let i = start; i < end; i++) {
+    const unit = text.charCodeAt(i);
+    if (unit >= 0x20 && unit < 0x7f && unit !== 0x22 && unit !== 0x5c) {
+      out[length] = unit;
+      length += 1;
+    } else {
+      length = writeEscape(out, length, isLoneSurrogate(text, i) ? 0xfffd : unit);
+    }
+  }
+  return out.toString('latin1', 0, length);
 }
 
 const HEX_DIGITS = Buffer.from('0123456789ABCDEF', 'latin1');
@@ -145,4 +150,104 @@ export function printJsonPretty(value: unknown, indent = ''): string {
 function bracket(open: string, close: string, indent: string, lines: readonly string[]): string {
   const body = lines.length === 0 ? '' : `${lines.join(',\r\n')}\r\n`;
   return `${open}\r\n${body}${indent}${close}`;
+}
+
+// ---- in slices -----------------------------------------------------------------------------------------------
+
+/** Values and characters above which a message is printed in slices. */
+const LONG_VALUES = 4000;
+const LONG_CHARACTERS = 256 * 1024;
+/** How long a slice takes, about, and how many additions pass between two looks at the clock. */
+const SLICE_MS = 4;
+const LOOK_EVERY = 64;
+
+/** Whether the text of a value is long; looks at no more of it than that takes. */
+export function isLong(value: unknown): boolean {
+  let values = 0;
+  let characters = 0;
+  const exceeds = (at: unknown): boolean => {
+    values += 1;
+    if (typeof at === 'string') characters += at.length;
+    if (values > LONG_VALUES || characters > LONG_CHARACTERS) return true;
+    if (typeof at !== 'object' || at === null) return false;
+    for (const name in at) if (exceeds((at as Readonly<Record<string, unknown>>)[name])) return true;
+    return false;
+  };
+  return exceeds(value);
+}
+
+class SlicedText {
+  readonly #parts: string[] = [];
+  #text = '';
+  #additions = 0;
+  #sliceEnds = performance.now() + SLICE_MS;
+
+  add(text: string): void {
+    this.#text += text;
+    if (this.#text.length < PIECE) return;
+    this.#parts.push(this.#text);
+    this.#text = '';
+  }
+
+  /** Whether others should have a turn. */
+  get due(): boolean {
+    this.#additions += 1;
+    if (this.#additions % LOOK_EVERY !== 0) return false;
+    return performance.now() >= this.#sliceEnds;
+  }
+
+  resume(): void {
+    this.#sliceEnds = performance.now() + SLICE_MS;
+  }
+
+  /** What has been added since the last call. */
+  take(): string {
+    const text = this.#parts.join('') + this.#text;
+    this.#parts.length = 0;
+    this.#text = '';
+    return text;
+  }
+}
+
+/** As printJson, in slices: each is a part of the text, and others may have a turn before the next. */
+export function* printJsonSlices(value: unknown): Generator<string> {
+  const out = new SlicedText();
+  for (const _pause of printInto(out, value)) {
+    yield out.take();
+    out.resume();
+  }
+  yield out.take();
+}
+
+function* printInto(out: SlicedText, value: unknown): Generator<void> {
+  if (typeof value === 'string' && value.length > PIECE) {
+    out.add('"');
+    for (let start = 0; start < value.length; start += PIECE) {
+      out.add(escapePiece(value, start));
+      // A piece takes as long as many values.
+      for (let looks = 0; looks < LOOK_EVERY / 4; looks++) if (out.due) yield;
+    }
+    out.add('"');
+  } else if (typeof value !== 'object' || value === null || value instanceof JsonFloat) {
+    out.add(printJson(value));
+  } else if (Array.isArray(value)) {
+    out.add('[');
+    for (let index = 0; index < value.length; index++) {
+      if (index > 0) out.add(', ');
+      yield* printInto(out, value[index]);
+      if (out.due) yield;
+    }
+    out.add(']');
+  } else {
+    const members = value as Readonly<Record<string, unknown>>;
+    let separator = '{';
+    for (const name of writeOrder(Object.keys(members))) {
+      if (members[name] === undefined) continue;
+      out.add(`${separator}${printString(name)}: `);
+      separator = ', ';
+      yield* printInto(out, members[name]);
+      if (out.due) yield;
+    }
+    out.add(separator === '{' ? '{}' : '}');
+  }
 }

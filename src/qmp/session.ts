@@ -12,11 +12,11 @@
  *   stream of events with a hole in it would mislead it.
  */
 
-import { BlockError } from '../errors/error.ts';
+import { BlockError, userText } from '../errors/error.ts';
 import { writeOrder } from '../errors/member-order.ts';
 import { commandNotFound, type Dispatcher } from './dispatch.ts';
 import { type JsonItem, JsonReader } from './json-parse.ts';
-import { printJson, printJsonPretty } from './json-print.ts';
+import { isLong, printJson, printJsonPretty, printJsonSlices } from './json-print.ts';
 import { isJsonObject, type JsonObject, type JsonValue } from './json-value.ts';
 import { VERSION_INFO } from './version.ts';
 
@@ -24,6 +24,8 @@ export interface SessionOptions {
   readonly dispatcher: Dispatcher;
   /** Sends text. False: the peer does not keep up; `drained` is to be called when it does again. */
   readonly send: (text: string) => boolean;
+  /** Each call of `send` is a message of its own; default: they may be parts. */
+  readonly wholeMessages?: boolean;
   /** Ends the connection; `disconnected` is to be called when it has gone. */
   readonly close: () => void;
   /** Stops and restarts the calls of `receive`. A few pieces under way may still come after `pause`. */
@@ -38,6 +40,8 @@ export interface SessionOptions {
 /** In-band commands that wait while one runs, with the oob capability and without. */
 const QUEUE_MAX = 8;
 const QUEUE_MAX_WITHOUT_OOB = 1;
+/** Milliseconds after which a session that has more to read and run lets others have a turn. */
+const TURN_MS = 5;
 /** Characters of events that may wait for a client that does not read. */
 const EVENT_BACKLOG_MAX = 4 * 1024 * 1024;
 /** Bytes that a transport may deliver after `pause`. */
@@ -64,6 +68,10 @@ export class QmpSession {
   #pumping = false;
   #paused = false;
   #congested = false;
+  /** A long reply is being printed, and events that came meanwhile. */
+  #printing = false;
+  readonly #heldEvents: string[] = [];
+  #later: NodeJS.Immediate | null = null;
   #eventBacklog = 0;
   #afterReply: (() => void) | null = null;
   #whenAnswered: (() => void) | null = null;
@@ -143,39 +151,54 @@ export class QmpSession {
   /** Sends the text of an event (with its line end), if the client has negotiated. */
   deliverEvent(text: string): void {
     if (!this.negotiated) return;
-    if (this.#congested) {
+    if (this.#congested || this.#printing) {
       this.#eventBacklog += text.length;
       if (this.#eventBacklog > EVENT_BACKLOG_MAX) {
         this.close();
         return;
       }
     }
-    this.#send(text);
+    if (this.#printing) this.#heldEvents.push(text);
+    else this.#send(text);
   }
 
   /** Reads and runs what can be read and run now. */
   #pump(): void {
     if (this.#pumping) return;
     this.#pumping = true;
+    const turnEnds = performance.now() + TURN_MS;
     try {
+      // Each step reads or runs one item.
       while (this.#step()) {
-        // each step reads or runs one item
+        if (performance.now() < turnEnds) continue;
+        this.#goOnLater();
+        break;
       }
     } finally {
       this.#pumping = false;
     }
-    const unreadBytes = this.#inputBytes + this.#reader.unread;
-    this.#setPaused(this.#state === 'finished' || unreadBytes > 0);
-    const pending = this.#busy || this.#congested || this.#queue.length > 0 || unreadBytes > 0;
+    const isReading = this.#inputBytes > 0 || this.#reader.busy;
+    this.#setPaused(this.#state === 'finished' || isReading);
+    const pending = this.#busy || this.#printing || this.#congested || this.#queue.length > 0 || isReading;
     if (this.#whenAnswered === null || pending) return;
     const whenAnswered = this.#whenAnswered;
     this.#whenAnswered = null;
     whenAnswered();
   }
 
+  /** Others get a turn first. */
+  #goOnLater(): void {
+    if (this.#later !== null) return;
+    this.#later = setImmediate(() => {
+      this.#later = null;
+      this.#pump();
+    });
+  }
+
   /** Whether there may be more to do. */
   #step(): boolean {
-    if (this.#state === 'closed' || this.#state === 'finished' || this.#congested) return false;
+    if (this.#state === 'closed' || this.#state === 'finished' || this.#congested || this.#printing)
+      return false;
     if (!this.#busy) {
       const queued = this.#queue.shift();
       if (queued !== undefined) {
@@ -185,7 +208,7 @@ export class QmpSession {
     }
     if (this.#queue.length >= (this.#oob ? QUEUE_MAX : QUEUE_MAX_WITHOUT_OOB)) return false;
     const item = this.#reader.next();
-    if (item === null) return this.#nextInput();
+    if (item === null) return this.#reader.busy || this.#nextInput();
     const queued = this.#toRequest(item);
     if (this.#isOutOfBand(item)) this.#answerOutOfBand(queued);
     else if (this.#busy) this.#queue.push(queued);
@@ -269,20 +292,20 @@ export class QmpSession {
       const result = this.#options.dispatcher.execute(queued.name, queued.args, this);
       if (result instanceof Promise) {
         this.#busy = true;
-        void this.#settle(result, queued.id);
+        void this.#settle(result, queued);
       } else {
         this.#replyValue(result, queued.id);
       }
     } catch (error) {
-      this.#replyError(error, queued.id);
+      this.#replyError(error, queued.id, `'${queued.name}'`);
     }
   }
 
-  async #settle(result: Promise<unknown>, id: JsonValue | undefined): Promise<void> {
+  async #settle(result: Promise<unknown>, { name, id }: Request): Promise<void> {
     try {
       this.#replyValue(await result, id);
     } catch (error) {
-      this.#replyError(error, id);
+      this.#replyError(error, id, `'${name}'`);
     }
     this.#busy = false;
     this.#pump();
@@ -292,15 +315,42 @@ export class QmpSession {
     this.#reply({ return: value, ...(id !== undefined && { id }) });
   }
 
-  #replyError(error: unknown, id: JsonValue | undefined): void {
+  #replyError(error: unknown, id: JsonValue | undefined, doing = 'the QMP session'): void {
     if (!(error instanceof BlockError)) this.#options.reportBug?.(error);
-    const desc = error instanceof Error ? error.message : String(error);
+    const desc = userText(error, doing);
     const errorClass = error instanceof BlockError ? error.errorClass : 'GenericError';
     this.#reply({ error: { class: errorClass, desc }, ...(id !== undefined && { id }) });
   }
 
   #reply(message: object): void {
+    if (!this.pretty && isLong(message)) {
+      void this.#replyInSlices(message);
+      return;
+    }
     this.#print(message);
+    this.#replied();
+  }
+
+  /** Others have turns while a long reply is printed; this session does nothing else meanwhile. */
+  async #replyInSlices(message: object): Promise<void> {
+    this.#printing = true;
+    const { wholeMessages = false } = this.#options;
+    const parts: string[] = [];
+    for (const part of printJsonSlices(message)) {
+      if (wholeMessages) parts.push(part);
+      else this.#send(part);
+      await new Promise((resolve) => setImmediate(resolve));
+      if (this.#state === 'closed') return;
+    }
+    this.#printing = false;
+    this.#send(`${parts.join('')}\r\n`);
+    for (const event of this.#heldEvents.splice(0)) this.deliverEvent(event);
+    this.#replied();
+    this.#pump();
+  }
+
+  /** A reply is on its way. */
+  #replied(): void {
     const action = this.#afterReply;
     if (action === null) return;
     this.#afterReply = null;

@@ -8,13 +8,23 @@ import { JsonFloat } from '../../src/qmp/json-value.ts';
 import { isCharacter } from '../../src/qmp/utf8.ts';
 import { FRAGMENTS } from '../peers/qmp-streams.ts';
 
+/** All items that are in what was pushed, in as many slices as that takes. */
+function readNow(reader: JsonReader): JsonItem[] {
+  const items: JsonItem[] = [];
+  for (;;) {
+    const item = reader.next();
+    if (item !== null) items.push(item);
+    else if (!reader.busy) return items;
+  }
+}
+
 /** All items that the pieces and the end of input yield. */
 function readAll(pieces: readonly Uint8Array[]): readonly JsonItem[] {
   const reader = new JsonReader();
   const items: JsonItem[] = [];
   for (const piece of pieces) {
     reader.push(piece);
-    for (let item = reader.next(); item !== null; item = reader.next()) items.push(item);
+    items.push(...readNow(reader));
   }
   return [...items, ...reader.end()];
 }
@@ -116,7 +126,7 @@ describe('limits', () => {
     let highest = 0;
     for (const bytes of pieces) {
       reader.push(bytes);
-      for (let item = reader.next(); item !== null; item = reader.next()) items.push(item);
+      items.push(...readNow(reader));
       const now = process.memoryUsage();
       highest = Math.max(highest, now.heapUsed + now.external - before.heapUsed - before.external);
     }

@@ -9,6 +9,7 @@
 import { createHash } from 'node:crypto';
 import { setImmediate as nextTurn } from 'node:timers/promises';
 import type { BlockDirtyInfo } from '../../../schema/generated/types.ts';
+import { byteLength } from '../../aio/host/names.ts';
 import { E } from '../../errors/errno.ts';
 import { BlockError, ioError } from '../../errors/error.ts';
 import type { BlockNode } from '../graph/node.ts';
@@ -76,7 +77,7 @@ export function createBitmap(node: BlockNode, wanted: NewBitmap): DirtyBitmap {
   const { all, byName } = node.dirtyBitmaps;
   if (name !== null) {
     if (byName.has(name)) throw new BlockError(`Bitmap already exists: ${name}`, { errno: E.EINVAL });
-    if (Buffer.byteLength(name) > BITMAP_NAME_MAX_BYTES)
+    if (byteLength(name) > BITMAP_NAME_MAX_BYTES)
       throw new BlockError(`Bitmap name too long: ${name}`, { errno: E.EINVAL });
   }
   const bitmap: DirtyBitmap = {

@@ -6,6 +6,7 @@
 
 import { realpathSync } from 'node:fs';
 import path from 'node:path';
+import { hostPath, textOfBytes } from '../../aio/host/names.ts';
 import type { BackingName } from '../contract/image.ts';
 import { chainChild, cowChild, skipFilters } from '../graph/chain.ts';
 import type { BlockNode } from '../graph/node.ts';
@@ -33,11 +34,15 @@ function isSameFile(overlay: BlockNode, filename: string, node: BlockNode): bool
   if (own === null || protocolPrefix(filename) !== null || protocolPrefix(own) !== null) return false;
   if (!path.isAbsolute(filename) && exactFilename(overlay) === null) return false;
   try {
-    return realpathSync(absoluteBackingName(overlay, filename)) === realpathSync(own);
+    return realPath(absoluteBackingName(overlay, filename)) === realPath(own);
   } catch {
     // A name that leads nowhere, or is relative to an image whose place is not known.
     return false;
   }
+}
+
+function realPath(name: string): string {
+  return textOfBytes(realpathSync(hostPath(name), 'buffer'));
 }
 
 /** Whether `node` is below `top` in its chain. */

@@ -8,6 +8,7 @@
 
 import { statSync } from 'node:fs';
 import path from 'node:path';
+import { hostPath } from '../../aio/host/names.ts';
 import { allocateIoMemory, vectorOf } from '../../aio/memory.ts';
 import { BlockError } from '../../errors/error.ts';
 import type { DriverOptions } from '../contract/image.ts';
@@ -21,51 +22,78 @@ const PROBE_BYTES = 2048;
 
 /** "PREFIX:" in front of a name, unless a slash comes first. */
 export function protocolPrefix(name: string): string | null {
-  const match = /^([^/:]+):/.exec(name);
-  return match === null ? null : match[1]!;
+  return /^([^/:]*):/.exec(name)?.[1] ?? null;
 }
 
 /** Options of the node that `name` stands for; a json: name may define a format node. */
 export function protocolOptions(layer: BlockLayer, name: string): DriverOptions {
   const prefix = protocolPrefix(name);
-  if (prefix === 'json') return jsonOptions(name.slice('json:'.length));
-  if (prefix === null) return { driver: isHostDevice(name) ? 'host_device' : 'file', filename: name };
+  if (prefix === 'json') return jsonOptions(layer, name.slice('json:'.length));
+  if (prefix === null) return pathOptions(name);
   const driver =
     layer.drivers[prefix] ??
     Object.values(layer.drivers).find(({ namePrefixes }) => namePrefixes?.includes(prefix));
   const rest = name.slice(prefix.length + 1);
   if (driver?.parseName !== undefined) return { driver: driver.name, ...driver.parseName(rest, prefix) };
   if (driver?.kind !== 'protocol') throw new BlockError(`Unknown protocol '${prefix}'`);
-  return { driver: prefix, filename: rest };
+  // What is left is a path, which must not look like another name when it is shown or joined.
+  return { driver: prefix, filename: protocolPrefix(rest) === null ? rest : `./${rest}` };
+}
+
+/** Options of the node for a path, which may look like anything. */
+export function pathOptions(name: string): DriverOptions {
+  return { driver: isHostDevice(name) ? 'host_device' : 'file', filename: name };
 }
 
 function isHostDevice(name: string): boolean {
-  const stat = statSync(name, { throwIfNoEntry: false });
-  return stat !== undefined && (stat.isBlockDevice() || stat.isCharacterDevice());
+  try {
+    const stat = statSync(hostPath(name));
+    return stat.isBlockDevice() || stat.isCharacterDevice();
+  } catch {
+    // Opening it as a file says what is wrong.
+    return false;
+  }
 }
 
 /** Options of a json: name: an object, members in dotted form expanded. */
-function jsonOptions(text: string): DriverOptions {
+function jsonOptions(layer: BlockLayer, text: string): DriverOptions {
   let value: unknown;
   try {
-    value = JSON.parse(text);
-  } catch {
-    throw new BlockError('Could not parse the JSON options');
+    value = layer.definitions.parseJson(text);
+  } catch (error) {
+    throw new BlockError(`Could not parse the JSON options: ${(error as Error).message}`);
   }
   if (typeof value !== 'object' || value === null || Array.isArray(value))
     throw new BlockError('Invalid JSON object given');
-  const options: Record<string, unknown> = {};
+  return expanded(value) as DriverOptions;
+}
+
+/** Members in dotted form, at any depth, as nested objects; of two that contradict each other the later counts. */
+function expanded(value: unknown): unknown {
+  if (Array.isArray(value)) return value.map(expanded);
+  if (!isRecord(value)) return value;
+  const options = Object.create(null) as Record<string, unknown>;
   for (const [key, member] of Object.entries(value)) {
     const keys = key.split('.');
     let at = options;
     for (const part of keys.slice(0, -1)) {
-      const inner = at[part] ?? {};
-      at[part] = inner;
-      at = inner as Record<string, unknown>;
+      const inner = at[part];
+      const next = isRecord(inner) ? inner : (Object.create(null) as Record<string, unknown>);
+      at[part] = next;
+      at = next;
     }
-    at[keys.at(-1)!] = member;
+    const last = keys.at(-1)!;
+    const inner = expanded(member);
+    const before = at[last];
+    at[last] = isRecord(before) && isRecord(inner) ? { ...before, ...inner } : inner;
   }
   return options;
+}
+
+function isRecord(value: unknown): value is Record<string, unknown> {
+  if (typeof value !== 'object' || value === null) return false;
+  const kind: unknown = Object.getPrototypeOf(value);
+  return kind === null || kind === Object.prototype;
 }
 
 /** The name of a file that `node`'s image refers to: relative names are relative to the image. */
@@ -95,7 +123,9 @@ function bottomOf(node: BlockNode): BlockNode {
 /** `filename` as seen from the image `base`. */
 export function relativeName(base: string, filename: string): string {
   if (protocolPrefix(filename) !== null || path.isAbsolute(filename)) return filename;
-  return base.slice(0, Math.max(base.lastIndexOf('/'), base.indexOf(':')) + 1) + filename;
+  const prefix = protocolPrefix(base);
+  const afterPrefix = prefix === null ? 0 : prefix.length + 1;
+  return base.slice(0, Math.max(base.lastIndexOf('/') + 1, afterPrefix)) + filename;
 }
 
 /** The format inside a protocol node: the driver that is surest, raw when none is. */

@@ -6,7 +6,7 @@
  * its parent where it does not set them itself; discards always reach it, because the parent decides about them.
  */
 
-import { BlockError, errnoError, errnoOf, InvariantError } from '../../errors/error.ts';
+import { BlockError, errnoError, errnoOf, InvariantError, prefixed } from '../../errors/error.ts';
 import type { BlockDriver, OpenContext, OpenPurpose } from '../contract/driver.ts';
 import type { DriverFace } from '../contract/face.ts';
 import type { BackingName, DriverOptions } from '../contract/image.ts';
@@ -17,7 +17,7 @@ import { coRefreshLength } from '../graph/length.ts';
 import { type BlockChild, BlockNode, type NodeSettings, refreshLimits } from '../graph/node.ts';
 import { refreshPermissions } from '../graph/permissions.ts';
 import type { BlockLayer } from '../layer.ts';
-import { absoluteBackingName, probeFormat, protocolOptions } from './image-name.ts';
+import { absoluteBackingName, probeFormat, protocolOptions, protocolPrefix } from './image-name.ts';
 import { checkDetectZeroes, recordOptions } from './options.ts';
 
 /** Longest node name, without the terminator the original counts. */
@@ -168,7 +168,9 @@ async function openBacking(
   image: BackingName | null,
   depth: number,
 ): Promise<BlockChild | null> {
-  if (given === null || (given === undefined && image === null)) return null;
+  if (given === '')
+    layer.report('warning: Use of "backing": "" is deprecated; use "backing": null instead\n');
+  if (given === null || given === '' || (given === undefined && image === null)) return null;
   const { forceShare, cache } = parent.settings;
   const inherited: Inherited = { readOnly: true, autoReadOnly: false, forceShare, cache };
   const name = given === undefined ? absoluteBackingName(parent, image!.filename) : null;
@@ -207,14 +209,6 @@ async function openNamedChild(
   const child = await openChild(layer, parent, { ...request, reference, required: true });
   if (probed) child!.node.driver.wasProbed?.(child!.node);
   return child!;
-}
-
-/** The error with more context in front; errno and hint stay. */
-function prefixed(prefix: string, error: unknown): unknown {
-  if (!(error instanceof BlockError)) return error;
-  const { errorClass, errno, hint } = error;
-  const details = { errorClass, errno, cause: error, ...(hint === undefined ? {} : { hint }) };
-  return new BlockError(prefix + error.message, details);
 }
 
 /** Opens the image `name` as the tools do: a pseudo-protocol name or a path, the format given or probed. */
@@ -258,7 +252,7 @@ async function imageOptions(
   format: string | null,
   inherited: Inherited,
 ): Promise<ImageOptions> {
-  const own = protocolOptions(layer, name);
+  const own = await nameOptions(layer, name, inherited);
   const ownDriver = layer.drivers[String(own.driver)];
   if (ownDriver !== undefined && !isProtocol(ownDriver)) return { options: own, probed: false };
   const { driver, ...rest } = own;
@@ -277,8 +271,20 @@ async function imageOptions(
   }
 }
 
+/** Options of the node that the name stands for; those of json: may leave much out. */
+async function nameOptions(layer: BlockLayer, name: string, inherited: Inherited): Promise<DriverOptions> {
+  const own = protocolOptions(layer, name);
+  if (protocolPrefix(name) !== 'json') return own;
+  const { forceShare, cache } = inherited;
+  const settings = {
+    'force-share': forceShare,
+    cache: { direct: cache.direct, 'no-flush': cache.noFlush },
+  };
+  return await layer.definitions.complete(layer, own, settings);
+}
+
 /** The node of the protocol that the user has named for `name`, which may be another's by itself (`own`). */
-function namedProtocol(driver: DriverFace, own: DriverOptions, name: string): DriverOptions {
+export function namedProtocol(driver: DriverFace, own: DriverOptions, name: string): DriverOptions {
   const [option] = driver.nameOptions ?? [];
   if (own.driver === driver.name) return own;
   if (option === undefined && driver.parseName !== undefined)

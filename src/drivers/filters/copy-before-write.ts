@@ -33,7 +33,7 @@ import { blockStatusAbove } from '../../block/io/status-chain.ts';
 import { nodeFilename } from '../../block/open/filename.ts';
 import { CoQueue } from '../../coroutine/co-queue.ts';
 import { E } from '../../errors/errno.ts';
-import { assert, BlockError, errnoOf, ioError } from '../../errors/error.ts';
+import { assert, BlockError, errnoOf, ioError, reasonOf } from '../../errors/error.ts';
 import { copyClusterBytes, isInChain } from './copy-cluster.ts';
 
 /** A read of the snapshot from `file`: writes to these clusters wait for it. */
@@ -96,7 +96,7 @@ async function open(opening: CbwNode, context: OpenContext): Promise<CbwState> {
     for (const each of [dirty, done, access]) releaseBitmap(each);
     throw new BlockError(
       `Cannot create block-copy-state: Failed to merge bitmap '${wanted?.name}' to internal copy-bitmap: ` +
-        (error as BlockError).message,
+        reasonOf(error),
     );
   }
   for (const each of [dirty, access]) {

@@ -11,6 +11,7 @@ import type { BlockDriver, OpenContext } from '../../block/contract/driver.ts';
 import { Req, Status } from '../../block/contract/request.ts';
 import type { BlockNode } from '../../block/graph/node.ts';
 import { BlockError } from '../../errors/error.ts';
+import { nullAioNames, nullCoNames } from './null-names.ts';
 
 interface NullState {
   length: number;
@@ -46,6 +47,7 @@ function nullDriver(name: 'null-co' | 'null-aio'): BlockDriver<NullState> {
   return {
     name,
     kind: 'protocol',
+    ...(name === 'null-co' ? nullCoNames : nullAioNames),
     supportedWriteFlags: Req.fua,
     supportedZeroFlags: Req.fua | Req.mayUnmap,
     strongOptions: ['read-zeroes', 'size'],

@@ -6,7 +6,7 @@ import type { SocketAddress } from '../../../schema/generated/types.ts';
 import type { AioEngine, ByteStream } from '../../aio/engine.ts';
 import { connectTo } from '../../aio/sockets.ts';
 import { E } from '../../errors/errno.ts';
-import { BlockError, errnoError } from '../../errors/error.ts';
+import { BlockError, errnoError, reasonOf } from '../../errors/error.ts';
 import type { TlsCredentials } from '../../objects/tls-creds.ts';
 import { CLIENT_HANDSHAKE_MAX_MS } from '../protocol/limits.ts';
 import { ReceiveBuffer } from '../protocol/receive-buffer.ts';
@@ -92,9 +92,7 @@ async function attempt(
     return new ClientConnection(opened, rx, owner);
   } catch (error) {
     stream.close();
-    throw error instanceof BlockError
-      ? error
-      : new BlockError(error instanceof Error ? error.message : String(error));
+    throw error instanceof BlockError ? error : new BlockError(reasonOf(error));
   } finally {
     signal.removeEventListener('abort', close);
   }

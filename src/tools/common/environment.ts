@@ -14,8 +14,9 @@ import { BlockLayer } from '../../block/layer.ts';
 import { protocolOptions, protocolPrefix } from '../../block/open/image-name.ts';
 import { openImage } from '../../block/open/open.ts';
 import { drivers } from '../../drivers/table.ts';
-import { BlockError } from '../../errors/error.ts';
+import { BlockError, prefixed } from '../../errors/error.ts';
 import type { ObjectTree } from '../../objects/tree.ts';
+import { parseJsonText } from '../../qmp/json-parse.ts';
 import { parseFlatOptions } from './flat-options.ts';
 import type { ToolOutput } from './output.ts';
 
@@ -41,6 +42,7 @@ export function createEnvironment(output: ToolOutput): ToolEnvironment {
       // There are no jobs and no monitors: nobody is told.
       events: { emit: () => undefined },
       drivers,
+      report: (text) => output.note(`${output.program}: ${text}`),
       print: (text) => output.print(text),
       fatal(text) {
         output.note(text);
@@ -53,6 +55,13 @@ export function createEnvironment(output: ToolOutput): ToolEnvironment {
       tlsCreds(id) {
         if (env.objects === null) throw new BlockError(`No TLS credentials with id '${id}'`);
         return env.objects.tlsCreds(id, 'client');
+      },
+      definitions: {
+        parseJson: parseJsonText,
+        async complete(layer, options, settings) {
+          const { definitionReader } = await import('./image-options.ts');
+          return definitionReader.complete(layer, options, settings);
+        },
       },
       useThrottleGroup: (id) => env.objects?.useThrottleGroup(id) ?? null,
     }),
@@ -196,18 +205,6 @@ export async function openNamedImage(env: ToolEnvironment, request: ImageRequest
   } catch (error) {
     throw prefixed(`Could not open '${request.name}': `, error);
   }
-}
-
-/** The error with more context in front; errno and hint stay. */
-export function prefixed(prefix: string, error: unknown): unknown {
-  if (!(error instanceof BlockError)) return error;
-  const { errorClass, errno, hint } = error;
-  return new BlockError(prefix + error.message, {
-    errorClass,
-    errno,
-    cause: error,
-    ...(hint === undefined ? {} : { hint }),
-  });
 }
 
 /** Opens the node of an image, for use below another one; the caller owns it. */

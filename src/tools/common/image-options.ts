@@ -6,14 +6,22 @@
  */
 
 import { VISITOR_TYPES } from '../../../schema/generated/visitor-tables.ts';
+import type { DefinitionReader } from '../../block/contract/definitions.ts';
 import type { OpenPurpose } from '../../block/contract/driver.ts';
+import type { DriverFace } from '../../block/contract/face.ts';
 import type { DriverOptions } from '../../block/contract/image.ts';
 import type { BlockNode } from '../../block/graph/node.ts';
 import type { BlockLayer } from '../../block/layer.ts';
-import { probeFormat, protocolOptions } from '../../block/open/image-name.ts';
+import {
+  absoluteBackingName,
+  pathOptions,
+  probeFormat,
+  protocolOptions,
+} from '../../block/open/image-name.ts';
 import { openFromOptions } from '../../block/open/open.ts';
 import { E } from '../../errors/errno.ts';
-import { BlockError } from '../../errors/error.ts';
+import { BlockError, prefixed } from '../../errors/error.ts';
+import { parseJsonText } from '../../qmp/json-parse.ts';
 import type { FlatPair } from './flat-options.ts';
 import { parseSize } from './size.ts';
 
@@ -24,7 +32,16 @@ const SIZE_HINT =
 /** Nesting of definitions on a command line. */
 const MAX_DEPTH = 64;
 /** Children whose own definition is that of a protocol when it names no driver. */
-const PROTOCOL_CHILDREN: ReadonlySet<string> = new Set(['file', 'data-file', 'image', 'log', 'raw', 'test']);
+const PROTOCOL_CHILDREN: ReadonlySet<string> = new Set(['file', 'data-file', 'image', 'log', 'raw']);
+/** The others: their definitions stand on their own. */
+const FORMAT_CHILDREN: ReadonlySet<string> = new Set(['backing', 'test', 'target']);
+/** Children of whom there may be many, by number. */
+const CHILD_LISTS: ReadonlySet<string> = new Set(['children']);
+/** Options with the name of a child, as names like blkdebug: give them, by the child they are for. */
+const NAMED_CHILDREN: Readonly<Record<string, Readonly<Record<string, string>>>> = {
+  blkdebug: { image: 'x-image' },
+  blkverify: { test: 'x-image', raw: 'x-raw' },
+};
 
 function isTree(value: unknown): value is Tree {
   return typeof value === 'object' && value !== null && !Array.isArray(value);
@@ -69,12 +86,27 @@ export async function openDescribed(
   throw complaint;
 }
 
+/** What the layer asks of floors that know the schema. */
+export const definitionReader: DefinitionReader = {
+  parseJson: parseJsonText,
+  async complete(layer, options, settings) {
+    const complaints: Complaints = [];
+    const complete = await completed(layer, options, settings, complaints, 0);
+    const [complaint] = complaints;
+    if (complaint !== undefined) throw complaint;
+    return complete;
+  },
+};
+
 /** The tool's settings with what the options themselves say on top. */
 function mergeSettings(settings: DriverOptions, options: DriverOptions): DriverOptions {
   const cache = { ...(settings.cache as object | undefined), ...(options.cache as object | undefined) };
   const merged = { ...settings, ...options };
   return Object.keys(cache).length === 0 ? merged : { ...merged, cache };
 }
+
+/** Stands in front of what is wrong with a backing file. */
+const BELOW = 'Could not open backing file: ';
 
 async function completed(
   layer: BlockLayer,
@@ -91,10 +123,19 @@ async function completed(
   } else if (layer.drivers[String(tree.driver)] === undefined) {
     throw new BlockError(`Unknown driver '${String(tree.driver)}'`);
   }
+  const part = async (name: string, value: DriverOptions): Promise<DriverOptions> => {
+    if (name !== 'backing') return await completedChild(layer, name, value, settings, complaints, depth);
+    const own: Complaints = [];
+    const full = await within(BELOW, completedChild(layer, name, value, settings, own, depth));
+    complaints.push(...own.map((complaint) => prefixed(BELOW, complaint) as BlockError));
+    return full;
+  };
+  tree = withNamedChildren(layer, tree);
   const children: Tree = {};
   for (const [name, value] of Object.entries(tree)) {
-    if (!isTree(value) || !isChild(name)) continue;
-    children[name] = await completedChild(layer, name, value, settings, complaints, depth);
+    if (CHILD_LISTS.has(name)) children[name] = await completedList(value, (child) => part(name, child));
+    else if (isTree(value) && isChild(name) && !isPartialBacking(layer, name, value))
+      children[name] = await part(name, value);
   }
   tree = { ...tree, ...children };
   if (tree.driver === undefined) {
@@ -104,7 +145,101 @@ async function completed(
         : await probedFormat(layer, tree.file as DriverOptions, settings);
     tree = { ...tree, driver };
   }
+  const { backing } = tree;
+  if (isTree(backing) && children.backing === undefined) {
+    const { backing: _, ...image } = tree;
+    const options = typedOptions(layer, image, complaints);
+    const full = await completedBacking(layer, options, backing, settings);
+    return { ...options, backing: await part('backing', full) };
+  }
   return typedOptions(layer, tree, complaints);
+}
+
+/** Each child of a list, which may be one of elements or of numbers. */
+async function completedList(
+  value: unknown,
+  part: (child: DriverOptions) => Promise<DriverOptions>,
+): Promise<unknown> {
+  if (typeof value !== 'object' || value === null) return value;
+  const list: unknown[] = [];
+  for (const child of Object.values(value)) list.push(isTree(child) ? await part(child) : child);
+  const keys = Object.keys(value);
+  return Array.isArray(value) ? list : Object.fromEntries(keys.map((key, index) => [key, list[index]]));
+}
+
+/** Names that stand for children as definitions, where options of the same child are given too. */
+function withNamedChildren(layer: BlockLayer, tree: DriverOptions): DriverOptions {
+  const result: Tree = { ...tree };
+  for (const [child, option] of Object.entries(NAMED_CHILDREN[String(tree.driver)] ?? {})) {
+    const { [child]: given, [option]: name } = tree;
+    if (typeof name !== 'string' || !isTree(given)) continue;
+    delete result[option];
+    result[child] = onTopOf(layer, protocolOptions(layer, name), given, !PROTOCOL_CHILDREN.has(child));
+  }
+  return result;
+}
+
+/** What a name stands for (`own`) with the options `given` for it: a format goes on top where they want one. */
+function onTopOf(
+  layer: BlockLayer,
+  own: DriverOptions,
+  given: DriverOptions,
+  mayProbe: boolean,
+): DriverOptions {
+  const face = given.driver === undefined ? null : layer.drivers[String(given.driver)];
+  const isFormat = face === null ? mayProbe : face !== undefined && !isProtocolFace(face);
+  if (!isFormat || own.file !== undefined) return { ...own, ...given };
+  return { ...given, file: { ...own, ...(isTree(given.file) && given.file) } };
+}
+
+function isProtocolFace(face: DriverFace): boolean {
+  return face.kind === 'protocol' || face.isProtocolFilter === true;
+}
+
+/** Whether options of a backing file leave it to the image to say which file that is. */
+function isPartialBacking(layer: BlockLayer, name: string, value: DriverOptions): boolean {
+  if (name !== 'backing') return false;
+  const { driver, file } = value;
+  const face = driver === undefined ? undefined : layer.drivers[String(driver)];
+  if (driver !== undefined && (face === undefined || isProtocolFace(face))) return false;
+  const isPath =
+    isTree(file) && [undefined, 'file', 'host_device'].includes(file.driver as string | undefined);
+  return file === undefined || (isPath && file.filename === undefined);
+}
+
+/** The options of a backing file with what the image says of it. */
+async function completedBacking(
+  layer: BlockLayer,
+  image: DriverOptions,
+  given: DriverOptions,
+  settings: DriverOptions,
+): Promise<DriverOptions> {
+  const share = settings['force-share'] === true ? { 'force-share': true } : {};
+  const cache = settings.cache === undefined ? {} : { cache: settings.cache };
+  const node = await openFromOptions(layer, {
+    ...cache,
+    ...image,
+    ...share,
+    'read-only': true,
+    ...(layer.drivers[String(image.driver)]?.supportsBacking === true && { backing: null }),
+  });
+  try {
+    const named = node.driver.backingName?.(node) ?? null;
+    if (named === null) return given;
+    const name = absoluteBackingName(node, named.filename);
+    const withFormat = named.format === null ? given : { driver: named.format, ...given };
+    return onTopOf(layer, protocolOptions(layer, name), withFormat, true);
+  } finally {
+    await layer.closeNode(node);
+  }
+}
+
+async function within<T>(context: string, action: Promise<T>): Promise<T> {
+  try {
+    return await action;
+  } catch (error) {
+    throw prefixed(context, error);
+  }
 }
 
 function unknownNode(name: string): never {
@@ -112,7 +247,7 @@ function unknownNode(name: string): never {
 }
 
 function isChild(name: string): boolean {
-  return name === 'backing' || PROTOCOL_CHILDREN.has(name);
+  return FORMAT_CHILDREN.has(name) || PROTOCOL_CHILDREN.has(name);
 }
 
 function completedChild(
@@ -124,7 +259,8 @@ function completedChild(
   depth: number,
 ): Promise<DriverOptions> {
   const named = PROTOCOL_CHILDREN.has(name) && child.driver === undefined && child.filename !== undefined;
-  const full = named ? { ...protocolOptions(layer, String(child.filename)), ...child } : child;
+  // An option's value is a path, whatever it looks like.
+  const full = named ? { ...pathOptions(String(child.filename)), ...child } : child;
   return completed(layer, full, settings, complaints, depth + 1);
 }
 
@@ -154,7 +290,8 @@ function typedOptions(layer: BlockLayer, tree: DriverOptions, complaints: Compla
   for (const [name, value] of Object.entries(modern)) {
     const type = types.get(name);
     if (type !== undefined) {
-      result[name] = isTree(value) && isChild(name) ? value : typedValue(type, value, name);
+      result[name] =
+        (isTree(value) && isChild(name)) || CHILD_LISTS.has(name) ? value : typedValue(type, value, name);
       continue;
     }
     const known = layer.drivers[driver];
@@ -163,15 +300,22 @@ function typedOptions(layer: BlockLayer, tree: DriverOptions, complaints: Compla
       continue;
     }
     const isProtocol = known?.kind === 'protocol' || known?.isProtocolFilter === true;
+    const full = leafName(name, value);
     complaints.push(
       new BlockError(
         isProtocol
-          ? `Block protocol '${driver}' doesn't support the option '${name}'`
-          : `Block format '${driver}' does not support the option '${name}'`,
+          ? `Block protocol '${driver}' doesn't support the option '${full}'`
+          : `Block format '${driver}' does not support the option '${full}'`,
       ),
     );
   }
   return result;
+}
+
+/** The name of the first value in an option, in dotted form. */
+function leafName(name: string, value: unknown): string {
+  const [first] = isTree(value) ? Object.entries(value) : [];
+  return first === undefined ? name : leafName(`${name}.${first[0]}`, first[1]);
 }
 
 /** Members of a schema type by name; those of a union's branch `tag` among them, or of all branches. */

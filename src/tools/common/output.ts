@@ -5,8 +5,9 @@
  */
 
 import { writeSync } from 'node:fs';
+import { bytesOfText } from '../../aio/host/names.ts';
 import { E } from '../../errors/errno.ts';
-import { BlockError, errnoOf } from '../../errors/error.ts';
+import { BlockError, errnoOf, userText } from '../../errors/error.ts';
 
 /** Standard output is collected up to this many characters. */
 const COLLECT = 16 * 1024;
@@ -15,6 +16,8 @@ const RETRY_MS = 1;
 
 export interface ToolOutput {
   readonly program: string;
+  /** The command that runs, for errors that nobody has foreseen. */
+  command: string;
   /** Adds to standard output. */
   print(text: string): void;
   /** Sends what was printed on its way. */
@@ -31,6 +34,7 @@ export function createToolOutput(program: string): ToolOutput {
   let collected = '';
   const output: ToolOutput = {
     program,
+    command: program,
     print(text) {
       collected += text;
       if (collected.length > COLLECT) output.flush();
@@ -43,21 +47,25 @@ export function createToolOutput(program: string): ToolOutput {
       output.flush();
       writeAll(2, text);
     },
-    error: (error) => output.note(`${program}: ${describe(error)}\n`),
+    error: (error) => output.note(`${program}: ${describe(error, output.command)}\n`),
     warn: (message) => output.note(`${program}: warning: ${message}\n`),
   };
   return output;
 }
 
-function describe(error: unknown): string {
+/** With this in the environment, errors that nobody has foreseen are printed with the place in the program. */
+const DEBUG = process.env.QBLOCKD_LOG === 'debug';
+
+function describe(error: unknown, command: string): string {
   if (typeof error === 'string') return error;
   if (error instanceof BlockError)
     return error.hint === undefined ? error.message : `${error.message}\n${error.hint}`;
-  return error instanceof Error ? (error.stack ?? error.message) : String(error);
+  const text = userText(error, `'${command}'`, 'what it prints with QBLOCKD_LOG=debug');
+  return DEBUG && error instanceof Error ? `${text}\n${error.stack}` : text;
 }
 
 function writeAll(fd: number, text: string): void {
-  const bytes = Buffer.from(text, 'utf8');
+  const bytes = bytesOfText(text);
   for (let done = 0; done < bytes.length; ) {
     try {
       done += writeSync(fd, bytes, done);

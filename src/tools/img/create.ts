@@ -3,8 +3,8 @@
 import type { BlockDriver } from '../../block/contract/driver.ts';
 import { relativeName } from '../../block/open/image-name.ts';
 import { E } from '../../errors/errno.ts';
-import { BlockError, errnoOf } from '../../errors/error.ts';
-import { openToolImage, prefixed, type ToolEnvironment } from '../common/environment.ts';
+import { BlockError, errnoOf, prefixed } from '../../errors/error.ts';
+import { openToolImage, type ToolEnvironment } from '../common/environment.ts';
 import {
   type CommandContext,
   EarlyExit,

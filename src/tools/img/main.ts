@@ -1,7 +1,7 @@
 /** The program: finds the sub-command, runs it, and turns how it ended into messages and an exit status. */
 
 import path from 'node:path';
-import { InvariantError } from '../../errors/error.ts';
+import { restoreWords } from '../../aio/host/names.ts';
 import { createEnvironment, type ToolEnvironment } from '../common/environment.ts';
 import { createGetopt } from '../common/getopt.ts';
 import { createToolOutput, type ToolOutput } from '../common/output.ts';
@@ -52,6 +52,7 @@ async function run(
   const [name, ...rest] = getopt.operands;
   if (name === undefined) throw new UsageError('Not enough arguments');
   const command = Object.hasOwn(COMMANDS, name) ? COMMANDS[name] : undefined;
+  output.command = name;
   if (command !== undefined) return (await command())({ output, environment }, rest);
   throw new UsageError(
     MISSING.includes(name) ? `Command not supported: ${name}` : `Command not found: ${name}`,
@@ -63,7 +64,7 @@ function failureStatus(error: unknown, output: ToolOutput): number {
   if (error instanceof EarlyExit) return error.status;
   if (error instanceof UsageError)
     output.error(`${error.message}\nTry '${output.program} --help' for more information`);
-  else output.error(error instanceof InvariantError ? `internal error: ${error.stack}` : error);
+  else output.error(error);
   return 1;
 }
 
@@ -77,7 +78,7 @@ async function main(): Promise<void> {
   };
   let status: number;
   try {
-    status = await run(process.argv.slice(2), output, environment);
+    status = await run(restoreWords(process.argv.slice(2)), output, environment);
   } catch (error) {
     status = failureStatus(error, output);
   }

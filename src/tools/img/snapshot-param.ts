@@ -1,8 +1,8 @@
 /** The snapshot that -l names: its ID or name, or `snapshot.id=...,snapshot.name=...`; and showing its content. */
 
 import { drained } from '../../block/graph/drain.ts';
-import { BlockError } from '../../errors/error.ts';
-import { prefixed, type ToolImage } from '../common/environment.ts';
+import { BlockError, prefixed } from '../../errors/error.ts';
+import type { ToolImage } from '../common/environment.ts';
 import { parseFlatOptions } from '../common/flat-options.ts';
 import type { ToolOutput } from '../common/output.ts';
 

@@ -4,8 +4,8 @@ import type { InternalSnapshots } from '../../block/contract/image.ts';
 import { drained } from '../../block/graph/drain.ts';
 import { imageInfo } from '../../block/query/query.ts';
 import { E, strerror } from '../../errors/errno.ts';
-import { BlockError, errnoOf } from '../../errors/error.ts';
-import { openNamedImage, prefixed, type ToolImage } from '../common/environment.ts';
+import { BlockError, errnoOf, prefixed } from '../../errors/error.ts';
+import { openNamedImage, type ToolImage } from '../common/environment.ts';
 import {
   type CommandContext,
   FORCE_SHARE,

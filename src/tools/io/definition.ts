@@ -6,6 +6,7 @@
 import type { DriverOptions } from '../../block/contract/image.ts';
 import type { BlockLayer } from '../../block/layer.ts';
 import { protocolOptions, protocolPrefix } from '../../block/open/image-name.ts';
+import { namedProtocol } from '../../block/open/open.ts';
 import { BlockError } from '../../errors/error.ts';
 import { type FlatPair, parseFlatOptions } from '../common/flat-options.ts';
 import { nestOptions } from '../common/image-options.ts';
@@ -52,18 +53,20 @@ export function definitionOf(layer: BlockLayer, settings: OpenSettings): DriverO
   if (aio === null && Object.keys(settings.options).length === 0) return null;
   const { driver = settings.format, ...rest } = checkedOptions(settings.options);
   const own = protocolOptions(layer, name);
-  return withAio(combined(layer, own, driver === null ? null : String(driver), rest), aio);
+  return withAio(combined(layer, name, own, driver === null ? null : String(driver), rest), aio);
 }
 
 /** What the name stands for (`own`) with the other options on top. */
 function combined(
   layer: BlockLayer,
+  name: string,
   own: DriverOptions,
   driver: string | null,
   rest: DriverOptions,
 ): DriverOptions {
   if (isRecord(own.file)) return { ...own, ...(driver !== null && { driver }), ...rest };
-  const isProtocol = driver !== null && layer.drivers[driver]?.kind === 'protocol';
+  const face = driver === null ? undefined : layer.drivers[driver];
+  const isProtocol = face?.kind === 'protocol' || face?.isProtocolFilter === true;
   const { file = {} } = rest;
   if (!isRecord(file)) {
     throw new BlockError(
@@ -73,7 +76,10 @@ function combined(
   if ((isProtocol ? rest : file).filename !== undefined)
     throw new BlockError("Can't specify 'file' and 'filename' options at the same time");
   if (isProtocol) return { ...own, ...rest, driver };
-  return { ...(driver !== null && { driver }), ...rest, file: { ...own, ...file } };
+  // A driver for the file takes the name as its own.
+  const fileFace = file.driver === undefined ? undefined : layer.drivers[String(file.driver)];
+  const named = fileFace === undefined ? own : namedProtocol(fileFace, own, name);
+  return { ...(driver !== null && { driver }), ...rest, file: { ...named, ...file } };
 }
 
 /** The options; throws for values of a fixed set that nobody knows. */

@@ -5,13 +5,12 @@ import { closeSync, openSync, unlinkSync } from 'node:fs';
 import path from 'node:path';
 import type { DriverOptions } from '../../block/contract/image.ts';
 import type { BlockNode } from '../../block/graph/node.ts';
-import { BlockError } from '../../errors/error.ts';
+import { BlockError, prefixed } from '../../errors/error.ts';
 import {
   cacheMode,
   type ImageRequest,
   openToolImage,
   openToolNode,
-  prefixed,
   type ToolEnvironment,
   type ToolImage,
   warnOfProbedRaw,

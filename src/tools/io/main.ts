@@ -1,5 +1,7 @@
 /** qblock-io: exercises an image by commands, from -c or from standard input. */
 
+import { restoreWords, textOfBytes } from '../../aio/host/names.ts';
+import { BlockError } from '../../errors/error.ts';
 import { createEnvironment, type ToolEnvironment } from '../common/environment.ts';
 import { createToolOutput } from '../common/output.ts';
 import { PROGRAM, readCommandLine } from './command-line.ts';
@@ -21,6 +23,7 @@ async function runLine(session: IoSession, line: string): Promise<void> {
   if (name === undefined) return;
   const { output } = session.env;
   const command = findCommand(name);
+  output.command = name;
   try {
     if (command === undefined) {
       output.note(`command "${name}" not found\n`);
@@ -60,16 +63,16 @@ async function* inputLines(): AsyncGenerator<string> {
   for await (const chunk of process.stdin as AsyncIterable<Buffer>) {
     let start = 0;
     for (let at = chunk.indexOf(LINE_FEED); at >= 0; at = chunk.indexOf(LINE_FEED, start)) {
-      yield Buffer.concat([...parts, chunk.subarray(start, at)]).toString();
+      yield textOfBytes(Buffer.concat([...parts, chunk.subarray(start, at)]));
       parts = [];
       bytes = 0;
       start = at + 1;
     }
     parts.push(chunk.subarray(start));
     bytes += chunk.length - start;
-    if (bytes > MAX_LINE_BYTES) throw new Error('input line too long');
+    if (bytes > MAX_LINE_BYTES) throw new BlockError('input line too long');
   }
-  if (bytes > 0) yield Buffer.concat(parts).toString();
+  if (bytes > 0) yield textOfBytes(Buffer.concat(parts));
 }
 
 async function runInput(session: IoSession): Promise<void> {
@@ -125,7 +128,7 @@ async function main(): Promise<void> {
   const env = createEnvironment(output);
   let status = 1;
   try {
-    status = await run(env, process.argv.slice(2));
+    status = await run(env, restoreWords(process.argv.slice(2)));
   } catch (error) {
     output.error(error);
   }

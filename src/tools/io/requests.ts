@@ -1,6 +1,7 @@
 /** The commands that read and write: read, write, readv, writev, aio_read, aio_write, aio_flush, discard, flush. */
 
 import { closeSync, openSync, readSync } from 'node:fs';
+import { hostPath } from '../../aio/host/names.ts';
 import { allocateIoMemory, type IoMemory, type IoVector, vectorOf } from '../../aio/memory.ts';
 import { Req } from '../../block/contract/request.ts';
 import type { BlockNode } from '../../block/graph/node.ts';
@@ -146,9 +147,9 @@ function checkWriteOptions(session: IoSession, { options, operands }: Arguments)
 /** Fills the buffer with what the file holds, over and over. */
 function fillFromFile(session: IoSession, name: string, buf: Buffer): void {
   try {
-    const fd = openSync(name, 'r');
+    const fd = openSync(hostPath(name), 'r');
     try {
-      const got = readSync(fd, buf, 0, buf.length, 0);
+      const got = readSync(fd, buf, 0, buf.length, null);
       for (let at = got; got > 0 && at < buf.length; at += got)
         buf.copy(buf, at, 0, Math.min(got, buf.length - at));
       if (got > 0) return;

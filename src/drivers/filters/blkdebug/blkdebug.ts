@@ -7,8 +7,8 @@
  * Source of the facts: QEMU documentation, "blkdebug"; QMP reference, BlockdevOptionsBlkdebug.
  */
 
-import { readFileSync } from 'node:fs';
 import type { BlkdebugIOType } from '../../../../schema/generated/types.ts';
+import { readHostFile } from '../../../aio/host/files.ts';
 import type { BlockDriver, OpenContext } from '../../../block/contract/driver.ts';
 import type { DriverOptions } from '../../../block/contract/image.ts';
 import { type BlockLimits, Perm, Req, Role, Status } from '../../../block/contract/request.ts';
@@ -60,6 +60,7 @@ const STRONG_OPTIONS = [
   ...['inject-error', 'set-state'],
 ];
 const MAX_INT32 = 2 ** 31 - 1;
+const MAX_CONFIG_BYTES = 16 * 1024 * 1024;
 
 async function open(node: BlockNode<BlkdebugState>, context: OpenContext): Promise<BlkdebugState> {
   const { options } = context;
@@ -69,7 +70,7 @@ async function open(node: BlockNode<BlkdebugState>, context: OpenContext): Promi
   }
   const book = createRuleBook();
   addRules(book, [
-    ...readConfig(options.config),
+    ...(await readConfig(options.config)),
     ...groupsOfOptions('inject-error', options['inject-error']),
     ...groupsOfOptions('set-state', options['set-state']),
   ]);
@@ -91,11 +92,11 @@ async function open(node: BlockNode<BlkdebugState>, context: OpenContext): Promi
   return { book, limits, takePerm, unshare };
 }
 
-function readConfig(name: unknown): ReturnType<typeof parseConfig> {
+async function readConfig(name: unknown): Promise<ReturnType<typeof parseConfig>> {
   if (typeof name !== 'string') return [];
   let text: string;
   try {
-    text = readFileSync(name, 'latin1');
+    text = (await readHostFile(name, MAX_CONFIG_BYTES)).toString('latin1');
   } catch (error) {
     const isRead = (error as NodeJS.ErrnoException).syscall === 'read';
     throw errnoError(

@@ -3,6 +3,7 @@
  * format, the invariants and who waits for whom.
  */
 
+import { byteLength } from '../../../aio/host/names.ts';
 import type { BlockDriver } from '../../../block/contract/driver.ts';
 import type { GraphReadGuard } from '../../../block/contract/guard.ts';
 import type { BackingName } from '../../../block/contract/image.ts';
@@ -114,7 +115,7 @@ async function changeBackingFile(
 ): Promise<void> {
   const { header } = node.state;
   if (backing !== null && header.autoclear & Autoclear.dataFileRaw) throw ioError(E.EINVAL);
-  if (backing !== null && Buffer.byteLength(backing.filename) > 1023) throw ioError(E.EINVAL);
+  if (backing !== null && byteLength(backing.filename) > 1023) throw ioError(E.EINVAL);
   const before = { file: header.backingFile, format: header.backingFormat };
   header.backingFile = backing?.filename ?? null;
   header.backingFormat = backing?.format ?? null;

@@ -8,8 +8,9 @@
  * one goes.
  */
 
-import { closeSync, constants, openSync } from 'node:fs';
+import { closeSync, constants } from 'node:fs';
 import * as ffi from '../../../aio/ffi.ts';
+import { openHostFile } from '../../../aio/host/files.ts';
 import { allocateIoMemory } from '../../../aio/memory.ts';
 import type { ReopenContext } from '../../../block/contract/reopen.ts';
 import { Perm, type PermissionPair } from '../../../block/contract/request.ts';
@@ -29,18 +30,21 @@ export interface NewDescription extends Access {
   readonly fd: number;
 }
 
-const O_CLOEXEC = 0o2000000;
 /** Permissions that make their holder a writer. */
 const WRITER = Perm.write | Perm.writeUnchanged | Perm.resize;
 
 /** Opens the file; the descriptor is the caller's. */
 export function openDescription(filename: string, { writable, direct }: Access): number {
   const access = writable ? constants.O_RDWR : constants.O_RDONLY;
+  let fd: number;
   try {
-    return openSync(filename, access | (direct ? constants.O_DIRECT : 0) | O_CLOEXEC);
+    fd = openHostFile(filename, access | (direct ? constants.O_DIRECT : 0));
   } catch (error) {
     throw errnoError(`Could not open '${filename}'`, errnoOf(error));
   }
+  // The ring answers EAGAIN instead of waiting where the flag is set.
+  ffi.setBlocking(fd);
+  return fd;
 }
 
 /** The access that settings and permissions ask for. */

@@ -6,8 +6,10 @@
  * file-resize.ts.
  */
 
-import { closeSync, constants, openSync, unlinkSync } from 'node:fs';
+import { closeSync, constants, unlinkSync } from 'node:fs';
 import * as ffi from '../../../aio/ffi.ts';
+import { openHostFile } from '../../../aio/host/files.ts';
+import { hostPath } from '../../../aio/host/names.ts';
 import type {
   CreateOption,
   CreateOptionValues,
@@ -36,7 +38,6 @@ export interface CreateFileOptions {
 }
 
 const DEFAULT_EXTENT_SIZE_HINT_BYTES = 1024 * 1024;
-const O_CLOEXEC = 0o2000000;
 
 /** Makes (or empties) a file. Throws the original's errors; what was made stays then. */
 export async function createHostFile(
@@ -64,7 +65,9 @@ export async function createHostFile(
 
 function openForCreation(filename: string): number {
   try {
-    return openSync(filename, constants.O_RDWR | constants.O_CREAT | O_CLOEXEC, 0o644);
+    const fd = openHostFile(filename, constants.O_RDWR | constants.O_CREAT, 0o644);
+    ffi.setBlocking(fd);
+    return fd;
   } catch (error) {
     throw errnoError(`Could not create '${filename}'`, errnoOf(error));
   }
@@ -146,7 +149,7 @@ export function createFileFromValues(
 /** Removes a file that was to become an image and did not. */
 export function removeHostFile(filename: string): void {
   try {
-    unlinkSync(pathOf(filename));
+    unlinkSync(hostPath(pathOf(filename)));
   } catch {
     // What cannot be removed stays; the error that led here says more.
   }

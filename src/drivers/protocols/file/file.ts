@@ -33,7 +33,7 @@ import { FileLocks, probeOfdLocks } from './locks.ts';
 import { getLength, truncate, truncateNow } from './resize.ts';
 
 interface FileOptions {
-  readonly filename: string;
+  readonly filename?: string;
   readonly 'pr-manager'?: string;
   readonly locking?: 'auto' | 'on' | 'off';
   readonly aio?: 'threads' | 'native' | 'io_uring';
@@ -44,7 +44,7 @@ interface FileOptions {
 function makeOpen(driverName: string, accepts: (stat: Stats) => boolean, requirement: string) {
   return async function open(node: FileNode, context: OpenContext): Promise<FileState> {
     const options = context.options as unknown as FileOptions;
-    const { filename } = options;
+    const { filename = '' } = options;
     if (filename === '') throw new BlockError(`The '${driverName}' block driver requires a file name`);
     if (options['pr-manager'] !== undefined) {
       throw new BlockError(`No persistent reservation manager with id '${options['pr-manager']}'`);

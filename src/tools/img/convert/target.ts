@@ -6,11 +6,10 @@ import type { BlockNode } from '../../../block/graph/node.ts';
 import { infoOrNull } from '../../../block/io/callbacks.ts';
 import { backingOf } from '../../../block/io/status-chain.ts';
 import { imageInfo } from '../../../block/query/query.ts';
-import { BlockError } from '../../../errors/error.ts';
+import { BlockError, prefixed } from '../../../errors/error.ts';
 import {
   type CacheMode,
   openNamedImage,
-  prefixed,
   type ToolEnvironment,
   type ToolImage,
 } from '../../common/environment.ts';

@@ -10,6 +10,7 @@
  */
 
 import type { Qcow2BitmapInfo } from '../../../../../schema/generated/types.ts';
+import { byteLength, bytesOfText } from '../../../../aio/host/names.ts';
 import {
   BITMAP_NAME_MAX_BYTES,
   checkUsable,
@@ -20,7 +21,7 @@ import {
 import type { GraphReadGuard } from '../../../../block/contract/guard.ts';
 import type { PersistentBitmaps } from '../../../../block/contract/image.ts';
 import { E } from '../../../../errors/errno.ts';
-import { BlockError, errnoError, errnoOf } from '../../../../errors/error.ts';
+import { BlockError, errnoError, errnoOf, reasonOf } from '../../../../errors/error.ts';
 import { ImageCorruption } from '../layout/damage.ts';
 import { Autoclear, MAX_BITMAP_BYTES, MAX_BITMAP_DIRECTORY_BYTES, MAX_BITMAPS } from '../layout/layout.ts';
 import { rebuildMetadata } from '../layout/overlap.ts';
@@ -216,7 +217,7 @@ export async function storeBitmaps(node: Qcow2Node, guard: GraphReadGuard): Prom
   try {
     await storeBitmapsOrThrow(node, guard);
   } catch (error) {
-    const reason = error instanceof Error ? error.message : String(error);
+    const reason = reasonOf(error);
     node.layer.report(`Lost persistent bitmaps during inactivation of node '${node.name}': ${reason}\n`);
   }
 }
@@ -250,7 +251,7 @@ async function store(node: Qcow2Node, guard: GraphReadGuard, bitmaps: readonly D
     }
     // New ones in the order in which they are listed: the newest first.
     for (const bitmap of [...left].reverse())
-      entries.push(await storeOne(node, guard, bitmap, Buffer.from(bitmap.name ?? ''), taken));
+      entries.push(await storeOne(node, guard, bitmap, bytesOfText(bitmap.name ?? ''), taken));
     if (entries.length > MAX_BITMAPS || directoryBytes(entries) > MAX_BITMAP_DIRECTORY_BYTES)
       throw new BlockError('Too many bitmaps', { errno: E.EFBIG });
     await updateDirectory(node, guard, entries, taken);
@@ -303,7 +304,7 @@ function checkNew(node: Qcow2Node, name: string, granularity: number): void {
   };
   if (findBitmap(node, name) !== null)
     throw new BlockError(`Bitmap already exists: ${name}`, { errno: E.EINVAL });
-  const nameBytes = Buffer.byteLength(name);
+  const nameBytes = byteLength(name);
   const reason = unfitReason(node.state, nameBytes, granularity);
   if (reason !== null) refuse(reason);
   let count = 1;
@@ -311,7 +312,7 @@ function checkNew(node: Qcow2Node, name: string, granularity: number): void {
   for (const other of node.dirtyBitmaps.all) {
     if (!other.persistent) continue;
     count++;
-    bytes += entryBytes(Buffer.byteLength(other.name ?? ''));
+    bytes += entryBytes(byteLength(other.name ?? ''));
   }
   if (count > MAX_BITMAPS) refuse('Maximum number of persistent bitmaps is already reached');
   if (bytes > MAX_BITMAP_DIRECTORY_BYTES) refuse('Not enough space in the bitmap directory');

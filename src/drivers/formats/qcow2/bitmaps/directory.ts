@@ -12,6 +12,7 @@
  * bitmaps/data.ts. Source: qcow2 specification, "Bitmaps".
  */
 
+import { textOfBytes } from '../../../../aio/host/names.ts';
 import { BITMAP_NAME_MAX_BYTES } from '../../../../block/bitmaps/dirty-bitmap.ts';
 import type { GraphReadGuard } from '../../../../block/contract/guard.ts';
 import { E } from '../../../../errors/errno.ts';
@@ -30,7 +31,7 @@ const FIXED_BYTES = 24;
 /** The name of a stored bitmap: a zero byte ends it, as for everybody else who reads images. */
 export function entryName({ name }: BitmapEntry): string {
   const end = name.indexOf(0);
-  return name.toString('utf8', 0, end < 0 ? name.length : end);
+  return textOfBytes(name.subarray(0, end < 0 ? name.length : end));
 }
 
 /** Bytes of the entry of a bitmap whose name has that length. */

@@ -6,6 +6,7 @@
  * storage, and counted, before the header points to it.
  */
 
+import { textOfBytes } from '../../../../aio/host/names.ts';
 import { allocateIoMemory } from '../../../../aio/memory.ts';
 import { E } from '../../../../errors/errno.ts';
 import { ioError } from '../../../../errors/error.ts';
@@ -84,8 +85,8 @@ export async function readSnapshots(c: Check): Promise<SnapshotTable> {
     }
     const extra = await reader(at + FIXED_BYTES, Math.min(extraBytes, MAX_SNAPSHOT_EXTRA_BYTES));
     const names = await reader(at + FIXED_BYTES + extraBytes, idBytes + nameBytes);
-    const id = upToNul(names.toString('utf8', 0, idBytes));
-    const name = upToNul(names.toString('utf8', idBytes));
+    const id = upToNul(textOfBytes(names.subarray(0, idBytes)));
+    const name = upToNul(textOfBytes(names.subarray(idBytes)));
     records.push(decodeSnapshot(fixed, extra, id, name, header.size));
     at += FIXED_BYTES + extraBytes + idBytes + nameBytes;
     if (header.version >= 3 && extraBytes < V3_EXTRA_BYTES) incomplete.push(index);

@@ -16,6 +16,7 @@
  * Unknown extensions and header fields are kept as they are. Source: qcow2 specification, "Header".
  */
 
+import { bytesOfText, textOfBytes } from '../../../../aio/host/names.ts';
 import { E } from '../../../../errors/errno.ts';
 import { BlockError } from '../../../../errors/error.ts';
 import {
@@ -93,7 +94,7 @@ function invalid(message: string, errno: number = E.EINVAL): BlockError {
 /** Text up to the first NUL: what the original, written in C, takes a name for. */
 function text(data: Buffer): string {
   const end = data.indexOf(0);
-  return data.toString('utf8', 0, end < 0 ? data.length : end);
+  return textOfBytes(data.subarray(0, end < 0 ? data.length : end));
 }
 
 /** Size of the header with extensions that has to be read: the first cluster. Throws what the original says. */
@@ -369,7 +370,7 @@ export function encodeHeader(header: Header): Buffer {
     header.unknownFields.copy(fixed, FULL_HEADER_BYTES);
   }
   const parts = [fixed, ...encodeExtensions(header), extension(Extension.end, Buffer.alloc(0))];
-  const name = Buffer.from(header.backingFile ?? '');
+  const name = bytesOfText(header.backingFile ?? '');
   if (header.backingFile !== null) {
     const offset = parts.reduce((sum, part) => sum + part.length, 0);
     writeU64(view, 8, offset);
@@ -386,9 +387,9 @@ export function encodeHeader(header: Header): Buffer {
 function encodeExtensions(header: Header): Buffer[] {
   const parts: Buffer[] = [];
   if (header.backingFormat !== null)
-    parts.push(extension(Extension.backingFormat, Buffer.from(header.backingFormat)));
+    parts.push(extension(Extension.backingFormat, bytesOfText(header.backingFormat)));
   if (header.dataFile !== null && (header.incompatible & Incompat.dataFile) !== 0)
-    parts.push(extension(Extension.dataFile, Buffer.from(header.dataFile)));
+    parts.push(extension(Extension.dataFile, bytesOfText(header.dataFile)));
   if (header.encryption !== null) {
     const data = Buffer.alloc(16);
     writeU64(viewOf(data), 0, header.encryption.offset);

@@ -7,7 +7,7 @@
 
 import type { ReopenContext } from '../../../../block/contract/reopen.ts';
 import { E } from '../../../../errors/errno.ts';
-import { BlockError } from '../../../../errors/error.ts';
+import { BlockError, reasonOf } from '../../../../errors/error.ts';
 import { TableCache } from '../../shared/table-cache.ts';
 import { markBitmapsInUse, storeBitmapsOrThrow } from '../bitmaps/bitmaps.ts';
 import { Incompat } from '../layout/layout.ts';
@@ -119,6 +119,6 @@ export async function afterReopen(node: Qcow2Node, prepared: unknown): Promise<v
 }
 
 function reportLostBitmaps(node: Qcow2Node, error: unknown): void {
-  const reason = error instanceof Error ? error.message : String(error);
+  const reason = reasonOf(error);
   node.layer.report(`${node.name}: Failed to make dirty bitmaps writable: ${reason}\n`);
 }

@@ -12,6 +12,7 @@
  * Operations on snapshots are snapshots.ts. Source: qcow2 specification, "Snapshots".
  */
 
+import { bytesOfText, textOfBytes } from '../../../../aio/host/names.ts';
 import type { GraphReadGuard } from '../../../../block/contract/guard.ts';
 import { E } from '../../../../errors/errno.ts';
 import { BlockError, errnoError, errnoOf } from '../../../../errors/error.ts';
@@ -66,8 +67,8 @@ export async function loadSnapshots(node: Qcow2Node, guard: GraphReadGuard, leni
         decodeSnapshot(
           table.subarray(at, at + FIXED_BYTES),
           extra,
-          table.toString('utf8', idAt, idAt + idBytes),
-          table.toString('utf8', idAt + idBytes, idAt + idBytes + nameBytes),
+          textOfBytes(table.subarray(idAt, idAt + idBytes)),
+          textOfBytes(table.subarray(idAt + idBytes, idAt + idBytes + nameBytes)),
           header.size,
         ),
       );
@@ -114,8 +115,8 @@ export function encodeSnapshotTable(snapshots: readonly SnapshotRecord[]): Buffe
   const parts: Buffer[] = [];
   let bytes = 0;
   for (const snapshot of snapshots) {
-    const id = Buffer.from(snapshot.id);
-    const name = Buffer.from(snapshot.name);
+    const id = bytesOfText(snapshot.id);
+    const name = bytesOfText(snapshot.name);
     const extraBytes = 24 + snapshot.unknownExtra.length;
     const entry = Buffer.alloc(Math.ceil((FIXED_BYTES + extraBytes + id.length + name.length) / 8) * 8);
     const view = viewOf(entry);
