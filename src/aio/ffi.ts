@@ -253,6 +253,17 @@ export function setNoCow(fd: number): number {
   return negErrno(cIoctl(fd, FS_IOC_SETFLAGS, 'uintptr_t', addressOf(flags)));
 }
 
+/** Drives with a medium that comes out (linux/cdrom.h): what is in it, open, close, keep shut. */
+export const CDROM_DRIVE_STATUS = 0x5326;
+export const CDROMEJECT = 0x5309;
+export const CDROMCLOSETRAY = 0x5319;
+export const CDROM_LOCKDOOR = 0x5329;
+
+/** An ioctl with a number as its argument. Its result, or -errno. */
+export function ioctlNumber(fd: number, request: number, value: number): number {
+  return negErrno(cIoctl(fd, request, 'uintptr_t', value));
+}
+
 const cIoctlRange = libc.func('ioctl', 'int', ['int', 'ulong', 'uintptr_t']);
 
 /** BLKDISCARD or BLKZEROOUT over a byte range, on libuv's thread pool. */

@@ -20,14 +20,14 @@ import { probeVdi } from './formats/vdi/probe.ts';
 import { probeVhdx } from './formats/vhdx/probe.ts';
 import { probeVmdk } from './formats/vmdk/probe.ts';
 import { probeVpc } from './formats/vpc/probe.ts';
-import { file, hostDevice } from './protocols/file/file.ts';
+import { file, hostCdrom, hostDevice } from './protocols/file/file.ts';
 import { httpNames, httpsNames } from './protocols/http/names.ts';
 import { nbdNames } from './protocols/nbd/names.ts';
 import { nullAioNames, nullCoNames } from './protocols/null-names.ts';
 import { s3Names } from './protocols/s3/names.ts';
 import { sshNames } from './protocols/ssh/names.ts';
 
-const whole = { file, host_device: hostDevice, qcow2, raw } as const;
+const whole = { file, host_cdrom: hostCdrom, host_device: hostDevice, qcow2, raw } as const;
 
 const lazy = {
   blkdebug: {

@@ -205,6 +205,7 @@ test('only what works is listed', () => {
     'copy-before-write',
     'copy-on-read',
     'file',
+    'host_cdrom',
     'host_device',
     'http',
     'https',

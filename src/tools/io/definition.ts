@@ -13,7 +13,7 @@ import { nestOptions } from '../common/image-options.ts';
 import type { OpenSettings } from './session.ts';
 
 /** Protocols whose driver has the option `aio`. */
-const FILE_PROTOCOLS: ReadonlySet<unknown> = new Set(['file', 'host_device']);
+const FILE_PROTOCOLS: ReadonlySet<unknown> = new Set(['file', 'host_cdrom', 'host_device']);
 const DISCARD_MODES: Readonly<Record<string, string>> = {
   unmap: 'unmap',
   on: 'unmap',

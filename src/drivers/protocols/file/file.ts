@@ -1,5 +1,5 @@
 /**
- * file and host_device: a regular file or a block/character device of the host.
+ * file, host_device and host_cdrom: a regular file, a block or character device of the host, a drive with a medium.
  *
  * No format of their own. Options (QMP reference, BlockdevOptionsFile): filename, locking=auto|on|off,
  * aio=threads|native|io_uring, drop-cache, cache.direct (O_DIRECT), cache.no-flush; aio-max-batch and
@@ -192,7 +192,7 @@ async function blockStatus(
 // ---- the drivers ---------------------------------------------------------------------------------------------
 
 function fileDriver(
-  name: 'file' | 'host_device',
+  name: 'file' | 'host_cdrom' | 'host_device',
   accepts: (stat: Stats) => boolean,
   requirement: string,
 ): BlockDriver<FileState> {
@@ -223,7 +223,8 @@ function fileDriver(
     },
     exactFilename: (node) => node.state.filename,
     statistics: ({ state: { stats } }) => ({
-      driver: name,
+      // Statistics know two kinds.
+      driver: name === 'file' ? name : 'host_device',
       'discard-nb-ok': stats.discardOk,
       'discard-nb-failed': stats.discardFailed,
       'discard-bytes-ok': stats.discardBytesOk,
@@ -249,6 +250,31 @@ function fileDriver(
 }
 
 export const file = fileDriver('file', (stat) => stat.isFile(), 'a regular file');
+/** The drive answers for the medium that is in it now. */
+const CDSL_CURRENT = 0x7fffffff;
+const CDS_DISC_OK = 4;
+
+/**
+ * A drive with a medium that comes out. Devices and files that know nothing of media are taken as they are, with one
+ * that stays; the original takes drives only.
+ */
+export const hostCdrom: BlockDriver<FileState> = {
+  ...fileDriver('host_cdrom', () => true, 'a file or device'),
+  growsWithZeroes: false,
+  async isInserted({ state: { fd } }) {
+    const status = ffi.ioctlNumber(fd, ffi.CDROM_DRIVE_STATUS, CDSL_CURRENT);
+    return status < 0 || status === CDS_DISC_OK;
+  },
+  async eject({ state: { fd } }, _guard, ejected) {
+    const result = ffi.ioctlNumber(fd, ejected ? ffi.CDROMEJECT : ffi.CDROMCLOSETRAY, 0);
+    if (result < 0) throw ioError(-result);
+  },
+  async lockMedium({ state: { fd } }, _guard, locked) {
+    const result = ffi.ioctlNumber(fd, ffi.CDROM_LOCKDOOR, locked ? 1 : 0);
+    if (result < 0) throw ioError(-result);
+  },
+};
+
 export const hostDevice = fileDriver(
   'host_device',
   (stat) => stat.isBlockDevice() || stat.isCharacterDevice(),
