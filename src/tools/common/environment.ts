@@ -12,7 +12,7 @@ import { Perm, Req } from '../../block/contract/request.ts';
 import type { BlockNode } from '../../block/graph/node.ts';
 import { BlockLayer } from '../../block/layer.ts';
 import { protocolOptions, protocolPrefix } from '../../block/open/image-name.ts';
-import { openImage } from '../../block/open/open.ts';
+import { openFromOptions, openImage } from '../../block/open/open.ts';
 import { drivers } from '../../drivers/table.ts';
 import { BlockError, prefixed } from '../../errors/error.ts';
 import type { ObjectTree } from '../../objects/tree.ts';
@@ -228,8 +228,32 @@ export async function openToolNode(env: ToolEnvironment, request: ImageRequest):
     const described = format === null ? options : { driver: format, file: options.file ?? options };
     return openDescribed(layer, described, settings, purpose);
   }
+  if (format === null && request.write !== true && /\.ov[af](?:#|$)/i.test(name)) {
+    const packaged = await openPackaged(env, name, settings, purpose);
+    if (packaged !== null) return packaged;
+  }
   const node = await openImage(layer, name, format, settings, purpose);
   if (format === null && request.write === true && node.driver.name === 'raw') warnOfProbedRaw(output, name);
+  return node;
+}
+
+/** The disk of an OVA package or OVF descriptor; null: the name means no such thing. */
+async function openPackaged(
+  { layer }: ToolEnvironment,
+  name: string,
+  settings: DriverOptions,
+  purpose: OpenPurpose,
+): Promise<BlockNode | null> {
+  const { checkPackaged, packagedDisk } = await import('./ova.ts');
+  const options = await packagedDisk(layer, name);
+  if (options === null) return null;
+  const node = await openFromOptions(layer, { ...settings, ...options }, purpose);
+  try {
+    checkPackaged(node);
+  } catch (error) {
+    await layer.closeNode(node);
+    throw error;
+  }
   return node;
 }
 

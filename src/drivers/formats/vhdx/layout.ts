@@ -33,6 +33,8 @@ export const MIN_BLOCK_BYTES = MIB;
 export const MAX_BLOCK_BYTES = 256 * MIB;
 /** Sectors that a bitmap block has bits for. */
 export const SECTORS_PER_BITMAP = 2 ** 23;
+/** Room for all headers and log entries that may ever follow. */
+export const MAX_SEQUENCE = 2n ** 63n;
 const MAX_REGIONS = 2047;
 const MAX_METADATA_ENTRIES = 2047;
 const MAX_LOCATOR_BYTES = MIB;
@@ -105,6 +107,7 @@ export function chooseHeader(copies: readonly Buffer[]): Header {
   const [first, second] = valid;
   if (first === undefined) throw invalid('No valid VHDX header found');
   const header = second !== undefined && second.sequence > first.sequence ? second : first;
+  if (header.sequence >= MAX_SEQUENCE) throw invalid('The sequence number of the header is out of range');
   if (header.logOffset % MIB !== 0 || header.logOffset < MIB || !(header.logOffset <= 2 ** 52))
     throw invalid('The offset of the log is invalid');
   if (header.logBytes % MIB !== 0 || header.logBytes === 0) throw invalid('The length of the log is invalid');

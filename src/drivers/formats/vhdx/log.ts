@@ -11,7 +11,7 @@
  */
 
 import { checksumWithout } from './crc32c.ts';
-import { invalid } from './layout.ts';
+import { invalid, MAX_SEQUENCE } from './layout.ts';
 
 export const LOG_SECTOR_BYTES = 4096;
 const ENTRY_HEADER_BYTES = 64;
@@ -50,7 +50,8 @@ function entryAt(log: Buffer, at: number, logGuid: Buffer): Entry | null {
   const tail = start.readUInt32LE(12);
   const sequence = start.readBigUInt64LE(16);
   if (bytes === 0 || bytes % LOG_SECTOR_BYTES !== 0 || bytes > log.length) return null;
-  if (tail % LOG_SECTOR_BYTES !== 0 || tail >= log.length || sequence === 0n) return null;
+  if (tail % LOG_SECTOR_BYTES !== 0 || tail >= log.length || sequence === 0n || sequence >= MAX_SEQUENCE)
+    return null;
   const content = inRing(log, at, bytes);
   if (content.readUInt32LE(4) !== checksumWithout(content, 4)) return null;
   const lastFileOffset = Number(content.readBigUInt64LE(56));

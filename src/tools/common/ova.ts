@@ -1,0 +1,279 @@
+/**
+ * Disks inside OVA packages and beside OVF descriptors: which file is meant, and where it is.
+ *
+ * An OVA is a tar with an OVF descriptor (XML) and the disks; they are read where they lie. A name "x.ova" means the one
+ * disk of the package; of several one is picked by "x.ova#NAME" or "x.ova#NUMBER", counted from 1 in the order of the
+ * descriptor. Everything in a package is hostile: names in it are only ever looked up in the package, or in the folder
+ * of the descriptor.
+ *
+ * Source of the facts: DMTF DSP0243 (OVF 1.1, 2.1); POSIX ustar and pax headers.
+ */
+
+import { closeSync, existsSync, fstatSync, openSync, readFileSync, readSync } from 'node:fs';
+import path from 'node:path';
+import type { DriverOptions } from '../../block/contract/image.ts';
+import type { BlockNode } from '../../block/graph/node.ts';
+import type { BlockLayer } from '../../block/layer.ts';
+import { protocolPrefix } from '../../block/open/image-name.ts';
+import { E } from '../../errors/errno.ts';
+import { BlockError } from '../../errors/error.ts';
+
+const TAR_BLOCK_BYTES = 512;
+const MAX_TAR_ENTRIES = 10_000;
+const MAX_DESCRIPTOR_BYTES = 4 * 1024 * 1024;
+const MAX_NAME_BYTES = 64 * 1024;
+const PROBE_BYTES = 2048;
+
+/** Bytes of a file. */
+interface Piece {
+  readonly name: string;
+  readonly file: string;
+  readonly offset: number;
+  readonly bytes: number;
+}
+
+function refuse(message: string): BlockError {
+  return new BlockError(message, { errno: E.EINVAL });
+}
+
+/** Options of the node for a disk of the package that `name` means; null: it means no package. */
+export async function packagedDisk(layer: BlockLayer, name: string): Promise<DriverOptions | null> {
+  if (protocolPrefix(name) !== null) return null;
+  const [file, pick] = splitName(name);
+  const extension = path.extname(file).toLowerCase();
+  if ((extension !== '.ova' && extension !== '.ovf') || !existsSync(file)) return null;
+  const disks = extension === '.ova' ? disksOfOva(file) : disksOfOvf(file);
+  if (disks === null) return null;
+  const disk = pickDisk(disks, pick);
+  // A window is whole sectors; what an archive fills a file up with belongs to nobody.
+  const size = Math.ceil(disk.bytes / 512) * 512;
+  const window = { driver: 'raw', offset: disk.offset, size, file: { driver: 'file', filename: disk.file } };
+  const below = disk.offset === 0 && extension === '.ovf' ? { driver: 'file', filename: disk.file } : window;
+  const driver = await formatOf(layer, disk);
+  // Nothing in a package may lead out of it: no image below, and see checkPackaged.
+  return { driver, file: below, ...(layer.drivers[driver]?.supportsBacking === true && { backing: null }) };
+}
+
+/** Throws when the image needs another one, which is not in the package. */
+export function checkPackaged(node: BlockNode): void {
+  const needed = node.driver.backingName?.(node) ?? null;
+  if (needed !== null) throw refuse(`The disk in the package needs another image: ${needed.filename}`);
+}
+
+/** "x.ova#2" -> the file and what is picked; a file that is called so comes first. */
+function splitName(name: string): readonly [string, string | null] {
+  const at = name.lastIndexOf('#');
+  if (at < 0 || existsSync(name)) return [name, null];
+  return [name.slice(0, at), name.slice(at + 1)];
+}
+
+function pickDisk(disks: readonly Piece[], pick: string | null): Piece {
+  const list = disks.map(({ name }, i) => `${i + 1}: ${name}`).join(', ');
+  if (disks.length === 0) throw refuse('The package has no disk');
+  if (pick === null) {
+    if (disks.length === 1) return disks[0]!;
+    throw refuse(`The package has several disks; add #NAME or #NUMBER to its name to pick one (${list})`);
+  }
+  const byNumber = /^[1-9]\d{0,4}$/.test(pick) ? disks[Number(pick) - 1] : undefined;
+  const found = disks.find(({ name }) => name === pick) ?? byNumber;
+  if (found === undefined) throw refuse(`The package has no disk '${pick}' (${list})`);
+  return found;
+}
+
+/** The format by the first bytes of the disk. */
+async function formatOf(layer: BlockLayer, disk: Piece): Promise<string> {
+  const start = Buffer.alloc(PROBE_BYTES);
+  readPiece(disk, start);
+  const isPacked = start.readUInt16BE(0) === 0x1f8b;
+  if (isPacked)
+    throw refuse(`The disk '${disk.name}' is compressed as a whole, which cannot be read in place`);
+  let best = 'raw';
+  let bestScore = 0;
+  for (const driver of Object.values(layer.drivers)) {
+    const score = driver.probe?.(start) ?? 0;
+    if (score > bestScore) [best, bestScore] = [driver.name, score];
+  }
+  const isDescriptor = best === 'vmdk' && !['KDMV', 'COWD'].includes(start.toString('latin1', 0, 4));
+  if (isDescriptor || best === 'qcow2')
+    throw refuse(`The disk '${disk.name}' may name files outside the package`);
+  return best;
+}
+
+function readPiece({ file, offset, bytes }: Piece, into: Buffer): void {
+  const fd = openSync(file, 'r');
+  try {
+    readSync(fd, into, 0, Math.min(into.length, bytes), offset);
+  } finally {
+    closeSync(fd);
+  }
+}
+
+// ---- the descriptor ------------------------------------------------------------------------------------------
+
+function attribute(element: string, name: string): string | null {
+  const match = new RegExp(`\\s(?:[\\w.-]+:)?${name}\\s*=\\s*(?:"([^"]*)"|'([^']*)')`).exec(element);
+  if (match === null) return null;
+  const text = match[1] ?? match[2]!;
+  return text
+    .replace(/&lt;/g, '<')
+    .replace(/&gt;/g, '>')
+    .replace(/&quot;/g, '"')
+    .replace(/&apos;/g, "'")
+    .replace(/&amp;/g, '&');
+}
+
+/** Names of the files with disks, in the order of the descriptor's disks. */
+export function diskFiles(xml: string): readonly string[] {
+  const text = xml.replace(/<!--[\s\S]*?-->/g, '');
+  const elements = (name: string): readonly string[] =>
+    text.match(new RegExp(`<(?:[\\w.-]+:)?${name}\\s[^>]*>`, 'g')) ?? [];
+  const files = new Map<string, string>();
+  const chunked = new Set<string>();
+  for (const element of elements('File')) {
+    const id = attribute(element, 'id');
+    const href = attribute(element, 'href');
+    if (id === null || href === null) continue;
+    files.set(id, decodeUri(href));
+    if (attribute(element, 'chunkSize') !== null) chunked.add(id);
+  }
+  const names: string[] = [];
+  for (const element of elements('Disk')) {
+    const reference = attribute(element, 'fileRef');
+    // An empty disk has no file.
+    if (reference === null) continue;
+    const name = files.get(reference);
+    if (name === undefined)
+      throw refuse(`The descriptor names a disk in a file that is not there: ${reference}`);
+    if (chunked.has(reference)) throw refuse(`The disk '${name}' is in several pieces, which cannot be read`);
+    if (!names.includes(name)) names.push(name);
+  }
+  return names;
+}
+
+function decodeUri(text: string): string {
+  try {
+    return decodeURIComponent(text);
+  } catch {
+    return text;
+  }
+}
+
+function disksOfOvf(file: string): readonly Piece[] | null {
+  const xml = readFileSync(file);
+  if (xml.length > MAX_DESCRIPTOR_BYTES) throw refuse('The OVF descriptor is too large');
+  const text = xml.toString('utf8');
+  if (!/<(?:[\w.-]+:)?Envelope[\s>]/.test(text)) return null;
+  return diskFiles(text).map((name) => {
+    // A file beside the descriptor, and nowhere else.
+    if (name === '' || name === '..' || name.includes('/') || name.includes('\0'))
+      throw refuse(`The descriptor names a disk outside its folder: ${name}`);
+    const full = path.join(path.dirname(file), name);
+    const fd = openSync(full, 'r');
+    try {
+      return { name, file: full, offset: 0, bytes: fstatSync(fd).size };
+    } finally {
+      closeSync(fd);
+    }
+  });
+}
+
+// ---- the archive ---------------------------------------------------------------------------------------------
+
+function disksOfOva(file: string): readonly Piece[] | null {
+  const entries = tarEntries(file);
+  if (entries === null) return null;
+  const descriptor = entries.find(({ name }) => name.toLowerCase().endsWith('.ovf'));
+  if (descriptor === undefined) return entries.filter(({ name }) => name.toLowerCase().endsWith('.vmdk'));
+  if (descriptor.bytes > MAX_DESCRIPTOR_BYTES) throw refuse('The OVF descriptor is too large');
+  const xml = Buffer.alloc(descriptor.bytes);
+  readPiece(descriptor, xml);
+  return diskFiles(xml.toString('utf8')).map((name) => {
+    const entry = entries.find((each) => each.name === name || path.posix.basename(each.name) === name);
+    if (entry === undefined) throw refuse(`The package has no file '${name}', which its descriptor names`);
+    return { ...entry, name };
+  });
+}
+
+/** A number of a tar header: octal digits, or with the high bit set a binary one. */
+function tarNumber(field: Buffer): number {
+  if ((field[0]! & 0x80) !== 0) {
+    let value = field[0]! & 0x7f;
+    for (const byte of field.subarray(1)) value = value * 256 + byte;
+    return value;
+  }
+  const digits = field
+    .toString('latin1')
+    .replace(/[\0 ].*$/s, '')
+    .trim();
+  return /^[0-7]+$/.test(digits) ? Number.parseInt(digits, 8) : 0;
+}
+
+function tarText(field: Buffer): string {
+  const end = field.indexOf(0);
+  return field.toString('utf8', 0, end < 0 ? field.length : end);
+}
+
+function isTarHeader(header: Buffer): boolean {
+  const sum = tarNumber(header.subarray(148, 156));
+  let actual = 8 * 0x20;
+  for (let i = 0; i < TAR_BLOCK_BYTES; i++) if (i < 148 || i >= 156) actual += header[i]!;
+  return sum === actual;
+}
+
+/** Plain files of a tar; null when it is none. */
+function tarEntries(file: string): readonly Piece[] | null {
+  const fd = openSync(file, 'r');
+  try {
+    const total = fstatSync(fd).size;
+    const entries: Piece[] = [];
+    const header = Buffer.alloc(TAR_BLOCK_BYTES);
+    let nextName: string | null = null;
+    let nextBytes: number | null = null;
+    for (let at = 0; at + TAR_BLOCK_BYTES <= total; ) {
+      readSync(fd, header, 0, TAR_BLOCK_BYTES, at);
+      if (header.every((byte) => byte === 0)) break;
+      if (!isTarHeader(header)) {
+        if (at === 0) return null;
+        throw refuse('The package is damaged');
+      }
+      const offset = at + TAR_BLOCK_BYTES;
+      const type = String.fromCharCode(header[156]!);
+      const isName = type === 'L' || type === 'x';
+      const bytes = isName
+        ? tarNumber(header.subarray(124, 136))
+        : (nextBytes ?? tarNumber(header.subarray(124, 136)));
+      if (offset + bytes > total) throw refuse('The package has been cut off');
+      if (isName) {
+        if (bytes > MAX_NAME_BYTES) throw refuse('The package is damaged');
+        const data = Buffer.alloc(bytes);
+        readSync(fd, data, 0, bytes, offset);
+        if (type === 'L') nextName = tarText(data);
+        else ({ name: nextName = nextName, bytes: nextBytes = nextBytes } = paxFields(data));
+      } else {
+        const prefix =
+          header.toString('latin1', 257, 262) === 'ustar' ? tarText(header.subarray(345, 500)) : '';
+        const short = tarText(header.subarray(0, 100));
+        const name: string = nextName ?? (prefix === '' ? short : `${prefix}/${short}`);
+        if (type === '0' || type === '\0' || type === '7') entries.push({ name, file, offset, bytes });
+        nextName = null;
+        nextBytes = null;
+        if (entries.length > MAX_TAR_ENTRIES) throw refuse('The package has too many files');
+      }
+      at = offset + Math.ceil(bytes / TAR_BLOCK_BYTES) * TAR_BLOCK_BYTES;
+    }
+    return entries;
+  } finally {
+    closeSync(fd);
+  }
+}
+
+/** "LENGTH KEY=VALUE\n" records: path and size. */
+function paxFields(data: Buffer): { name?: string; bytes?: number } {
+  const fields: { name?: string; bytes?: number } = {};
+  for (const line of data.toString('utf8').split('\n')) {
+    const match = /^\d+ (path|size)=(.*)$/.exec(line);
+    if (match?.[1] === 'path') fields.name = match[2]!;
+    else if (match !== null && /^\d{1,15}$/.test(match[2]!)) fields.bytes = Number(match[2]);
+  }
+  return fields;
+}

@@ -1,0 +1,67 @@
+/** Disks in OVA packages and beside OVF descriptors, through qblock-img. */
+
+import { execFileSync } from 'node:child_process';
+import { rmSync, writeFileSync } from 'node:fs';
+import path from 'node:path';
+import { afterAll, expect, test } from 'vitest';
+import { sha256, unpackImages } from '../drivers/formats/found-images.ts';
+import { runTool, TOOLS } from '../peers/tool-diff.ts';
+
+const folder = unpackImages();
+afterAll(() => rmSync(folder, { recursive: true, force: true }));
+
+const FIRST = 'a3bcf05f07a1c06a3380eeca8571f0efb2b85afafa1e21662b8cad436d1f7727';
+const SECOND = '9acca8e8c22201155389f65abbf6bc9723edc7384ead80503839f49dcc56d767';
+
+function descriptor(...names: readonly string[]): string {
+  const files = names.map((name, i) => `<File ovf:href="${name}" ovf:id="f${i}"/>`);
+  const disks = names.map((_, i) => `<Disk ovf:capacity="1" ovf:diskId="d${i}" ovf:fileRef="f${i}"/>`);
+  return `<Envelope xmlns:ovf="x"><References>${files.join('')}</References><DiskSection>${disks.join('')}</DiskSection></Envelope>`;
+}
+
+function pack(name: string, format: string, ...files: readonly string[]): void {
+  execFileSync('tar', [`--format=${format}`, '-cf', name, ...files], { cwd: folder });
+}
+
+async function contentOf(name: string): Promise<string> {
+  const outcome = await runTool(TOOLS.img.ours, ['convert', '-O', 'raw', name, 'out.raw'], folder);
+  return outcome.status === 0 ? sha256(path.join(folder, 'out.raw')) : outcome.stderr;
+}
+
+test('disks are picked by number and by name', async () => {
+  writeFileSync(path.join(folder, 'box.ovf'), descriptor('streamOptimized.vmdk', 'ovf-package.vmdk'));
+  for (const format of ['ustar', 'gnu', 'pax']) {
+    pack('box.ova', format, 'box.ovf', 'ovf-package.vmdk', 'streamOptimized.vmdk');
+    expect(await contentOf('box.ova#1')).toBe(FIRST);
+    expect(await contentOf('box.ova#ovf-package.vmdk')).toBe(SECOND);
+  }
+  expect(await contentOf('box.ova')).toContain('several disks; add #NAME or #NUMBER');
+  expect(await contentOf('box.ova#3')).toContain("has no disk '3'");
+  expect(await contentOf('box.ovf#2')).toBe(SECOND);
+});
+
+test('the only disk needs no picking, and may be beside its descriptor', async () => {
+  writeFileSync(path.join(folder, 'one.ovf'), descriptor('streamOptimized.vmdk'));
+  pack('one.ova', 'ustar', 'one.ovf', 'streamOptimized.vmdk');
+  expect(await contentOf('one.ova')).toBe(FIRST);
+  expect(await contentOf('one.ovf')).toBe(FIRST);
+});
+
+test('nothing leads out of a package', async () => {
+  writeFileSync(path.join(folder, 'up.ovf'), descriptor('../../etc/passwd'));
+  expect(await contentOf('up.ovf')).toContain('outside its folder');
+  const text =
+    '# Disk DescriptorFile\nversion=1\nCID=1\nparentCID=ffffffff\ncreateType="monolithicFlat"\nRW 1 FLAT "/etc/passwd" 0\n';
+  writeFileSync(path.join(folder, 'flat.vmdk'), text.padEnd(4096, '\n'));
+  writeFileSync(path.join(folder, 'flat.ovf'), descriptor('flat.vmdk'));
+  pack('flat.ova', 'ustar', 'flat.ovf', 'flat.vmdk');
+  expect(await contentOf('flat.ova')).toContain('may name files outside the package');
+});
+
+test('damaged packages end in an error', async () => {
+  pack('whole.ova', 'ustar', 'one.ovf', 'streamOptimized.vmdk');
+  execFileSync('truncate', ['-s', '100000', 'whole.ova'], { cwd: folder });
+  expect(await contentOf('whole.ova')).toContain('has been cut off');
+  writeFileSync(path.join(folder, 'text.ova'), 'no archive at all');
+  expect(await contentOf('text.ova')).toMatch(/[0-9a-f]{64}|has no disk/);
+});
