@@ -28,8 +28,8 @@ import { rebuildMetadata } from '../layout/overlap.ts';
 import type { BitmapEntry, Qcow2Node, Qcow2State } from '../layout/state.ts';
 import { allocateContiguous } from '../metadata/contiguous.ts';
 import { alone, exclusive } from '../metadata/exclusive.ts';
-import { barrier, writeHeader, writeMetadata } from '../metadata/metadata-io.ts';
-import { deferFree } from '../metadata/refcount.ts';
+import { barrier, changeHeader, settleHeader, writeHeader, writeMetadata } from '../metadata/metadata-io.ts';
+import { deferFree, giveBack } from '../metadata/refcount.ts';
 import { settleLocked } from '../metadata/writeback.ts';
 import {
   freeBits,
@@ -154,10 +154,15 @@ async function replaceDirectory(
       await barrier(node, guard);
     }
   } catch (error) {
-    // The disk may say either. Bitmaps are lost; clusters that it may refer to are not given out again.
+    // The disk may say either. Bitmaps are lost; clusters that it may refer to are not given out again before it is
+    // known that it does not.
     header.bitmaps = before;
     header.autoclear &= ~Autoclear.bitmaps;
-    taken.length = 0;
+    const unused = taken.splice(0);
+    s.headerUndo.push(() => {
+      for (const { offset, count } of unused) giveBack(node, offset, count);
+    });
+    await settleHeader(node, guard).catch(() => undefined);
     throw error;
   }
   s.extras.bitmaps = entries;
@@ -187,7 +192,7 @@ async function orGiveBack(node: Qcow2Node, change: (taken: TakenClusters) => Pro
   try {
     await change(taken);
   } catch (error) {
-    for (const { offset, count } of taken) deferFree(node, offset, count, 'never');
+    for (const { offset, count } of taken) giveBack(node, offset, count);
     throw error;
   }
 }
@@ -204,6 +209,22 @@ async function remove(node: Qcow2Node, guard: GraphReadGuard, name: string): Pro
     await orGiveBack(node, (taken) => updateDirectory(node, guard, kept, taken));
     await freeBits(node, guard, entry);
     await settleLocked(node, guard);
+  });
+}
+
+/** Takes all bitmaps out of the image, and makes those of the node ones that are not stored. */
+export async function dropBitmaps(node: Qcow2Node, guard: GraphReadGuard): Promise<void> {
+  const s = node.state;
+  for (const bitmap of node.dirtyBitmaps.all) bitmap.persistent = false;
+  const { bitmaps } = s.header;
+  if (bitmaps === null) return;
+  await exclusive(node, guard, async () => {
+    const autoclear = s.header.autoclear & ~Autoclear.bitmaps;
+    await changeHeader(node, guard, { autoclear, bitmaps: null });
+    for (const entry of s.extras.bitmaps) await freeBits(node, guard, entry);
+    s.extras.bitmaps = [];
+    deferFree(node, bitmaps.directoryOffset, Math.ceil(bitmaps.directoryBytes / s.clusterBytes), 'other');
+    rebuildMetadata(s);
   });
 }
 

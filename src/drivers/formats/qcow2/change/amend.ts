@@ -19,9 +19,10 @@ import { LUKS_AMEND_OPTIONS, luksAmendOptions, prefixedOptions } from '../../../
 import { passphraseFromSecret } from '../../../crypto/passphrase.ts';
 import { Autoclear, Compat, Crypt } from '../layout/layout.ts';
 import type { Qcow2Node } from '../layout/state.ts';
-import { barrier, readMetadata, writeHeader, writeMetadata } from '../metadata/metadata-io.ts';
+import { barrier, changeHeader, readMetadata, writeMetadata } from '../metadata/metadata-io.ts';
 import { changeRefcountWidth } from './amend-refcounts.ts';
-import { clearDirtyBit, downgrade, upgrade } from './amend-version.ts';
+import { checkDowngrade, checkUpgrade, clearDirtyBit, downgrade, upgrade } from './amend-version.ts';
+import { checkResizable } from './resize.ts';
 
 /** 16 bits, the only width of version 2. */
 const NORMAL_REFCOUNT_ORDER = 4;
@@ -122,28 +123,37 @@ export async function amend(
   const { header } = node.state;
   const changes = plan(node, values);
   if (node.readOnly) throw new BlockError('Block node is read-only', { errno: E.EACCES });
+  await check(node, guard, changes);
   progress.update(0, 1);
   if (changes.version > header.version) await upgrade(node, guard);
   if (changes.encrypt !== null) await amendEncryption(node, guard, changes.encrypt, force, progress);
-  if (changes.refcountOrder !== header.refcountOrder) {
-    if (changes.version < 3 && changes.refcountOrder !== NORMAL_REFCOUNT_ORDER) {
-      throw refuse(
-        'Refcount widths other than 16 bits require compatibility level 1.1 or above (use compat=1.1 or greater)',
-      );
-    }
+  if (changes.refcountOrder !== header.refcountOrder)
     await changeRefcountWidth(node, guard, changes.refcountOrder);
-  }
   await amendDataFile(node, guard, changes);
-  if (changes.lazy !== null) await amendLazy(node, guard, changes.lazy, changes.version);
+  if (changes.lazy !== null) await amendLazy(node, guard, changes.lazy);
   if (changes.size !== null)
     await co.truncate(node as unknown as BlockNode, guard, changes.size, false, 'off', false);
   if (changes.version < header.version) await downgrade(node, guard);
   progress.update(1, 1);
 }
 
-async function rewriteHeader(node: Qcow2Node, guard: GraphReadGuard): Promise<void> {
-  await writeHeader(node, guard);
-  await barrier(node, guard);
+/** Refuses what cannot be done, before anything is: in the order in which the changes are made. */
+async function check(node: Qcow2Node, guard: GraphReadGuard, changes: Changes): Promise<void> {
+  const { header } = node.state;
+  const { version, refcountOrder, lazy, size } = changes;
+  if (version > header.version) await checkUpgrade(node, guard);
+  if (refcountOrder !== header.refcountOrder && version < 3 && refcountOrder !== NORMAL_REFCOUNT_ORDER) {
+    throw refuse(
+      'Refcount widths other than 16 bits require compatibility level 1.1 or above (use compat=1.1 or greater)',
+    );
+  }
+  if (lazy === true && version < 3 && (header.compatible & Compat.lazyRefcounts) === 0) {
+    throw refuse(
+      'Lazy refcounts only supported with compatibility level 1.1 and above (use compat=1.1 or greater)',
+    );
+  }
+  if (size !== null) checkResizable(node, size, 'off', Math.max(version, header.version));
+  if (version < header.version) checkDowngrade(node, refcountOrder, size ?? header.size);
 }
 
 async function amendDataFile(
@@ -153,35 +163,24 @@ async function amendDataFile(
 ): Promise<void> {
   const { header } = node.state;
   if (dataFile === null && dataFileRaw !== false) return;
-  if (dataFile !== null) header.dataFile = dataFile === '' ? null : dataFile;
-  if (dataFileRaw === false) header.autoclear &= ~Autoclear.dataFileRaw;
-  await rewriteHeader(node, guard);
+  await changeHeader(node, guard, {
+    ...(dataFile !== null && { dataFile: dataFile === '' ? null : dataFile }),
+    ...(dataFileRaw === false && { autoclear: header.autoclear & ~Autoclear.dataFileRaw }),
+  });
 }
 
-async function amendLazy(
-  node: Qcow2Node,
-  guard: GraphReadGuard,
-  lazy: boolean,
-  version: number,
-): Promise<void> {
+async function amendLazy(node: Qcow2Node, guard: GraphReadGuard, lazy: boolean): Promise<void> {
   const s = node.state;
-  const { header } = s;
-  if (lazy === ((header.compatible & Compat.lazyRefcounts) !== 0)) return;
+  const { compatible } = s.header;
+  if (lazy === ((compatible & Compat.lazyRefcounts) !== 0)) return;
   if (lazy) {
-    if (version < 3) {
-      throw refuse(
-        'Lazy refcounts only supported with compatibility level 1.1 and above (use compat=1.1 or greater)',
-      );
-    }
-    header.compatible |= Compat.lazyRefcounts;
-    await rewriteHeader(node, guard);
+    await changeHeader(node, guard, { compatible: compatible | Compat.lazyRefcounts });
     s.lazyRefcounts = true;
     return;
   }
   s.lazyRefcounts = false;
   await clearDirtyBit(node, guard);
-  header.compatible &= ~Compat.lazyRefcounts;
-  await rewriteHeader(node, guard);
+  await changeHeader(node, guard, { compatible: compatible & ~Compat.lazyRefcounts });
 }
 
 // ---- passphrases ---------------------------------------------------------------------------------------------

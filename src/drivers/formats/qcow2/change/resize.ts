@@ -16,20 +16,42 @@ import { abandonAllocation, linkAllocation, planWrite } from '../data/allocation
 import { discardRange, pwriteZeroes } from '../data/discard.ts';
 import { readsAsZero, writeExtents } from '../data/write.ts';
 import { checkAlive } from '../layout/damage.ts';
-import { MAX_L1_BYTES } from '../layout/layout.ts';
-import type { Qcow2Node } from '../layout/state.ts';
+import { Autoclear, MAX_L1_BYTES } from '../layout/layout.ts';
+import type { Qcow2Node, Qcow2State } from '../layout/state.ts';
 import { toRequestError } from '../metadata/corruption.ts';
 import { debugEvent } from '../metadata/debug.ts';
 import { alone } from '../metadata/exclusive.ts';
 import { growL1 } from '../metadata/l1-table.ts';
 import { l2TableOffset, setL1Entry } from '../metadata/mapping.ts';
-import { barrier, writeHeader } from '../metadata/metadata-io.ts';
+import { changeHeader } from '../metadata/metadata-io.ts';
 import { retry } from '../metadata/needs.ts';
 import { deferFree, getRefcount } from '../metadata/refcount.ts';
-import { flushMetadata, settleMetadata } from '../metadata/writeback.ts';
+import { dropEmptyBlocks } from '../metadata/refcount-blocks.ts';
+import { settleAlone, withSpace } from '../metadata/writeback.ts';
 
 /** Zeroes are written in pieces of this size. */
 const ZERO_CHUNK_BYTES = 1024 * 1024;
+
+/** Throws what keeps the image, of that version, from getting that length. */
+export function checkResizable(
+  node: Qcow2Node,
+  length: number,
+  prealloc: PreallocMode,
+  version: number,
+): void {
+  const s = node.state;
+  if (length % 512 !== 0) throw new BlockError('The new size must be a multiple of 512', { errno: E.EINVAL });
+  if (length === s.header.size) return;
+  if (s.extras.snapshots.length > 0 && version < 3) {
+    throw new BlockError("Can't resize a v2 image which has snapshots", { errno: E.ENOTSUP });
+  }
+  checkBitmapsResizable(node);
+  const l1Entries = Math.ceil(length / s.l2SpanBytes);
+  if (l1Entries * 8 > MAX_L1_BYTES) throw errnoError('Failed to grow the L1 table', E.EFBIG);
+  if (length < s.header.size && prealloc !== 'off') {
+    throw new BlockError("Preallocation can't be used for shrinking an image", { errno: E.EINVAL });
+  }
+}
 
 export async function truncate(
   node: Qcow2Node,
@@ -40,39 +62,31 @@ export async function truncate(
   zeroFill: boolean,
 ): Promise<void> {
   const s = node.state;
-  if (length % 512 !== 0) throw new BlockError('The new size must be a multiple of 512', { errno: E.EINVAL });
   const old = s.header.size;
-  if (length === old) return;
-  if (s.extras.snapshots.length > 0 && s.header.version < 3) {
-    throw new BlockError("Can't resize a v2 image which has snapshots", { errno: E.ENOTSUP });
-  }
-  checkBitmapsResizable(node);
-  const l1Entries = Math.ceil(length / s.l2SpanBytes);
-  if (l1Entries * 8 > MAX_L1_BYTES) throw errnoError('Failed to grow the L1 table', E.EFBIG);
-  if (length < old && prealloc !== 'off') {
-    throw new BlockError("Preallocation can't be used for shrinking an image", { errno: E.EINVAL });
-  }
+  if (length === old && length % 512 === 0) return;
+  checkResizable(node, length, prealloc, s.header.version);
   checkAlive(node);
+  // A raw data file is the disk: every cluster of it has its place.
+  const mode = length > old && isRawDataFile(s) && prealloc === 'off' ? 'metadata' : prealloc;
   try {
     if (length < old) await shrink(node, guard, length, old);
-    else await grow(node, guard, old, length, prealloc, zeroFill);
+    else await withSpace(node, guard, () => grow(node, guard, old, length, mode, zeroFill));
   } catch (error) {
     throw await toRequestError(node, guard, error);
   }
-  // A data file has the size of the image, whatever it had before; a device is left as it is.
-  if (s.hasDataFile) await co.truncate(s.dataFile.node, guard, length, false, 'off', false);
+  // A data file has the size of the image, whatever it had before, but that clusters with a place in it are whole.
+  if (s.hasDataFile && mode === 'off') await co.truncate(s.dataFile.node, guard, length, false, 'off', false);
   await setSize(node, guard, length);
 }
 
+function isRawDataFile(s: Qcow2State): boolean {
+  return s.hasDataFile && (s.header.autoclear & Autoclear.dataFileRaw) !== 0;
+}
+
 async function setSize(node: Qcow2Node, guard: GraphReadGuard, length: number): Promise<void> {
-  const { header } = node.state;
-  const before = header.size;
-  header.size = length;
   try {
-    await writeHeader(node, guard);
-    await barrier(node, guard);
+    await changeHeader(node, guard, { size: length });
   } catch (error) {
-    header.size = before;
     throw errnoError('Failed to update the image size', errnoOf(error));
   }
 }
@@ -83,7 +97,7 @@ async function shrink(node: Qcow2Node, guard: GraphReadGuard, length: number, ol
   if (from < old) {
     const to = Math.ceil(old / s.clusterBytes) * s.clusterBytes;
     try {
-      await discardRange(node, guard, from, to - from, 'other', true);
+      await discardRange(node, guard, from, to - from, 'always', true);
     } catch (error) {
       throw errnoError('Failed to discard cropped clusters', errnoOf(error));
     }
@@ -91,7 +105,7 @@ async function shrink(node: Qcow2Node, guard: GraphReadGuard, length: number, ol
   // The state of a virtual machine behind the disk does not stay where it would be looked for.
   for (let index = Math.ceil(old / s.l2SpanBytes); index < s.header.l1Entries; index++) {
     if (l2TableOffset(s, index) === 0) continue;
-    await discardRange(node, guard, index * s.l2SpanBytes, s.l2SpanBytes, 'other', true);
+    await discardRange(node, guard, index * s.l2SpanBytes, s.l2SpanBytes, 'always', true);
   }
   await debugEvent(node, guard, 'l1_shrink_write_table');
   await debugEvent(node, guard, 'l1_shrink_free_l2_clusters');
@@ -102,17 +116,16 @@ async function shrink(node: Qcow2Node, guard: GraphReadGuard, length: number, ol
     setL1Entry(s, index, 0);
     for (let at = 0; at < s.clusterBytes; at += s.l2Cache.tableBytes) s.l2Cache.drop(table + at);
     s.metadata.delete(table / s.clusterBytes);
-    deferFree(node, table, 1, 'other');
+    deferFree(node, table, 1, 'always');
   }
-  await flushMetadata(node, guard);
   await cutFile(node, guard);
 }
 
 /** Cuts off the end of the file behind the last cluster in use. */
 async function cutFile(node: Qcow2Node, guard: GraphReadGuard): Promise<void> {
   const s = node.state;
-  // This request is the only one, but its own record keeps its frees waiting: they go with the next write-back.
-  await settleMetadata(node, guard);
+  await settleAlone(node, guard);
+  await s.metadataLock.with('empty refcount blocks', () => dropEmptyBlocks(node, guard));
   const fileBytes = await co.getLength(s.file.node, guard);
   let last = Math.ceil(fileBytes / s.clusterBytes) - 1;
   while (last > 0) {
@@ -142,15 +155,16 @@ async function grow(
   }
   // What the last cluster holds behind the old end was never the guest's, or is not any more.
   const wholeFrom = Math.min(length, Math.ceil(old / s.clusterBytes) * s.clusterBytes);
-  if (wholeFrom > old && !readsAsZero(node, old, wholeFrom - old)) {
+  const isHidden = wholeFrom > old && !isRawDataFile(s);
+  if (isHidden && (prealloc !== 'off' || !readsAsZero(node, old, wholeFrom - old)))
     await writeZeroes(node, guard, old, wholeFrom);
-  }
   const backing = node.child('backing')?.node;
   if (zeroFill && backing !== undefined && backing.totalBytes > wholeFrom) {
     // What the backing image has behind the old end must not show.
     node.totalBytes = Math.max(node.totalBytes, length);
     const to = Math.min(length, Math.ceil(backing.totalBytes / s.clusterBytes) * s.clusterBytes);
-    if (s.header.version >= 3) await pwriteZeroes(node, guard, wholeFrom, to - wholeFrom, 0);
+    if (to <= wholeFrom) node.totalBytes = Math.max(old, node.totalBytes);
+    else if (s.header.version >= 3) await pwriteZeroes(node, guard, wholeFrom, to - wholeFrom, 0);
     else await writeZeroes(node, guard, wholeFrom, to);
   }
   if (prealloc !== 'off') await preallocate(node, guard, old, length, prealloc);
@@ -176,7 +190,13 @@ async function preallocate(
   prealloc: PreallocMode,
 ): Promise<void> {
   const s = node.state;
-  // A cluster that is partly old keeps what it has.
+  // A cluster that is partly old has been written to, which gave it a place but not all of its space.
+  const first = old - (old % s.clusterBytes);
+  if (first < old && !s.hasDataFile) {
+    const plan = await retry(node, guard, () => planWrite(node, first, s.clusterBytes));
+    if (plan.kind === 'in-place') await reserve(node, guard, plan.host, s.clusterBytes, prealloc);
+    else abandonAllocation(node, plan.allocation);
+  }
   for (let at = Math.ceil(old / s.clusterBytes) * s.clusterBytes; at < length; ) {
     const from = at;
     const plan = await planOrFail(() =>

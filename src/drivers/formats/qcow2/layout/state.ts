@@ -73,8 +73,8 @@ export interface Allocation {
   readonly waiters: CoQueue;
 }
 
-/** Why clusters are freed: decides whether the discard is passed on to the file. */
-export type FreeReason = 'request' | 'snapshot' | 'other' | 'never';
+/** Why clusters are freed: decides whether the discard is passed on to the file. Shrinking always does so. */
+export type FreeReason = 'request' | 'snapshot' | 'other' | 'never' | 'always';
 
 /**
  * A reference to host clusters that is gone from the mapping in memory. The refcount goes down only when the mapping
@@ -149,6 +149,8 @@ export interface Qcow2State {
   /** The node is being closed: nothing new is started in the background. */
   closing: boolean;
 
+  /** A header may be on the disk that is not the one in memory: what to do once it certainly is. Owned by metadata-io.ts. */
+  readonly headerUndo: (() => void)[];
   /** Present while an exclusive section changes refcounts that reach the disk together. */
   switching: RefcountSwitch | null;
   /** Where the search for free clusters starts (cluster index): nothing below is free. */

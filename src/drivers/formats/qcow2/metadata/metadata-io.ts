@@ -90,8 +90,8 @@ export async function writeHeader(node: Qcow2Node, guard: GraphReadGuard): Promi
 
 /**
  * Changes fields of the header, in memory and on stable storage. When that fails they are what they were before, and
- * `undo` is run if the disk is known to say so too: only then may what the new header would have pointed to be used
- * for something else.
+ * `undo` is run as soon as the disk certainly says so too: only then may what the new header would have pointed to be
+ * used for something else.
  */
 export async function changeHeader(
   node: Qcow2Node,
@@ -99,7 +99,7 @@ export async function changeHeader(
   change: Partial<Header>,
   undo: () => void = () => undefined,
 ): Promise<void> {
-  const { header } = node.state;
+  const { header, headerUndo } = node.state;
   const names = Object.keys(change) as (keyof Header)[];
   const before = Object.fromEntries(names.map((name) => [name, header[name]]));
   Object.assign(header, change);
@@ -108,15 +108,19 @@ export async function changeHeader(
     await barrier(node, guard);
   } catch (error) {
     Object.assign(header, before);
-    try {
-      await writeHeader(node, guard);
-      await barrier(node, guard);
-      undo();
-    } catch {
-      // The disk may say either.
-    }
+    headerUndo.push(undo);
+    await settleHeader(node, guard).catch(() => undefined);
     throw error;
   }
+}
+
+/** Sees to it that the header on the disk is the one in memory, if a change of it has failed. */
+export async function settleHeader(node: Qcow2Node, guard: GraphReadGuard): Promise<void> {
+  const { headerUndo } = node.state;
+  if (headerUndo.length === 0) return;
+  await writeHeader(node, guard);
+  await barrier(node, guard);
+  for (const undo of headerUndo.splice(0)) undo();
 }
 
 /** Host offset of a table, checked: aligned to clusters and inside what can be addressed. */

@@ -14,8 +14,8 @@ import { MAX_HOST_OFFSET, MAX_REFTABLE_BYTES, viewOf, writeU64 } from '../layout
 import { rebuildMetadata } from '../layout/overlap.ts';
 import type { Qcow2Node, Qcow2State } from '../layout/state.ts';
 import { debugEvent } from './debug.ts';
-import { barrier, changeHeader, checkTablePlace, writeMetadata } from './metadata-io.ts';
-import { deferFree, writeRefcount } from './refcount.ts';
+import { barrier, changeHeader, checkTablePlace, readMetadata, writeMetadata } from './metadata-io.ts';
+import { deferFree, readRefcount, writeRefcount } from './refcount.ts';
 
 /** Makes refcount block `index`, unless somebody else has. */
 export async function addRefcountBlock(node: Qcow2Node, guard: GraphReadGuard, index: number): Promise<void> {
@@ -75,6 +75,30 @@ export async function makeRoomBehind(
   }
   takeOver(s, index, offsets);
   return start + blocks;
+}
+
+/**
+ * Takes refcount blocks off the end of the table that count nothing but themselves. The metadata is settled: what is on
+ * the disk is what counts.
+ */
+export async function dropEmptyBlocks(node: Qcow2Node, guard: GraphReadGuard): Promise<void> {
+  const s = node.state;
+  for (let index = endOfBlocks(s) - 1; index > 0; index--) {
+    const offset = s.refcountTable[index]!;
+    if (offset === 0) continue;
+    const own = offset / s.clusterBytes - index * s.refcountsPerBlock;
+    if (own < 0 || own >= s.refcountsPerBlock) return;
+    const view = viewOf(await readMetadata(node, guard, offset, s.clusterBytes));
+    for (let i = 0; i < s.refcountsPerBlock; i++) {
+      if (readRefcount(view, s.refcountOrder, i) !== (i === own ? 1 : 0)) return;
+    }
+    await writeEntries(node, guard, index, [0]);
+    await barrier(node, guard);
+    s.refcountCache.drop(offset);
+    s.refcountTable[index] = 0;
+    s.metadata.delete(offset / s.clusterBytes);
+    s.refcountBlocks.delete(offset / s.clusterBytes);
+  }
 }
 
 /** Blocks that count themselves and `rest` more clusters, whose number may depend on theirs. */

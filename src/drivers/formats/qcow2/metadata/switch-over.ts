@@ -22,7 +22,7 @@ import type { Qcow2Node, Qcow2State, RefcountSwitch } from '../layout/state.ts';
 import { allocateContiguous } from './contiguous.ts';
 import { barrier, changeHeader, writeMetadata } from './metadata-io.ts';
 import { retryLocked } from './needs.ts';
-import { allocateRun, changeRefcount, writeRefcount } from './refcount.ts';
+import { allocateRun, changeRefcount, giveBack, writeRefcount } from './refcount.ts';
 import { settleLocked } from './writeback.ts';
 
 /** What `prepare` has made: fields of the header, all in its first sector, and what to do once they are on the disk. */
@@ -60,6 +60,7 @@ export async function switchOver(
     const table = { refcountTableOffset: tableOffset, refcountTableClusters: tableClusters };
     await changeHeader(node, guard, { ...header, ...table }, () => {
       isOld = true;
+      if (s.switching !== change) giveBackTaken(node, change);
     });
     takeOver(s, moved);
     apply();
@@ -192,6 +193,10 @@ async function keepTaken(node: Qcow2Node, guard: GraphReadGuard, { taken }: Refc
     await changeAll(node, guard, { offset: first * s.clusterBytes, clusters: count }, 1).catch(
       () => undefined,
     );
+}
+
+function giveBackTaken(node: Qcow2Node, { taken }: RefcountSwitch): void {
+  for (const [first, count] of taken) giveBack(node, first * node.state.clusterBytes, count);
 }
 
 /** Passes on that clusters have come free, before anybody is given them. */

@@ -27,7 +27,7 @@ import type { OverlapKind } from '../layout/overlap.ts';
 import type { DeferredFree, Qcow2Node, Qcow2State } from '../layout/state.ts';
 import { toRequestError } from './corruption.ts';
 import { debugEvent, isDebugged } from './debug.ts';
-import { barrier, checkOverlap, writeHeader } from './metadata-io.ts';
+import { barrier, checkOverlap, settleHeader, writeHeader } from './metadata-io.ts';
 import { retryLocked } from './needs.ts';
 import { changeRefcount, getRefcount } from './refcount.ts';
 
@@ -51,7 +51,11 @@ export function isClean(s: Qcow2State): boolean {
 
 function hasChanges(s: Qcow2State): boolean {
   return (
-    s.l2Cache.dirtyCount > 0 || s.l1Dirty.size > 0 || s.refcountCache.dirtyCount > 0 || s.frees.length > 0
+    s.l2Cache.dirtyCount > 0 ||
+    s.l1Dirty.size > 0 ||
+    s.refcountCache.dirtyCount > 0 ||
+    s.frees.length > 0 ||
+    s.headerUndo.length > 0
   );
 }
 
@@ -78,6 +82,7 @@ async function reporting(node: Qcow2Node, guard: GraphReadGuard, step: () => Pro
 /** As flushMetadata, for callers that hold the metadata lock. */
 export async function flushMetadataLocked(node: Qcow2Node, guard: GraphReadGuard): Promise<void> {
   const s = node.state;
+  await settleHeader(node, guard);
   // What is free already must not wait for a write that may fail.
   await applyFrees(node, guard);
   const generation = ++s.generation;
@@ -129,6 +134,13 @@ function isFull(error: unknown): boolean {
 /** Like flushMetadata, and no refcount is left in memory: for closing and for looking at the file from outside. */
 export async function settleMetadata(node: Qcow2Node, guard: GraphReadGuard): Promise<void> {
   await reporting(node, guard, () => node.state.metadataLock.with('settle', () => settleLocked(node, guard)));
+}
+
+/** As settleMetadata, for the only request in the node: what has been freed waits for nobody. */
+export async function settleAlone(node: Qcow2Node, guard: GraphReadGuard): Promise<void> {
+  const s = node.state;
+  s.frees = s.frees.map((free) => ({ ...free, stamp: 0 }));
+  await settleMetadata(node, guard);
 }
 
 /** As settleMetadata, for callers that hold the metadata lock. */

@@ -209,6 +209,7 @@ function createState(
     writeBackPending: false,
     writeBackTimer: null,
     closing: false,
+    headerUndo: [],
     switching: null,
     freeHint: 0,
     freshFrom: Number.POSITIVE_INFINITY,

@@ -60,6 +60,7 @@ export function switches(
   return {
     passDiscard: {
       never: false,
+      always: true,
       request: options['pass-discard-request'] ?? discardUnmap,
       snapshot: options['pass-discard-snapshot'] ?? true,
       other: options['pass-discard-other'] ?? false,

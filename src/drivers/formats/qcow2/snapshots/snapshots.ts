@@ -84,8 +84,8 @@ async function placeL1(node: Qcow2Node, guard: GraphReadGuard, l1: DataView): Pr
   };
 }
 
-/** The new list of snapshots goes to a place of its own. */
-async function placeList(
+/** The new list of snapshots goes to a place of its own. Within a switch-over. */
+export async function placeList(
   node: Qcow2Node,
   guard: GraphReadGuard,
   snapshots: readonly SnapshotRecord[],
