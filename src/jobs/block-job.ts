@@ -120,6 +120,13 @@ export async function addJobNode(
   return backend;
 }
 
+/** Gives up one node of those the job has taken; other operations on it stay blocked. */
+export async function giveUpNode(block: BlockJob, backend: BlockBackend): Promise<void> {
+  const at = block.backends.indexOf(backend);
+  if (at >= 0) block.backends.splice(at, 1);
+  await backend.close();
+}
+
 /** Gives up all nodes; called when the job has ended, and earlier by jobs that change the graph then. Idempotent. */
 export async function removeJobNodes(block: BlockJob): Promise<void> {
   for (const unblock of block.unblock.splice(0)) unblock();

@@ -8,9 +8,10 @@
  */
 
 import type { BlockdevOnError } from '../../../schema/generated/types.ts';
+import type { BlockBackend } from '../../block/backend.ts';
 import { Perm, Role, Status } from '../../block/contract/request.ts';
 import { allZeroes, createMover, moveExtent, updateUseOfKernel } from '../../block/copy/mover.ts';
-import { chainEdges } from '../../block/graph/chain.ts';
+import { chainEdges, showsContentOf } from '../../block/graph/chain.ts';
 import { changeGraph, freezeEdges } from '../../block/graph/change.ts';
 import type { BlockNode } from '../../block/graph/node.ts';
 import { wrapped } from '../../block/io/callbacks.ts';
@@ -22,6 +23,7 @@ import {
   type BlockJob,
   createBlockJob,
   discardBlockJob,
+  giveUpNode,
   removeJobNodes,
   startBlockJob,
 } from '../block-job.ts';
@@ -51,6 +53,8 @@ interface Commit extends CommitOptions {
   filter: BlockNode | null;
   /** Make the nodes that were opened for writing read-only again, in this order. */
   readonly readOnlyAgain: (() => Promise<void>)[];
+  /** What writes to the base; null before the job has its nodes. */
+  writer: BlockBackend | null;
   /** Lets the chain be changed again; null when it may be. */
   unfreeze: (() => void) | null;
 }
@@ -58,7 +62,7 @@ interface Commit extends CommitOptions {
 /** Starts the job and waits until the command may be answered. */
 export async function startCommit(table: JobTable, options: CommitOptions): Promise<Job> {
   const { top, base, filterName } = options;
-  const commit: Commit = { ...options, filter: null, readOnlyAgain: [], unfreeze: null };
+  const commit: Commit = { ...options, filter: null, readOnlyAgain: [], writer: null, unfreeze: null };
   const driver = commitDriver(commit);
   const block = await createBlockJob(table, { ...options, driver, nodes: [] });
   try {
@@ -101,21 +105,29 @@ async function readOnlyAgain(commit: Commit): Promise<void> {
 }
 
 /** Takes what the job needs of its nodes. */
-async function takeNodes(block: BlockJob, { device, top, base }: Commit): Promise<void> {
+async function takeNodes(block: BlockJob, commit: Commit): Promise<void> {
+  const { device, top, base } = commit;
   const nothing = { perm: 0, shared: Perm.all };
   const users = Perm.consistentRead | Perm.writeUnchanged;
   await addJobNode(block, { name: 'main node', node: device, permissions: nothing });
-  // What is in between reads right from above only: `base` changes below it.
-  for (const { node } of [{ node: top }, ...chainEdges(top, base)].filter((edge) => edge.node !== base))
+  // What is in between reads right from above only: `base` changes below it. Filters on `base` show what it holds.
+  for (const { node } of [{ node: top }, ...chainEdges(top, base)].filter((edge) => edge.node !== base)) {
+    const read = showsContentOf(node, base) ? Perm.consistentRead : 0;
     await addJobNode(block, {
       name: 'intermediate node',
       node,
-      permissions: { perm: 0, shared: Perm.writeUnchanged | Perm.write },
+      permissions: { perm: 0, shared: Perm.writeUnchanged | Perm.write | read },
     });
+  }
   await addJobNode(block, { name: 'base', node: base, permissions: nothing });
   const grow = base.totalBytes < top.totalBytes ? Perm.resize : 0;
   const write = { perm: Perm.write | Perm.consistentRead | grow, shared: users };
-  await addJobNode(block, { name: 'root', node: base, permissions: write, isAnonymous: true });
+  commit.writer = await addJobNode(block, {
+    name: 'root',
+    node: base,
+    permissions: write,
+    isAnonymous: true,
+  });
   await addJobNode(block, { name: 'root', node: top, permissions: nothing, isAnonymous: true });
 }
 
@@ -123,7 +135,7 @@ function commitDriver(commit: Commit): JobDriver {
   return {
     type: 'commit',
     run: (job) => copyAll(commit, job),
-    prepare: () => finish(commit),
+    prepare: (job) => finish(commit, job.block!),
     abort: async (job) => {
       // Without the filter users read the images in between directly, which the job does not let them.
       await removeJobNodes(job.block!);
@@ -171,12 +183,15 @@ async function copyAll({ top, base, onError }: Commit, job: Job): Promise<void> 
 }
 
 /** The overlays of `top` get `base` as their backing image, in the images first. */
-async function finish(commit: Commit): Promise<void> {
+async function finish(commit: Commit, block: BlockJob): Promise<void> {
   const { base, backingFile } = commit;
   const filter = commit.filter!;
   commit.unfreeze?.();
   commit.unfreeze = null;
   await wrapped.flush(base);
+  // All is written. The overlays, and what else has become a user of theirs meanwhile, let nobody write below them.
+  if (commit.writer !== null) await giveUpNode(block, commit.writer);
+  commit.writer = null;
   for (const overlay of overlaysOf(filter)) await writeBackingName(overlay, backingNameOf(base, backingFile));
   await changeGraph(base.layer, [filter, base], (graph) => takeOutFilter(graph, filter, base));
   commit.filter = null;

@@ -7,7 +7,7 @@
 
 import type { DirtyBitmap } from '../../block/bitmaps/dirty-bitmap.ts';
 import { Perm, type PermissionPair, Role } from '../../block/contract/request.ts';
-import { cowChild, skipFilters } from '../../block/graph/chain.ts';
+import { cowChild, showsContentOf, skipFilters } from '../../block/graph/chain.ts';
 import {
   changeGraph,
   type GraphChange,
@@ -25,7 +25,7 @@ import type { CopyMode, Mirror } from './state.ts';
 const KEEP: PermissionPair = { perm: 0, shared: Perm.all & ~Perm.resize };
 const READ: PermissionPair = { perm: Perm.consistentRead, shared: Perm.all & ~Perm.resize };
 const NOTHING: PermissionPair = { perm: 0, shared: Perm.all };
-const BETWEEN: PermissionPair = { perm: 0, shared: Perm.writeUnchanged | Perm.write };
+const BETWEEN_SHARED = Perm.writeUnchanged | Perm.write;
 /** Nobody else may even read the target: it is in no state to be read. */
 export const TARGET_USE: PermissionPair = { perm: Perm.write, shared: Perm.writeUnchanged };
 
@@ -41,7 +41,12 @@ export function jobNodes(
     { name: 'source', node: source, permissions: KEEP },
     { name: 'target', node: target, permissions: NOTHING },
     // By themselves these are in no state to be read while the target changes below them.
-    ...between.map((node) => ({ name: 'intermediate node', node, permissions: BETWEEN })),
+    // Filters on the target show what it holds.
+    ...between.map((node) => {
+      const read = showsContentOf(node, target) ? Perm.consistentRead : 0;
+      const permissions = { perm: 0, shared: BETWEEN_SHARED | read };
+      return { name: 'intermediate node', node, permissions };
+    }),
   ];
 }
 

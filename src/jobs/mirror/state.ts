@@ -174,6 +174,8 @@ export function opFailed(
 /** Something went wrong on the source (`isRead`) or the target. */
 export function failed(mirror: Mirror, isRead: boolean, error: BlockError): void {
   mirror.errors++;
+  // Requests that were under way when the job was told to end or to stop are not worth more words.
+  if (mirror.failure !== null || mirror.retryAtMs === Number.POSITIVE_INFINITY) return;
   const action = mirror.host.onError(isRead, error);
   if (action === 'report') mirror.failure ??= error;
   if (action === 'ignore') mirror.retryAtMs = performance.now() + RETRY_MS;
