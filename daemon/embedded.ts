@@ -3,20 +3,38 @@
  * and on a WebSocket, and what to try next.
  */
 
-import { closeSync, existsSync, ftruncateSync, mkdirSync, openSync } from 'node:fs';
+import {
+  closeSync,
+  constants,
+  existsSync,
+  ftruncateSync,
+  mkdirSync,
+  openSync,
+  readFileSync,
+  writeSync,
+} from 'node:fs';
 import path from 'node:path';
-import { errnoError, errnoOf } from '../src/errors/error.ts';
+import { F_WRLCK, setOfdLock } from '../src/aio/ffi.ts';
+import { E } from '../src/errors/errno.ts';
+import { BlockError, errnoError, errnoOf } from '../src/errors/error.ts';
 import type { Daemon } from './daemon.ts';
 import { startQmpListener } from './qmp-listener.ts';
 import { writeAll } from './reporter.ts';
 
 const DISK_BYTES = 1024 ** 3;
 
-/** Makes the folder and the disk where they are missing. The disk takes no space until it is written. */
+function makeFolder(dir: string): void {
+  try {
+    mkdirSync(dir, { recursive: true });
+  } catch (error) {
+    throw errnoError(`Could not create '${dir}'`, errnoOf(error));
+  }
+}
+
+/** Makes the disk where it is missing. It takes no space until it is written. */
 function ensureDisk(dir: string): string {
   const disk = path.join(dir, 'disk.raw');
   try {
-    mkdirSync(dir, { recursive: true });
     if (!existsSync(disk)) {
       const fd = openSync(disk, 'wx', 0o600);
       ftruncateSync(fd, DISK_BYTES);
@@ -26,6 +44,31 @@ function ensureDisk(dir: string): string {
     throw errnoError(`Could not create '${disk}'`, errnoOf(error));
   }
   return disk;
+}
+
+/**
+ * Keeps the folder for this process until it ends. Throws when another one has it, and says which. The file stays: whoever
+ * removed it could remove one that somebody has just locked.
+ */
+function lockFolder(dir: string): void {
+  const file = path.join(dir, 'lock');
+  let fd: number;
+  try {
+    fd = openSync(file, constants.O_CREAT | constants.O_RDWR, 0o600);
+  } catch (error) {
+    throw errnoError(`Could not open '${file}'`, errnoOf(error));
+  }
+  const result = setOfdLock(fd, F_WRLCK, 0, 0);
+  if (result === -E.EAGAIN || result === -E.EACCES) {
+    const owner = readFileSync(fd, 'utf8').trim();
+    closeSync(fd);
+    throw new BlockError(
+      `'${shortPath(dir)}' is being served by another process${owner === '' ? '' : ` (pid ${owner})`}`,
+    );
+  }
+  // A file system without locks keeps nobody out.
+  ftruncateSync(fd, 0);
+  writeSync(fd, `${process.pid}\n`);
 }
 
 /** As written, or relative to the folder the user is in where that is shorter. */
@@ -48,6 +91,8 @@ Try next:
 /** Sets everything up. The daemon serves when its command line has been executed. */
 export async function startEmbedded(dirName: string, daemon: Daemon): Promise<void> {
   const dir = path.resolve(dirName);
+  makeFolder(dir);
+  lockFolder(dir);
   const disk = ensureDisk(dir);
   const nbdSocket = path.join(dir, 'nbd.sock');
   const qmpSocket = path.join(dir, 'qmp.sock');

@@ -135,7 +135,56 @@ function unixName({ path: name, abstract = false, tight = true }: UnixAddress): 
   return `\0${name}${tight ? '' : '\0'.repeat(SUN_PATH_BYTES - 1 - bytes)}`;
 }
 
-/** Makes way for a socket. Unlike the original, it removes no file that has content: bind(2) then fails. */
+/** Files of the UNIX sockets that this process listens on: device and inode. */
+const ownSockets = new Set<string>();
+
+function identityOf(file: string): string | null {
+  try {
+    const { dev, ino } = lstatSync(file);
+    return `${dev}:${ino}`;
+  } catch {
+    return null;
+  }
+}
+
+/** Tries of a path on which sockets come and go. */
+const MAX_STALE = 8;
+
+/**
+ * Makes way for a socket. Unlike the original, it removes no file that has content (bind(2) then fails), and no socket on
+ * which another process answers. One of this process makes way, as when a character device is changed.
+ */
+async function makeWay(file: string): Promise<void> {
+  for (let attempt = 0; attempt < MAX_STALE; attempt++) {
+    const identity = identityOf(file);
+    if (identity === null) return;
+    if (lstatSync(file).isSocket() && !ownSockets.has(identity)) {
+      const errno = await connectErrno(file);
+      // ECONNREFUSED: whoever listened there has gone.
+      if (errno !== E.ECONNREFUSED && errno !== E.ENOENT)
+        throw errnoError(`Failed to bind socket to ${file}`, errno === 0 ? E.EADDRINUSE : errno);
+      // Somebody else may have made way and listen meanwhile.
+      if (identityOf(file) !== identity) continue;
+    }
+    removeStaleSocket(file);
+    return;
+  }
+  throw errnoError(`Failed to bind socket to ${file}`, E.EADDRINUSE);
+}
+
+/** What connecting to the socket says: 0 when somebody answers, or is too busy to. */
+function connectErrno(file: string): Promise<number> {
+  return new Promise((resolve) => {
+    const socket = connect({ path: file });
+    const end = (errno: number): void => {
+      socket.destroy();
+      resolve(errno === E.EAGAIN || errno === E.EPROTOTYPE ? 0 : errno);
+    };
+    socket.once('connect', () => end(0));
+    socket.once('error', (error) => end(errnoOf(error)));
+  });
+}
+
 function removeStaleSocket(file: string): void {
   try {
     const stat = lstatSync(file);
@@ -228,7 +277,7 @@ async function listenUnix(
   const address = requested.path === '' ? { ...requested, path: temporaryPath() } : requested;
   const name = unixName(address);
   const abstract = address.abstract === true;
-  if (!abstract) removeStaleSocket(name);
+  if (!abstract) await makeWay(name);
   // Others must not connect; bind(2) applies the mask, so there is no moment at which they could.
   const mask = process.umask(0o177);
   const starting = startServer({ path: name }, settings, onConnection);
@@ -239,10 +288,13 @@ async function listenUnix(
   }
   const file = path.resolve(name);
   const inode = abstract ? null : inodeOf(file);
+  const identity = abstract ? null : identityOf(file);
+  if (identity !== null) ownSockets.add(identity);
   return {
     addresses: [address],
     close: () => {
       if (!server.listening) return;
+      if (identity !== null) ownSockets.delete(identity);
       if (abstract) server.close();
       else closeUnixServer(server, file, inode);
     },

@@ -239,10 +239,10 @@ async function runOnce(start: Buffer, scenario: Scenario, n: number, errno: numb
 }
 
 describe.each(Object.entries(SCENARIOS))('%s', (_name, scenario) => {
-  test.each([
+  test.for([
     [5, false],
     [28, true],
-  ])('fails with errno %i, persistent %s', async (errno, persistent, context) => {
+  ] as const)('fails with errno %i, persistent %s', async ([errno, persistent], context) => {
     requirePeer(context, 'qemu-img');
     const start = await prepare(scenario);
     let faults = 0;
