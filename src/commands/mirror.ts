@@ -12,7 +12,7 @@ import { checkNodeName, openImage } from '../block/open/open.ts';
 import { BlockError } from '../errors/error.ts';
 import { findBlockJob } from '../jobs/block-job.ts';
 import { checkVerb, withJobLock } from '../jobs/job-common.ts';
-import { type MirrorOptions, startMirror } from '../jobs/mirror/job.ts';
+import { type MirrorOptions, startMirror, type TargetBacking } from '../jobs/mirror/job.ts';
 import type { Handlers } from '../qmp/dispatch.ts';
 import type { CommandContext } from './context.ts';
 import { makeImage } from './new-image.ts';
@@ -123,22 +123,26 @@ async function openTarget(layer: BlockLayer, given: DriveMirror, source: BlockNo
   });
 }
 
-/** What is below the target of drive-mirror in the end. */
+/** What tells, at the last moment, what is to be below the target of drive-mirror: other jobs may change the chain. */
 async function targetBacking(
   layer: BlockLayer,
   { mode, sync }: DriveMirror,
   source: BlockNode,
   target: BlockNode,
-): Promise<BlockNode | null> {
+): Promise<TargetBacking> {
   const image = skipFilters(target);
-  if (image.driver.supportsBacking !== true) return null;
+  const nothing: TargetBacking = { find: () => null, isNamed: true };
+  if (image.driver.supportsBacking !== true) return nothing;
   if (mode === 'existing') {
     const named = image.driver.backingName?.(image) ?? null;
-    if (named === null) return null;
-    return openImage(layer, absoluteBackingName(image, named.filename), named.format, { 'read-only': true });
+    if (named === null) return nothing;
+    const name = absoluteBackingName(image, named.filename);
+    const opened = await openImage(layer, name, named.format, { 'read-only': true });
+    return { find: () => opened, isNamed: true };
   }
-  if (sync === 'none') return source;
-  return sync === 'top' ? (cowChild(skipFilters(source))?.node ?? null) : null;
+  if (sync === 'none') return { find: () => source, isNamed: true };
+  if (sync !== 'top') return nothing;
+  return { find: () => cowChild(skipFilters(source))?.node ?? null, isNamed: false };
 }
 
 export const mirrorCommands = {

@@ -82,6 +82,8 @@ interface Backup {
   block: BlockJob | null;
   /** Has begun to copy, or has nothing to copy by itself. */
   underWay: boolean;
+  /** To be called when it is. */
+  readonly begin: () => void;
   /** The command that made the job has been answered: what copies ends after that. */
   readonly replied: Promise<void>;
 }
@@ -100,12 +102,14 @@ export async function prepareBackup(jobs: JobTable, options: BackupOptions): Pro
     throw error;
   }
   const reply = createSignal();
+  const begun = createSignal();
   const backup: Backup = {
     options,
     filter,
     copy: copyOfFilter(filter),
     block: null,
     underWay: false,
+    begin: begun.fire,
     replied: reply.promise,
   };
   try {
@@ -134,10 +138,12 @@ export async function prepareBackup(jobs: JobTable, options: BackupOptions): Pro
       await block.job.transaction.ending;
     },
     async answered() {
-      while (!backup.underWay && !block.job.workDone) await nextTurn();
+      // A job that somebody's drained section pauses at once may rest for long.
+      if (!block.job.workDone)
+        await Promise.race([begun.promise, block.job.whenWorkDone.wait(), block.job.whenDetached]);
       // An error that needs no I/O comes before the answer, as does the end of a job that has nothing to do.
       await turns(TURNS_BEFORE_ANSWER);
-      if (!backup.underWay) await block.job.transaction.ending;
+      if (!backup.underWay && block.job.workDone) await block.job.transaction.ending;
       void turns(TURNS_AFTER_ANSWER).then(reply.fire);
     },
   };
@@ -299,6 +305,7 @@ async function run(backup: Backup, job: Job): Promise<void> {
   const block = backup.block!;
   if (options.sync === 'none') {
     backup.underWay = true;
+    backup.begin();
     while (!isCancelled(job)) await sleepJob(job, IDLE_MS);
     return;
   }
@@ -342,6 +349,7 @@ function runOptions(backup: Backup, job: Job): RunOptions {
       if (lastBytes > 0) await limitRate(block, lastBytes);
       await pausePoint(job);
       backup.underWay = true;
+      backup.begin();
       return !isCancelled(job);
     },
   };

@@ -146,6 +146,8 @@ export interface Job {
   block: BlockJob | null;
   /** The work is over; what follows is the end of the transaction. */
   workDone: boolean;
+  /** Its last change is made, and cannot be taken back. */
+  isPrepared: boolean;
   /** Work done and work there is, in a unit of the job's choice. */
   readonly progress: { current: number; total: number };
 

@@ -61,6 +61,7 @@ export function createJob(table: JobTable, options: JobOptions, lock: JobLock): 
     started: false,
     block: null,
     workDone: false,
+    isPrepared: false,
     progress: { current: 0, total: 0 },
     wakeUp: null,
     whenWorkDone: new CoQueue(),

@@ -3,7 +3,8 @@
  *
  * A job whose work succeeds waits until all of its transaction got there; then all are `pending`, and are finalized
  * (at once, or by job-finalize when one of them wants that): prepare for all, then commit for all. The first failure,
- * a cancellation included, aborts all. Whatever happened, each ends with clean, and is `concluded`.
+ * a cancellation included, aborts all but those that have prepared, which cannot take it back. Whatever happened, each
+ * ends with clean, and is `concluded`.
  * Everything here locks inside.
  */
 
@@ -77,11 +78,18 @@ async function finalize(transaction: JobTransaction): Promise<void> {
   for (const job of newestFirst(jobs)) {
     try {
       await job.driver.prepare?.(job);
+      // What has changed the graph cannot take that back: from now on it is too late to cancel any of them.
+      if (job.driver.prepare !== undefined) {
+        job.isPrepared = true;
+        transaction.phase = 'committing';
+      }
     } catch (thrown) {
       job.error = asBlockError(job, thrown);
     }
     left--;
-    if (job.error !== null || (left > 0 && jobs.some((each) => each.forceCancel))) return abort(transaction);
+    const isCancelled =
+      left > 0 && transaction.phase === 'finalizing' && jobs.some((each) => each.forceCancel);
+    if (job.error !== null || isCancelled) return abort(transaction);
   }
   // What has been prepared is done, as the graph shows: nobody may be told that it was cancelled.
   transaction.phase = 'committing';
@@ -107,11 +115,22 @@ async function abort(transaction: JobTransaction): Promise<void> {
   const { jobs } = transaction;
   transaction.phase = 'aborting';
   for (const job of jobs) {
+    if (job.isPrepared) continue;
     if (!job.workDone) cancelForOthers(job);
     // One that has done its work is cancelled with the others all the same.
     else if (job.error === null) job.forceCancel = true;
   }
   for (const job of newestFirst(jobs)) {
+    if (job.isPrepared) {
+      // It has done all it was to do, whatever became of the others.
+      withJobLock(job.table, () => {
+        job.forceCancel = false;
+      });
+      await callback(job, 'commit');
+      await callback(job, 'clean');
+      conclude(job);
+      continue;
+    }
     while (!job.workDone) await job.whenWorkDone.wait();
     withJobLock(job.table, (lock) => {
       // One that has done its work is cancelled because of the others.

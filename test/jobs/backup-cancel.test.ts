@@ -18,6 +18,22 @@ import { memoryDisk, memoryDriver, memoryLayer } from '../block/memory-driver.ts
 
 const SIZE = 256 * 1024;
 const OWNER = { describe: () => 'users', drainedBegin: () => undefined, drainedEnd: () => undefined };
+const FULL = {
+  id: 'j',
+  sync: 'full',
+  speed: 0,
+  bitmap: null,
+  compress: false,
+  discardSource: false,
+  onSourceError: 'report',
+  onTargetError: 'report',
+  autoFinalize: true,
+  autoDismiss: true,
+  filterName: null,
+  useCopyRange: true,
+  maxWorkers: 4,
+  maxChunkBytes: 0,
+} as const;
 const turn = (): Promise<void> => new Promise((resolve) => setImmediate(resolve));
 
 /** Writes wait until they are given up. */
@@ -64,24 +80,7 @@ test.for<MirrorSyncMode>(['full', 'none'])('sync=%s', async (sync) => {
   );
   let backup: PreparedBackup | null = null;
   await drained(source, async () => {
-    backup = await prepareBackup(table, {
-      id: 'j',
-      source,
-      target,
-      sync,
-      speed: 0,
-      bitmap: null,
-      compress: false,
-      discardSource: false,
-      onSourceError: 'report',
-      onTargetError: 'report',
-      autoFinalize: true,
-      autoDismiss: true,
-      filterName: null,
-      useCopyRange: true,
-      maxWorkers: 4,
-      maxChunkBytes: 0,
-    });
+    backup = await prepareBackup(table, { ...FULL, source, target, sync });
     backup.start();
   });
   const { job, answered } = backup! as PreparedBackup;
@@ -98,6 +97,39 @@ test.for<MirrorSyncMode>(['full', 'none'])('sync=%s', async (sync) => {
   expect(users.nodeName).toBe('s');
   expect([source.inFlight, target.inFlight, target.parents.length]).toEqual([0, 0, 0]);
   await users.close();
+  await layer.closeAll();
+  layer.engine.close();
+});
+
+test('a job that a drained section pauses at once keeps nobody busy', async () => {
+  const first = memoryLayer(memoryDisk(SIZE));
+  const { driver: plain } = silentDriver();
+  const layer = new BlockLayer({
+    engine: first.engine,
+    events: { emit: () => undefined },
+    drivers: {
+      ...first.drivers,
+      'copy-before-write': copyBeforeWrite as unknown as BlockDriver,
+      target: { ...memoryDriver(memoryDisk(SIZE)), name: 'target', cancelInFlight: plain.cancelInFlight! },
+    },
+  });
+  const table = new JobTable({ emit: () => undefined }, () => undefined);
+  const source = await addNode(layer, { driver: 'memory', 'node-name': 's' });
+  const target = await addNode(layer, { driver: 'target', 'node-name': 't' });
+  let backup: PreparedBackup | null = null;
+  let turns = 0;
+  await drained(source, async () => {
+    backup = await prepareBackup(table, { ...FULL, source, target });
+    backup.start();
+    await backup.answered();
+    expect(backup.job.status).toBe('paused');
+    // In turns of the loop, nobody else has something to do.
+    const before = performance.eventLoopUtilization();
+    await new Promise((resolve) => setTimeout(resolve, 300));
+    turns = performance.eventLoopUtilization(before).utilization;
+  });
+  expect(turns).toBeLessThan(0.8);
+  while (table.jobs.length > 0) await new Promise((resolve) => setTimeout(resolve, 5));
   await layer.closeAll();
   layer.engine.close();
 });

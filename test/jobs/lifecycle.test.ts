@@ -410,6 +410,44 @@ describe('transactions', () => {
     expect(jobs.map((job) => job.status)).toEqual(['concluded', 'concluded']);
   });
 
+  test.each(['cancelled', 'failing'])(
+    'one that has changed the graph has completed; the other is %s',
+    async (how) => {
+      const { table } = testTable();
+      const transaction = createTransaction();
+      let go: (error: Error | null) => void = () => undefined;
+      const going = new Promise<void>((resolve, reject) => {
+        go = (error) => (error === null ? resolve() : reject(error));
+      });
+      const calls: string[] = [];
+      const note = (name: string) => async (): Promise<void> => void calls.push(name);
+      // The last one prepares first.
+      const works = [
+        steeredWork({ prepare: () => going, commit: note('0 commit'), abort: note('0 abort') }),
+        steeredWork({ prepare: note('1 prepare'), commit: note('1 commit'), abort: note('1 abort') }),
+      ];
+      const jobs = works.map(({ driver }, i) =>
+        addJob(table, { id: `j${i}`, driver, transaction, autoDismiss: false }),
+      );
+      for (const job of jobs) start(job);
+      for (const work of works) work.finish();
+      await settle();
+      expect(calls).toEqual(['1 prepare']);
+      cancel(jobs[0]!);
+      cancel(jobs[1]!);
+      go(how === 'failing' ? new BlockError('no') : null);
+      await transaction.ending;
+      // Too late to cancel; and what fails does not undo what has been done.
+      expect(jobs.map(({ error }) => error?.message ?? null)).toEqual([
+        how === 'failing' ? 'no' : null,
+        null,
+      ]);
+      expect(calls).toEqual(
+        how === 'failing' ? ['1 prepare', '1 commit', '0 abort'] : ['1 prepare', '1 commit', '0 commit'],
+      );
+    },
+  );
+
   test('one that waits for job-finalize holds all', async () => {
     const { table, events } = testTable();
     const transaction = createTransaction();

@@ -15,7 +15,7 @@ import { E } from '../../src/errors/errno.ts';
 import { ioError } from '../../src/errors/error.ts';
 import { type Job, JobTable, withJobLock } from '../../src/jobs/job-common.ts';
 import { cancelJob, completeJob, userResume } from '../../src/jobs/job-monitor.ts';
-import { type MirrorOptions, startMirror } from '../../src/jobs/mirror/job.ts';
+import { type MirrorOptions, startMirror, type TargetBacking } from '../../src/jobs/mirror/job.ts';
 import { type MemoryDisk, memoryDisk, memoryLayer } from '../block/memory-driver.ts';
 
 const SIZE = 64 * 1024;
@@ -218,9 +218,9 @@ test('a change of the copy mode does not wait for a job that fails before it cop
 test('cancelled in each turn of its completion: what is told is what has happened', async () => {
   for (let turns = 0, isOver = false; !isOver; turns++) {
     const world = await makeWorld();
-    const takeTime = async (): Promise<null> => {
+    const takeTime = async (): Promise<TargetBacking> => {
       for (let i = 0; i < 4; i++) await turn();
-      return null;
+      return { find: () => null, isNamed: true };
     };
     const job = await start(world, {
       autoDismiss: false,

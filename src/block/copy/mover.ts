@@ -41,8 +41,13 @@ const BUFFER_BYTES = 256 * 1024;
 const MAX_KERNEL_BYTES = 1024 * 1024;
 const FIRST_ZERO_BYTES = 1024 * 1024;
 const MAX_ZERO_BYTES = 256 * 1024 * 1024;
-/** The kernel is not asked any more when it has refused so many times in a row. */
+/**
+ * When the kernel has refused so many times in a row it is not asked for some pieces, and for more of them each time:
+ * pieces that do not fit come together, and what it never can it is soon hardly asked for.
+ */
 const MAX_REFUSALS = 4;
+const FIRST_PAUSE_PIECES = 16;
+const MAX_PAUSE_PIECES = 1024;
 /** Copies by the kernel at once: more would only wait for each other at the target's file. */
 export const MAX_KERNEL_REQUESTS = 2;
 
@@ -92,8 +97,11 @@ export interface Mover extends Required<MoverSettings> {
   compress: boolean;
   /** Let the kernel copy; cleared when it cannot. */
   useCopyRange: boolean;
-  /** Times the kernel has refused since it last copied. */
+  /** Times the kernel has refused since it last copied, or was last left alone. */
   refusals: number;
+  /** Pieces for which it is not asked: still to come, and the next time. */
+  pausePieces: number;
+  nextPausePieces: number;
   /** Idle buffers, each of `bufferBytes`. */
   readonly buffers: IoMemory[];
   readonly sizes: {
@@ -120,6 +128,8 @@ export function createMover(settings: MoverSettings): Mover {
     compress: false,
     useCopyRange: true,
     refusals: 0,
+    pausePieces: 0,
+    nextPausePieces: FIRST_PAUSE_PIECES,
     buffers: [],
     sizes: {
       kernel: size(FIRST_DATA_BYTES, MAX_KERNEL_BYTES),
@@ -182,8 +192,8 @@ export function requestBytes(mover: Mover, kind: ExtentKind): number {
 }
 
 /** Whether the kernel is asked to copy data: it takes no flags, and does not compress. */
-export function asksKernel({ useCopyRange, compress, writeFlags }: Mover): boolean {
-  return useCopyRange && !compress && writeFlags === 0;
+export function asksKernel({ useCopyRange, compress, writeFlags, pausePieces }: Mover): boolean {
+  return useCopyRange && pausePieces === 0 && !compress && writeFlags === 0;
 }
 
 /** Looks whether the kernel can copy between the nodes as they are now, and stops asking it if not. */
@@ -206,6 +216,8 @@ export async function moveExtent(
   if (kind === 'zero') return moveZeroes(mover, guard, offset, bytes, order);
   if (bytes >= MIN_KERNEL_BYTES && asksKernel(mover)) {
     if (await throughKernel(mover, guard, offset, bytes, order)) return null;
+  } else if (mover.pausePieces > 0) {
+    mover.pausePieces--;
   }
   const early = order === ANY_ORDER ? order : { turn: order.turn, begun: () => undefined };
   for (let at = 0; at < bytes; ) {
@@ -236,11 +248,15 @@ async function throughKernel(
   if (await copied) {
     learn(mover.sizes.kernel, bytes, performance.now() - startMs);
     mover.refusals = 0;
+    mover.nextPausePieces = FIRST_PAUSE_PIECES;
     return true;
   }
-  // A compressed cluster on the way, or file systems that do not go together.
-  mover.refusals++;
-  if (mover.refusals >= MAX_REFUSALS) mover.useCopyRange = false;
+  // A compressed cluster on the way, a piece that is not whole clusters, or file systems that do not go together.
+  if (++mover.refusals >= MAX_REFUSALS) {
+    mover.refusals = 0;
+    mover.pausePieces = mover.nextPausePieces;
+    mover.nextPausePieces = Math.min(mover.nextPausePieces * 2, MAX_PAUSE_PIECES);
+  }
   return false;
 }
 

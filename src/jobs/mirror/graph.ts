@@ -88,25 +88,27 @@ export async function dismantle(source: BlockNode, filter: MirrorTopNode): Promi
 
 /**
  * The target takes the place of `replaced` (the source, or another node with the same content), and the filter goes.
- * `backing` is what is below the target then; undefined: what is there now. Source and target are the same and stay so:
+ * `backing` tells what is to be below the target then, and is asked when nothing in the graph can change any more;
+ * undefined: what is there now. Source and target are the same and stay so:
  * the caller has drained both, and holds all of these nodes.
  */
 export async function pivot(
   filter: MirrorTopNode,
   replaced: BlockNode,
   target: BlockNode,
-  backing?: BlockNode | null,
+  backing?: () => BlockNode | null,
 ): Promise<void> {
   const top = filter as unknown as BlockNode;
   const source = filter.children[0]!.node;
   const image = skipFilters(target);
   await changeGraph(filter.layer, [source, top, target, image, replaced], (graph) => {
+    const wanted = backing?.();
     redirectParents(graph, replaced, target);
     removeFilter(graph, filter);
     const before = cowChild(image);
-    if (backing === undefined || (before?.node ?? null) === backing) return;
+    if (wanted === undefined || (before?.node ?? null) === wanted) return;
     if (before !== null) graph.detach(before);
-    if (backing !== null) graph.attach({ kind: 'node', node: image }, 'backing', Role.cow, backing);
+    if (wanted !== null) graph.attach({ kind: 'node', node: image }, 'backing', Role.cow, wanted);
   });
 }
 

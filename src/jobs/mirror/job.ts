@@ -23,6 +23,7 @@ import { asMonitor } from '../../block/graph/debug.ts';
 import type { DrainedSection } from '../../block/graph/drain.ts';
 import type { BlockNode } from '../../block/graph/node.ts';
 import { infoOrNull } from '../../block/io/callbacks.ts';
+import { backingNameOf, writeBackingName } from '../../block/open/backing-image.ts';
 import { changeOptions } from '../../block/open/reopen.ts';
 import type { MirrorTopNode } from '../../drivers/filters/mirror-top.ts';
 import { E } from '../../errors/errno.ts';
@@ -64,6 +65,14 @@ const COPIES_MAX = 16;
 /** Turns of the event loop in which a command that woke the job is answered. */
 const COMMAND_TURNS = 4;
 
+/** What is to be below the target when it has taken its place. */
+export interface TargetBacking {
+  /** Asked when nothing in the graph can change any more. */
+  readonly find: () => BlockNode | null;
+  /** The image names it already. */
+  readonly isNamed: boolean;
+}
+
 export interface MirrorOptions {
   readonly id: string;
   /** `commit`: the target is below the source, in its chain. Default: mirror. */
@@ -83,7 +92,7 @@ export interface MirrorOptions {
   /** Node whose place the target takes; null: the source. */
   readonly replaces: BlockNode | null;
   /** What is below the target once it is in its place; undefined: what is there now. Asked at the end. */
-  readonly backing?: () => Promise<BlockNode | null>;
+  readonly backing?: () => Promise<TargetBacking>;
   /** Bytes; 0: as fits the target. */
   readonly granularityBytes: number;
   /** Bytes; 0: a default. */
@@ -338,11 +347,27 @@ async function prepare(work: Work): Promise<void> {
     await removeJobNodes(block);
     await targetUse.close();
     await matchReadOnly(options);
-    await pivot(filter, options.replaces ?? options.source, options.target, backing);
+    await pivot(filter, options.replaces ?? options.source, options.target, backing?.find);
     work.dismantled = true;
     work.isPivoted = true;
+    if (backing?.isNamed === false) await nameBacking(options.target);
   }
   await tearDown(work);
+}
+
+/** The image says what is below it now, which may have changed since it was made. */
+async function nameBacking(target: BlockNode): Promise<void> {
+  const image = skipFilters(target);
+  const below = cowChild(image)?.node ?? null;
+  const name = below === null ? null : backingNameOf(below, null);
+  const said = image.driver.backingName?.(image) ?? null;
+  if (said?.filename === name?.filename || image.readOnly) return;
+  try {
+    await writeBackingName(image, name);
+  } catch (error) {
+    const reason = error instanceof Error ? error.message : String(error);
+    image.layer.report(`Node '${image.name}' could not be told its backing file: ${reason}\n`);
+  }
 }
 
 /** What was a child of the source when the job began may belong to others by now, who would see its content change. */
