@@ -149,11 +149,14 @@ async function runDaemon(dir) {
   while (!existsSync(socket) && daemon.exitCode === null)
     await new Promise((resolve) => setTimeout(resolve, 10));
   const client = connect(socket);
-  client.on('error', () => undefined);
+  // The socket is there a moment before anybody listens on it.
+  client.on('error', () => daemon.kill());
+  const limit = setTimeout(() => daemon.kill('SIGKILL'), 20_000);
   for (const execute of ['qmp_capabilities', 'query-named-block-nodes', 'query-block-exports', 'quit'])
     client.write(JSON.stringify({ execute }));
   client.resume();
   await ended;
+  clearTimeout(limit);
 }
 
 /** A cache holds what ran while it was made, so every program does what it does most. Without one all works, slower. */

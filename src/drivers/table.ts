@@ -21,7 +21,7 @@ import { probeVhdx } from './formats/vhdx/probe.ts';
 import { probeVmdk } from './formats/vmdk/probe.ts';
 import { probeVpc } from './formats/vpc/probe.ts';
 import { file, hostCdrom, hostDevice } from './protocols/file/file.ts';
-import { httpNames, httpsNames } from './protocols/http/names.ts';
+import { ftpNames, ftpsNames, httpNames, httpsNames } from './protocols/http/names.ts';
 import { nbdNames } from './protocols/nbd/names.ts';
 import { nullAioNames, nullCoNames } from './protocols/null-names.ts';
 import { s3Names } from './protocols/s3/names.ts';
@@ -68,6 +68,18 @@ const lazy = {
     name: 'copy-on-read',
     kind: 'filter',
     load: async () => (await import('./filters/copy-on-read.ts')).copyOnRead as BlockDriver,
+  },
+  ftp: {
+    name: 'ftp',
+    kind: 'protocol',
+    ...ftpNames,
+    load: async () => (await import('./protocols/ftp/ftp.ts')).ftp as BlockDriver,
+  },
+  ftps: {
+    name: 'ftps',
+    kind: 'protocol',
+    ...ftpsNames,
+    load: async () => (await import('./protocols/ftp/ftp.ts')).ftps as BlockDriver,
   },
   luks: {
     name: 'luks',

@@ -205,6 +205,8 @@ test('only what works is listed', () => {
     'copy-before-write',
     'copy-on-read',
     'file',
+    'ftp',
+    'ftps',
     'host_cdrom',
     'host_device',
     'http',

@@ -4,6 +4,8 @@ const REPEATED = ['retries', 'retry-delay'] as const;
 
 /** Options by driver. */
 const OWN_OPTIONS: Readonly<Record<string, readonly string[]>> = {
+  ftp: [...REPEATED, 'connections'],
+  ftps: [...REPEATED, 'connections'],
   http: [...REPEATED, 'connections', 'force-range', 'in-order'],
   https: [...REPEATED, 'connections', 'force-range', 'in-order'],
   ssh: [...REPEATED, 'timeout', 'known-hosts', 'identity-file'],

@@ -41,10 +41,25 @@ export async function waitForPort(port: number): Promise<void> {
   throw new Error(`nothing listens on port ${port}`);
 }
 
-/** The process and all below it. */
+/** The process and all below it; those that have gone meanwhile are left out. */
 function family(pid: number): number[] {
-  const children = readFileSync(`/proc/${pid}/task/${pid}/children`, 'utf8').trim();
-  return [pid, ...(children === '' ? [] : children.split(' ').flatMap((child) => family(Number(child))))];
+  try {
+    const children = readFileSync(`/proc/${pid}/task/${pid}/children`, 'utf8').trim();
+    return [pid, ...(children === '' ? [] : children.split(' ').flatMap((child) => family(Number(child))))];
+  } catch {
+    return [];
+  }
+}
+
+/** Sends a signal to the process and all below it. */
+export function signalFamily(pid: number, signal: NodeJS.Signals): void {
+  for (const member of family(pid)) {
+    try {
+      process.kill(member, signal);
+    } catch {
+      // It has gone by itself.
+    }
+  }
 }
 
 export async function startSshd(dir: string): Promise<SshServer> {
@@ -77,9 +92,7 @@ export async function startSshd(dir: string): Promise<SshServer> {
   );
   if (process.getuid?.() === 0) mkdirSync('/run/sshd', { recursive: true });
   let server: ChildProcess | null = null;
-  const all = (signal: NodeJS.Signals): void => {
-    for (const pid of family(server!.pid!)) process.kill(pid, signal);
-  };
+  const all = (signal: NodeJS.Signals): void => signalFamily(server!.pid!, signal);
   const result: SshServer = {
     port,
     knownHosts: file('known_hosts'),
