@@ -10,6 +10,9 @@ import type { BlockdevDriver } from '../../schema/generated/types.ts';
 import type { BlockDriver } from '../block/contract/driver.ts';
 import type { LazyDriver } from '../block/contract/face.ts';
 import { blkdebugNames, blkverifyNames } from './filters/test-names.ts';
+import { probeBochs } from './formats/bochs/probe.ts';
+import { probeCloop } from './formats/cloop/probe.ts';
+import { probeDmg } from './formats/dmg/probe.ts';
 import { probeLuks } from './formats/luks/probe.ts';
 import { probeParallels } from './formats/parallels/probe.ts';
 import { probeQcow } from './formats/qcow/probe.ts';
@@ -54,6 +57,19 @@ const lazy = {
     ...blkverifyNames,
     load: async () => (await import('./filters/blkverify.ts')).blkverify as BlockDriver,
   },
+  bochs: {
+    name: 'bochs',
+    kind: 'format',
+    supportsBacking: true,
+    probe: probeBochs,
+    load: async () => (await import('./formats/bochs/driver.ts')).bochs as BlockDriver,
+  },
+  cloop: {
+    name: 'cloop',
+    kind: 'format',
+    probe: probeCloop,
+    load: async () => (await import('./formats/cloop/driver.ts')).cloop as BlockDriver,
+  },
   compress: {
     name: 'compress',
     kind: 'filter',
@@ -68,6 +84,12 @@ const lazy = {
     name: 'copy-on-read',
     kind: 'filter',
     load: async () => (await import('./filters/copy-on-read.ts')).copyOnRead as BlockDriver,
+  },
+  dmg: {
+    name: 'dmg',
+    kind: 'format',
+    probe: probeDmg,
+    load: async () => (await import('./formats/dmg/driver.ts')).dmg as BlockDriver,
   },
   ftp: {
     name: 'ftp',

@@ -94,8 +94,11 @@ export interface BlockDriver<S = unknown>
   readonly costlyStatus?: boolean;
   /** Has a `backing` child: what this layer does not hold is read from there. */
   readonly supportsBacking?: boolean;
-  /** 0..100: how sure this format is that an image starting with `start` (2 KiB or the whole image) is its own. */
-  probe?(start: Buffer): number;
+  /**
+   * 0..100: how sure this format is that an image starting with `start` (2 KiB or the whole image) is its own. Few need
+   * the file's name for that.
+   */
+  probe?(start: Buffer, filename?: string): number;
   readonly creation?: ImageCreation;
   readonly snapshots?: InternalSnapshots<S>;
   readonly bitmaps?: PersistentBitmaps<S>;

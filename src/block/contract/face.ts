@@ -27,7 +27,7 @@ export interface DriverFace extends NameCallbacks {
   readonly isProtocolFilter?: boolean;
   readonly supportsBacking?: boolean;
   /** 0..100, as of BlockDriver. */
-  probe?(start: Buffer): number;
+  probe?(start: Buffer, filename?: string): number;
 }
 
 /** A face whose driver is a module of its own, loaded at its first use. */

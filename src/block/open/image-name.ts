@@ -137,7 +137,7 @@ export async function probeFormat(node: BlockNode): Promise<string> {
   let best = 'raw';
   let bestScore = 0;
   for (const driver of Object.values(node.layer.drivers)) {
-    const score = driver.probe?.(memory.buf.subarray(0, PROBE_BYTES)) ?? 0;
+    const score = driver.probe?.(memory.buf.subarray(0, PROBE_BYTES), nodeFilename(node)) ?? 0;
     if (score <= bestScore) continue;
     best = driver.name;
     bestScore = score;
