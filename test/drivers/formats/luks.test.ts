@@ -7,7 +7,7 @@ import { randomBytes } from 'node:crypto';
 import { readFileSync, rmSync, writeFileSync } from 'node:fs';
 import path from 'node:path';
 import { afterAll, describe, expect, test } from 'vitest';
-import { deriveArgon2, derivePortably } from '../../../src/aio/argon2.ts';
+import { deriveArgon2, derivePortably } from '../../../src/aio/libraries/argon2.ts';
 import { BlockError } from '../../../src/errors/error.ts';
 import { requirePeer } from '../../peers/requires.ts';
 import { scratch } from '../qcow2/open-layer.ts';

@@ -5,7 +5,7 @@
 
 import { timingSafeEqual } from 'node:crypto';
 import type { QCryptoBlockInfoLUKS } from '../../../../schema/generated/types.ts';
-import { deriveArgon2 } from '../../../aio/argon2.ts';
+import { deriveArgon2 } from '../../../aio/libraries/argon2.ts';
 import { E } from '../../../errors/errno.ts';
 import { BlockError } from '../../../errors/error.ts';
 import { mergeKey } from '../af-split.ts';

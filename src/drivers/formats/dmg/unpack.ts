@@ -2,7 +2,7 @@
 
 import { promisify } from 'node:util';
 import * as zlib from 'node:zlib';
-import { bzip2Decompress, type Decompress, xzDecompress } from '../../../aio/bzip2-xz.ts';
+import { bzip2Decompress, type Decompress, xzDecompress } from '../../../aio/libraries/bzip2-xz.ts';
 import { E } from '../../../errors/errno.ts';
 import { BlockError } from '../../../errors/error.ts';
 import { decodeAdc } from '../../compress/adc.ts';

@@ -6,7 +6,7 @@
  */
 
 import koffi from 'koffi';
-import { addressOf } from './ffi.ts';
+import { addressOf } from '../ffi.ts';
 
 /** Decompresses `input` into `output`; bytes written, or null when it is malformed or longer than `output`. */
 export type Decompress = (input: Buffer, output: Buffer) => Promise<number | null>;

@@ -5,9 +5,9 @@
 
 import { argon2iAsync, argon2idAsync } from '@noble/hashes/argon2.js';
 import koffi from 'koffi';
-import { E } from '../errors/errno.ts';
-import { BlockError } from '../errors/error.ts';
-import { addressOf } from './ffi.ts';
+import { E } from '../../errors/errno.ts';
+import { BlockError } from '../../errors/error.ts';
+import { addressOf } from '../ffi.ts';
 
 export interface Argon2Parameters {
   readonly variant: 'argon2i' | 'argon2id';
