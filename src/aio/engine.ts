@@ -70,9 +70,9 @@ export interface ByteStream {
   receive(mem: IoMemory, start: number, length: number): number;
   /**
    * Has `onReadable` called, within a turn, whenever receive() may have something to say, until told otherwise, and once
-   * when the stream is closed. It says whether it found something. Null: nobody wants to know.
+   * when the stream is closed. It says how many things there were (requests, replies). Null: nobody wants to know.
    */
-  watchReadable(onReadable: (() => boolean) | null): void;
+  watchReadable(onReadable: (() => number) | null): void;
   /** Sends from segment `first` on what is taken at once, which may end anywhere. */
   send(segments: readonly IoSegment[], first: number): number;
   /** Calls `onWritable` once, within a turn, when send() may get further, or the stream has been closed. */
@@ -97,10 +97,10 @@ export function readSome(stream: ByteStream, { mem, start, length }: IoSegment):
   return new Promise((resolve) => {
     stream.watchReadable(() => {
       const result = stream.receive(mem, start, length);
-      if (result === -E.EAGAIN) return false;
+      if (result === -E.EAGAIN) return 0;
       stream.watchReadable(null);
       resolve(result);
-      return true;
+      return 1;
     });
   });
 }

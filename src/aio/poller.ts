@@ -35,10 +35,10 @@ const source: Source = {
     return poller !== null;
   },
   look() {
-    if (poller === null) return false;
-    let found = false;
+    if (poller === null) return 0;
+    let found = 0;
     for (const id of pollEpoll(poller.epoll)) {
-      found = true;
+      found++;
       try {
         callbacks.get(id)?.();
       } catch (error) {

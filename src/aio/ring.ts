@@ -216,8 +216,8 @@ export class Ring implements Source {
   }
 
   /** Takes in what has completed: whoever waits by a plain call is called now. */
-  look(): boolean {
-    if (this.#closed) return false;
+  look(): number {
+    if (this.#closed) return 0;
     this.#stepsThisTurn = 0;
     // The kernel posts completions only when it is entered (cooperative task running).
     if (this.#words[this.#cqHead] === Atomics.load(this.#words, this.#cqTail))
@@ -245,10 +245,10 @@ export class Ring implements Source {
     }
   }
 
-  /** Whether there was anything. */
-  #reap(): boolean {
+  /** How much there was. */
+  #reap(): number {
     const words = this.#words;
-    let found = false;
+    let found = 0;
     for (;;) {
       const head = words[this.#cqHead]!;
       if (head === Atomics.load(words, this.#cqTail)) break;
@@ -263,12 +263,11 @@ export class Ring implements Source {
       this.#keep[id] = undefined;
       this.#freeIds.push(id);
       this.#inFlight--;
-      found = true;
+      found++;
       done(result);
     }
-    if (!found) return false;
     while (this.#backlog.length > 0 && this.#freeIds.length > 0) this.#backlog.shift()!();
-    return true;
+    return found;
   }
 
   close(): void {

@@ -51,7 +51,7 @@ class SocketStream implements ByteStream, Source {
   readonly #iov = new IovArray(IOV_MAX_PER_SEND);
   readonly #msg = allocateIoMemory(MSGHDR_BYTES);
   readonly #sendBufferBytes: number;
-  #onReadable: (() => boolean) | null = null;
+  #onReadable: (() => number) | null = null;
   #onWritable: (() => void) | null = null;
   /** What libuv has told and nobody has acted on yet. */
   #ready = 0;
@@ -78,19 +78,18 @@ class SocketStream implements ByteStream, Source {
     return this.#onReadable !== null;
   }
 
-  look(): boolean {
+  look(): number {
     const ready = this.#ready;
     this.#ready = 0;
-    let found = false;
+    let found = 0;
     if ((ready & Readiness.writable) !== 0 && this.#onWritable !== null) {
       const onWritable = this.#onWritable;
       this.#onWritable = null;
       this.#watch();
       onWritable();
-      found = true;
+      found = 1;
     }
-    if (this.#onReadable?.()) found = true;
-    return found;
+    return found + (this.#onReadable?.() ?? 0);
   }
 
   #watch(): void {
@@ -107,7 +106,7 @@ class SocketStream implements ByteStream, Source {
     return this.#closed ? -E.ECONNRESET : recvNow(this.#fd, mem.addr + start, length);
   }
 
-  watchReadable(onReadable: (() => boolean) | null): void {
+  watchReadable(onReadable: (() => number) | null): void {
     this.#onReadable = onReadable;
     this.#watch();
   }

@@ -4,8 +4,9 @@
  * What can be done without waiting is done in one turn: requests are received, parsed, answered from the page cache and
  * the answers sent, all by plain calls inside one plugged section. What promises and ticks are left is run at the end of
  * it, by the turn itself: node does that for callbacks of its own only. Before the loop sleeps again the turn looks
- * once more at what was busy: a client that sends its next request when it has seen the reply is back within some tens
- * of microseconds, and waking a sleeping loop costs more than that. Looking goes on only where it has paid lately.
+ * once more at what was busy, where that pays: a client that sends its next request when it has seen the reply is back
+ * within some tens of microseconds, and would wait for a sleeping loop for as long. Where many requests come at once the
+ * loop sleeps at once: then still more come at once, which costs least of all.
  *
  * Not here: what a turn is about (ring.ts, socket-stream.ts).
  */
@@ -19,6 +20,8 @@ const TURN_MAX_MS = 0.5;
 /** Sleeps that follow a look in vain, doubled with each, before the next one. */
 const HOLD_OFF_MIN = 4;
 const HOLD_OFF_MAX = 1024;
+/** So many things at once come one by one: the next look pays. */
+const FEW = 2;
 /** Sources looked at; with more the loop has enough to do and does not sleep. */
 const MAX_BUSY = 4;
 /** Rounds in a row in which another source had something and this one had not: it is not busy any more. */
@@ -26,8 +29,8 @@ const IDLE_LOOKS = 64;
 
 /** Something that may have work at any moment: a ring, a socket. */
 export interface Source {
-  /** Does what there is to do; whether there was anything. Called within a turn. */
-  look(): boolean;
+  /** Does what there is to do; how many things there were. Called within a turn. */
+  look(): number;
   /** Whether more work can come. A source without is not looked at. */
   readonly isWaiting: boolean;
 }
@@ -71,13 +74,13 @@ function settle(): void {
   }
 }
 
-function lookAt(source: Source): boolean {
+function lookAt(source: Source): number {
   plug();
   try {
     return source.look();
   } catch (error) {
     raise(error);
-    return false;
+    return 0;
   } finally {
     try {
       unplug();
@@ -103,21 +106,22 @@ export function forgetSource(source: Source): void {
   if (index >= 0) busy.splice(index, 1);
 }
 
-/** One round over the busy sources; whether any had something to do. */
-function lookAround(): boolean {
-  let found = false;
+/** One round over the busy sources; how much there was to do. */
+function lookAround(): number {
+  let found = 0;
   for (let i = 0; i < busy.length; i++) {
     const each = busy[i]!;
-    each.hit = each.source.isWaiting && lookAt(each.source);
-    if (each.hit) found = true;
+    const here = each.source.isWaiting ? lookAt(each.source) : 0;
+    each.hit = here > 0;
+    found += here;
   }
-  if (!found) return false;
+  if (found === 0) return 0;
   for (let i = busy.length - 1; i >= 0; i--) {
     const each = busy[i]!;
     if (each.hit) each.misses = 0;
     else if (++each.misses > IDLE_LOOKS) busy.splice(i, 1);
   }
-  return true;
+  return found;
 }
 
 function isAnyWaiting(): boolean {
@@ -129,20 +133,21 @@ function isAnyWaiting(): boolean {
 function lookOn(startMs: number): void {
   let nowMs = performance.now();
   let untilMs = nowMs + LOOK_MAX_MS;
-  let found = false;
+  let hasFound = false;
   while (nowMs < untilMs) {
-    if (lookAround()) {
+    const found = lookAround();
+    if (found > 0) {
       settle();
       nowMs = performance.now();
-      if (nowMs - startMs > TURN_MAX_MS) return;
+      hasFound = true;
+      if (found > FEW || nowMs - startMs > TURN_MAX_MS) break;
       untilMs = nowMs + LOOK_MAX_MS;
-      found = true;
     } else {
       if (!isAnyWaiting()) return;
       nowMs = performance.now();
     }
   }
-  if (found) {
+  if (hasFound) {
     // It has paid, if not to the end.
     backoff = HOLD_OFF_MIN;
     return;
@@ -158,9 +163,10 @@ export function runTurn(source: Source): void {
   const startMs = performance.now();
   if (holdOff > 0 && asleepSinceMs > 0 && startMs - asleepSinceMs < 2 * LOOK_MAX_MS) holdOff--;
   asleepSinceMs = 0;
-  if (lookAt(source)) remember(source);
+  const found = lookAt(source);
+  if (found > 0) remember(source);
   settle();
-  if (holdOff > 0) asleepSinceMs = performance.now();
+  if (holdOff > 0 || found > FEW) asleepSinceMs = performance.now();
   else lookOn(startMs);
   isRunning = false;
 }

@@ -79,7 +79,7 @@ export class ClientReceiver {
           return this.#receiveNow(end);
         } catch (error) {
           end(error);
-          return true;
+          return 1;
         }
       });
       // What came with the end of the handshake is there already.
@@ -91,28 +91,31 @@ export class ClientReceiver {
     });
   }
 
-  /** Takes in what has arrived; whether there was anything. Calls `end` at the end of the stream. */
-  #receiveNow(end: (error: unknown) => void): boolean {
+  /** Takes in what has arrived; how many pieces there were. Calls `end` at the end of the stream. */
+  #receiveNow(end: (error: unknown) => void): number {
+    let found = 0;
     for (let round = 0; round < MAX_ROUNDS; round++) {
       const received =
         this.#request !== null && this.#left >= DIRECT_RECEIVE_MIN
           ? this.#receiveDirect()
           : this.#rx.receive(this.#stream, this.#bulk ? BULK_FILL_BYTES : undefined);
-      if (received === -E.EAGAIN) return round > 0;
+      if (received === -E.EAGAIN) break;
       if (received <= 0) {
         end(received === 0 ? null : errnoError('Connection lost', -received));
-        return true;
+        return found + 1;
       }
-      this.#parse();
+      found += 1 + this.#parse();
+      // Room was left: nothing more is there.
+      if (this.#request === null && this.#rx.hasRoom && !this.#bulk) break;
     }
-    return true;
+    return found;
   }
 
-  /** Everything that has arrived is taken in before more is asked for. */
-  #parse(): void {
-    while (this.#parseOne()) {
-      // The next one.
-    }
+  /** Everything that has arrived is taken in before more is asked for; how many pieces. */
+  #parse(): number {
+    let pieces = 0;
+    while (this.#parseOne()) pieces++;
+    return pieces;
   }
 
   /** Receives into the request's own memory. */

@@ -17,18 +17,18 @@ export function duplexOf(stream: ByteStream, received: Buffer): Duplex {
   let tx: IoMemory | null = null;
   let early: Buffer | null = received.length > 0 ? received : null;
 
-  /** Passes on what has arrived; whether there was anything. */
-  function receive(duplex: Duplex): boolean {
+  /** Passes on what has arrived; how much there was. */
+  function receive(duplex: Duplex): number {
     const bytes = stream.receive(rx, 0, READ_BYTES);
-    if (bytes === -E.EAGAIN) return false;
+    if (bytes === -E.EAGAIN) return 0;
     if (bytes < 0) {
       stream.watchReadable(null);
       duplex.destroy();
-      return false;
+      return 0;
     }
     const takesMore = duplex.push(bytes === 0 ? null : Buffer.from(rx.buf.subarray(0, bytes)));
     if (bytes === 0 || !takesMore) stream.watchReadable(null);
-    return true;
+    return 1;
   }
 
   return new Duplex({
@@ -66,7 +66,7 @@ class DuplexStream implements ByteStream {
   readonly #duplex: Duplex;
   #rest: Buffer | null = null;
   #ended = false;
-  #onReadable: (() => boolean) | null = null;
+  #onReadable: (() => number) | null = null;
   #onWritable: (() => void) | null = null;
   #isNotifying = false;
   readonly sendsFromAnyMemory = false;
@@ -76,7 +76,7 @@ class DuplexStream implements ByteStream {
     plug();
     try {
       // The event comes once for what has arrived, which may be more than is taken at a time.
-      if (this.#onReadable()) this.#notifyLater();
+      if (this.#onReadable() > 0) this.#notifyLater();
     } finally {
       unplug();
     }
@@ -120,7 +120,7 @@ class DuplexStream implements ByteStream {
     return this.#ended || this.#duplex.destroyed ? 0 : -E.EAGAIN;
   }
 
-  watchReadable(onReadable: (() => boolean) | null): void {
+  watchReadable(onReadable: (() => number) | null): void {
     this.#onReadable = onReadable;
     if (onReadable !== null) this.#notifyLater();
   }

@@ -43,6 +43,11 @@ export class ReceiveBuffer {
     return this.end - this.start;
   }
 
+  /** The last receive() has not filled it. */
+  get hasRoom(): boolean {
+    return this.end < this.mem.buf.length;
+  }
+
   /**
    * Receives what has arrived behind the unconsumed bytes, at most `limit` bytes. Bytes received; 0 at the end of the
    * stream, -EAGAIN when there is nothing, negative errno on failure.

@@ -72,6 +72,8 @@ export class Transmission implements ExportClient, ReplyQueueOwner {
   #skipBytes = 0;
   #bulk = false;
   #closed = false;
+  /** Requests that have come so far. */
+  #requests = 0;
   /** Inside receiveNow; something has happened meanwhile that may let it go on. */
   #isReceiving = false;
   /** The parser waits for a reply to have been sent, or for the end of a drained section. */
@@ -82,7 +84,7 @@ export class Transmission implements ExportClient, ReplyQueueOwner {
   #wake: (() => void) | null = null;
   /** What went wrong in our own code. */
   #failure: { readonly error: unknown } | null = null;
-  readonly #onReadable = (): boolean => this.#receiveNow();
+  readonly #onReadable = (): number => this.#receiveNow();
 
   constructor(client: NegotiatedClient, rx: ReceiveBuffer, pool: BufferPool) {
     this.#exp = client.exp;
@@ -153,32 +155,34 @@ export class Transmission implements ExportClient, ReplyQueueOwner {
   // ---- receiving ---------------------------------------------------------------------------------------------
 
   /**
-   * Takes in all that has arrived, and starts it; whether there was anything. Then the stream is watched, unless it is
+   * Takes in all that has arrived, and starts it; how many requests. Then the stream is watched, unless it is
    * for us to go on: when held up (receiveNow is called again), or when it is over.
    */
-  #receiveNow(): boolean {
-    if (this.#isOver) return false;
+  #receiveNow(): number {
+    if (this.#isOver) return 0;
     if (this.#isReceiving) {
       this.#again = true;
-      return false;
+      return 0;
     }
     this.#isReceiving = true;
     this.#isHeldUp = false;
-    let found = false;
+    const before = this.#requests;
+    let isDrained = false;
     let next: Next = 'leave';
     try {
       for (let round = 0; !this.#closed; round++) {
         next = this.#parsePlugged();
         // A reply that has been sent meanwhile may be what it waits for.
         if (next === 'wait' && this.#again) continue;
-        if (next === 'wait' || next === 'leave' || round >= MAX_ROUNDS) break;
+        if (next === 'wait' || next === 'leave' || isDrained || round >= MAX_ROUNDS) break;
         const received = this.#take(next);
         if (received === -E.EAGAIN) break;
         if (received <= 0) {
           next = 'leave';
           break;
         }
-        found = true;
+        // Room was left: nothing more is there.
+        isDrained = next === 'fill' && !this.#bulk && this.#rx.hasRoom;
       }
     } catch (error) {
       this.#failure = { error };
@@ -191,7 +195,7 @@ export class Transmission implements ExportClient, ReplyQueueOwner {
       this.#isHeldUp = next === 'wait';
       this.#stream.watchReadable(this.#isHeldUp ? null : this.#onReadable);
     }
-    return found;
+    return this.#requests - before;
   }
 
   /** Requests, and replies that are ready by then: one submission. */
@@ -295,6 +299,7 @@ export class Transmission implements ExportClient, ReplyQueueOwner {
     slot.offset = join64(slot.offsetHigh, slot.offsetLow);
     slot.length = length;
     slot.charge = charge;
+    this.#requests++;
     this.#inFlight++;
     this.#inFlightBytes += charge;
     this.#pool.chargedBytes += charge;
