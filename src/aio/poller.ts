@@ -34,6 +34,7 @@ const source: Source = {
   get isWaiting() {
     return poller !== null;
   },
+  leadBytes: 0,
   look() {
     if (poller === null) return 0;
     let found = 0;

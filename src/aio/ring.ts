@@ -215,6 +215,8 @@ export class Ring implements Source {
     return this.#inFlight > 0;
   }
 
+  readonly leadBytes = 0;
+
   /** Takes in what has completed: whoever waits by a plain call is called now. */
   look(): number {
     if (this.#closed) return 0;

@@ -78,6 +78,10 @@ class SocketStream implements ByteStream, Source {
     return this.#onReadable !== null;
   }
 
+  get leadBytes(): number {
+    return this.#closed ? 0 : unsentBytes(this.#fd);
+  }
+
   look(): number {
     const ready = this.#ready;
     this.#ready = 0;

@@ -8,10 +8,15 @@
  * within some tens of microseconds, and would wait for a sleeping loop for as long. Where many requests come at once the
  * loop sleeps at once: then still more come at once, which costs least of all.
  *
+ * A client with many requests under way that is slower than we are would be answered one by one, each for the price of a
+ * turn. While it has answers enough to keep it busy the turn naps, for as long as it has: what the client sends meanwhile
+ * is taken in together. It waits for nothing, since we are ahead of it, and is quicker for being left alone.
+ *
  * Not here: what a turn is about (ring.ts, socket-stream.ts).
  */
 
 import { plug, unplug } from '../defer.ts';
+import { nap } from '../ffi.ts';
 
 /** How long one look lasts at most. */
 const LOOK_MAX_MS = 0.05;
@@ -22,6 +27,15 @@ const HOLD_OFF_MIN = 4;
 const HOLD_OFF_MAX = 1024;
 /** So many things at once come one by one: the next look pays. */
 const FEW = 2;
+/** A client takes about so much in a microsecond, and a nap is not longer than what it has to take lasts. */
+const LEAD_BYTES_A_US = 1024;
+/** A shorter nap saves nothing; a longer one saves no more. */
+const NAP_MIN_US = 10;
+const NAP_MAX_US = 50;
+/** A nap that lasts so much longer than it should was slept through, as is usual under load; after some in a row none is
+ *  taken any more: such a kernel cannot nap. */
+const OVERSLEPT_MS = 0.5;
+const MAX_OVERSLEPT = 50;
 /** Sources looked at; with more the loop has enough to do and does not sleep. */
 const MAX_BUSY = 4;
 /** Rounds in a row in which another source had something and this one had not: it is not busy any more. */
@@ -33,6 +47,8 @@ export interface Source {
   look(): number;
   /** Whether more work can come. A source without is not looked at. */
   readonly isWaiting: boolean;
+  /** Bytes that the peer has been sent and has not taken yet. */
+  readonly leadBytes: number;
 }
 
 interface Busy {
@@ -50,6 +66,8 @@ let asleepSinceMs = 0;
 /** Short sleeps still to be seen before the next look, and how many that will be after the next one in vain. */
 let holdOff = HOLD_OFF_MIN;
 let backoff = HOLD_OFF_MIN;
+/** Naps in a row that lasted too long. */
+let overslept = 0;
 
 /** Runs what ticks and microtasks there are. Not documented, but node's own way, and much cheaper than an immediate. */
 const runTicks = (process as unknown as { readonly _tickCallback?: () => void })._tickCallback;
@@ -124,6 +142,25 @@ function lookAround(): number {
   return found;
 }
 
+/** Naps if all that is busy has enough to do for as long; whether it did. */
+function napWhileAhead(): boolean {
+  if (overslept > MAX_OVERSLEPT) return false;
+  let us = NAP_MAX_US;
+  let isAhead = false;
+  for (const { source } of busy) {
+    if (!source.isWaiting) continue;
+    us = Math.min(us, source.leadBytes / LEAD_BYTES_A_US);
+    if (us < NAP_MIN_US) return false;
+    isAhead = true;
+  }
+  if (!isAhead) return false;
+  const startMs = performance.now();
+  nap(Math.floor(us));
+  if (performance.now() - startMs > OVERSLEPT_MS) overslept++;
+  else overslept = 0;
+  return true;
+}
+
 function isAnyWaiting(): boolean {
   for (const { source } of busy) if (source.isWaiting) return true;
   return false;
@@ -138,9 +175,10 @@ function lookOn(startMs: number): void {
     const found = lookAround();
     if (found > 0) {
       settle();
-      nowMs = performance.now();
       hasFound = true;
-      if (found > FEW || nowMs - startMs > TURN_MAX_MS) break;
+      if (!napWhileAhead() && found > FEW) break;
+      nowMs = performance.now();
+      if (nowMs - startMs > TURN_MAX_MS) break;
       untilMs = nowMs + LOOK_MAX_MS;
     } else {
       if (!isAnyWaiting()) return;
@@ -166,7 +204,7 @@ export function runTurn(source: Source): void {
   const found = lookAt(source);
   if (found > 0) remember(source);
   settle();
-  if (holdOff > 0 || found > FEW) asleepSinceMs = performance.now();
+  if (!napWhileAhead() && (holdOff > 0 || found > FEW)) asleepSinceMs = performance.now();
   else lookOn(startMs);
   isRunning = false;
 }
