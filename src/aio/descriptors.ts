@@ -6,8 +6,11 @@
  * vhost-user), the ring and files (ffi.ts), mapped memory (shared-memory.ts).
  */
 
+import type { Socket } from 'node:net';
 import koffi from 'koffi';
-import { addressOf } from './ffi.ts';
+import { E } from '../errors/errno.ts';
+import { BlockError } from '../errors/error.ts';
+import { addressOf, dupFd } from './ffi.ts';
 
 const libc = koffi.load('libc.so.6');
 
@@ -137,8 +140,7 @@ export function receiveWithFds(fd: number, addr: number, length: number, fds: nu
       for (let i = at + CMSG_HEAD_BYTES; i + 4 <= at + bytes; i += 4) fds.push(message.readInt32LE(i));
     at += Math.max(CMSG_HEAD_BYTES, Math.ceil(bytes / 8) * 8);
   }
-  const EMSGSIZE = 90;
-  return (message.readUInt32LE(48) & MSG_CTRUNC) === 0 ? received : -EMSGSIZE;
+  return (message.readUInt32LE(48) & MSG_CTRUNC) === 0 ? received : -E.EMSGSIZE;
 }
 
 // ---- epoll ---------------------------------------------------------------------------------------------------
@@ -188,4 +190,15 @@ export function mountFileSystem(source: string, target: string, type: string, da
 /** umount2(2) with MNT_DETACH: out of sight at once, gone when nobody uses it any more. 0 or -errno. */
 export function detachMount(target: string): number {
   return negErrno(cUmount2(target, MNT_DETACH));
+}
+
+// ---- sockets of node's ---------------------------------------------------------------------------------------
+
+/** A non-blocking duplicate of the descriptor of a socket nothing was read from; the node socket is destroyed. */
+export function takeSocketDescriptor(socket: Socket): number {
+  const handle = (socket as unknown as { readonly _handle: { readonly fd: number } | null })._handle;
+  const fd = handle === null ? -E.EBADF : dupFd(handle.fd);
+  socket.destroy();
+  if (fd < 0) throw new BlockError('Cannot take over the connection', { errno: -fd });
+  return fd;
 }

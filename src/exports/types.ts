@@ -4,6 +4,7 @@ import type { ExportEnvironment, ExportType, ExportTypeName } from './contract.t
 import { fuseExportType } from './fuse/fuse.ts';
 import { nbdExportType } from './nbd/nbd-export.ts';
 import type { NbdService } from './nbd/service.ts';
+import { vhostUserBlkExportType } from './vhost-user-blk/vhost-user-blk.ts';
 
 export type ExportTypes = { readonly [T in ExportTypeName]: ExportType<T> };
 
@@ -12,5 +13,6 @@ export function createExportTypes(environment: ExportEnvironment, nbd: NbdServic
   return {
     nbd: nbdExportType(environment, nbd),
     fuse: fuseExportType(),
+    'vhost-user-blk': vhostUserBlkExportType(environment),
   };
 }

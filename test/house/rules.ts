@@ -26,6 +26,7 @@ export const FLOORS = [
     'src/exports',
     'src/jobs',
     'src/drivers',
+    'src/virtio',
   ],
   // The NBD protocol is below the drivers: the server knows nodes as backends only, the client knows none.
   ...['src/nbd', 'src/block', 'src/objects', 'src/coroutine', 'src/aio', 'src/errors'],

@@ -41,6 +41,15 @@ export const PEERS = {
     probe: ['sh', '-c', 'ls /usr/lib/*/qemu/block-ssh.so'],
     debianPackage: 'qemu-block-extra',
   },
+  'qemu-system-x86_64': {
+    probe: ['qemu-system-x86_64', '--version'],
+    debianPackage: 'qemu-system-x86',
+  },
+  // A kernel with its modules, and what is put around it.
+  'guest kernel': {
+    probe: ['sh', '-c', 'ls /lib/modules/*/kernel/drivers/block/virtio_blk.ko && busybox true && mke2fs -V'],
+    debianPackage: 'linux-image-cloud-amd64, busybox-static, e2fsprogs',
+  },
   strace: { probe: ['strace', '-V'], debianPackage: 'strace' },
   cryptsetup: { probe: ['cryptsetup', '--version'], debianPackage: 'cryptsetup-bin' },
   mtools: { probe: ['mdir', '-V'], debianPackage: 'mtools' },

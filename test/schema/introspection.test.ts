@@ -234,5 +234,5 @@ test('only what works is listed', () => {
     'vmdk',
     'vpc',
   ]);
-  expect(variantsOf('block-export-add')).toEqual(['nbd', 'fuse']);
+  expect(variantsOf('block-export-add')).toEqual(['nbd', 'vhost-user-blk', 'fuse']);
 });
