@@ -66,6 +66,21 @@ export async function removeStoredBitmap(bitmap: DirtyBitmap): Promise<void> {
   }
 }
 
+/** What the commands of these names do to a bitmap. */
+export async function changeBitmap(
+  bitmap: DirtyBitmap,
+  action: 'remove' | 'clear' | 'enable' | 'disable',
+): Promise<void> {
+  if (action === 'remove') return remove(bitmap);
+  if (action === 'clear') {
+    checkUsable(bitmap);
+    bitmap.bits.clear();
+    return;
+  }
+  checkUsable(bitmap, { readOnly: true });
+  bitmap.enabled = action === 'enable';
+}
+
 async function remove(bitmap: DirtyBitmap): Promise<void> {
   checkUsable(bitmap, { inconsistent: true });
   await removeStoredBitmap(bitmap);
@@ -97,25 +112,19 @@ export const bitmapCommands = {
     return {};
   },
   'block-dirty-bitmap-remove': async ({ layer }, { node, name }) => {
-    await remove(lookUpBitmap(layer, node, name));
+    await changeBitmap(lookUpBitmap(layer, node, name), 'remove');
     return {};
   },
-  'block-dirty-bitmap-clear': ({ layer }, { node, name }) => {
-    const bitmap = lookUpBitmap(layer, node, name);
-    checkUsable(bitmap);
-    bitmap.bits.clear();
+  'block-dirty-bitmap-clear': async ({ layer }, { node, name }) => {
+    await changeBitmap(lookUpBitmap(layer, node, name), 'clear');
     return {};
   },
-  'block-dirty-bitmap-enable': ({ layer }, { node, name }) => {
-    const bitmap = lookUpBitmap(layer, node, name);
-    checkUsable(bitmap, { readOnly: true });
-    bitmap.enabled = true;
+  'block-dirty-bitmap-enable': async ({ layer }, { node, name }) => {
+    await changeBitmap(lookUpBitmap(layer, node, name), 'enable');
     return {};
   },
-  'block-dirty-bitmap-disable': ({ layer }, { node, name }) => {
-    const bitmap = lookUpBitmap(layer, node, name);
-    checkUsable(bitmap, { readOnly: true });
-    bitmap.enabled = false;
+  'block-dirty-bitmap-disable': async ({ layer }, { node, name }) => {
+    await changeBitmap(lookUpBitmap(layer, node, name), 'disable');
     return {};
   },
   'block-dirty-bitmap-merge': ({ layer }, { node, target, bitmaps }) => {

@@ -221,6 +221,8 @@ export interface BlockDriver<S = unknown>
   ): Promise<void>;
   /** Changes what the image says of its backing file; the graph stays as it is. */
   changeBackingFile?(node: BlockNode<S>, guard: GraphReadGuard, backing: BackingName | null): Promise<void>;
+  /** Gives up all data of this layer, so that the backing image shows. The node is drained. */
+  makeEmpty?(node: BlockNode<S>, guard: GraphReadGuard): Promise<void>;
   getLength?(node: BlockNode<S>, guard: GraphReadGuard): Promise<number>;
   getAllocatedFileSize?(node: BlockNode<S>, guard: GraphReadGuard): Promise<number>;
   getInfo?(node: BlockNode<S>, guard: GraphReadGuard): Promise<BlockDriverInfo>;

@@ -39,6 +39,7 @@ const forms = {
   check: makeControlForm('check'),
   amend: makeControlForm('amend'),
   changeBackingFile: makeControlForm('changeBackingFile'),
+  makeEmpty: makeControlForm('makeEmpty'),
   preadvSnapshot: makeControlForm('preadvSnapshot'),
   blockStatusSnapshot: makeControlForm('blockStatusSnapshot'),
   pdiscardSnapshot: makeControlForm('pdiscardSnapshot'),

@@ -39,6 +39,7 @@ export const IO_CALLBACKS = {
   check: 'unsupported',
   amend: 'unsupported',
   changeBackingFile: 'unsupported',
+  makeEmpty: 'unsupported',
   preadvSnapshot: 'unsupported',
   blockStatusSnapshot: 'unsupported',
   pdiscardSnapshot: 'unsupported',

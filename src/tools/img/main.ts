@@ -10,19 +10,21 @@ import { EarlyExit, type ImgCommand, optionError, UsageError } from './command.t
 /** Each loads its command: a tool that runs for the blink of an eye loads no more than it needs. */
 const COMMANDS: Readonly<Record<string, () => Promise<ImgCommand>>> = {
   amend: async () => (await import('./amend.ts')).amend,
+  bench: async () => (await import('./bench.ts')).bench,
+  bitmap: async () => (await import('./bitmap.ts')).bitmap,
   check: async () => (await import('./check.ts')).check,
+  commit: async () => (await import('./chain/commit.ts')).commit,
   compare: async () => (await import('./compare.ts')).compare,
   convert: async () => (await import('./convert/convert.ts')).convert,
   create: async () => (await import('./create.ts')).create,
+  dd: async () => (await import('./dd.ts')).dd,
   info: async () => (await import('./info.ts')).info,
   map: async () => (await import('./map.ts')).map,
   measure: async () => (await import('./measure.ts')).measure,
+  rebase: async () => (await import('./chain/rebase.ts')).rebase,
   resize: async () => (await import('./resize.ts')).resize,
   snapshot: async () => (await import('./snapshot.ts')).snapshot,
 };
-
-/** Commands of the original that are not here. */
-const MISSING: readonly string[] = ['bench', 'bitmap', 'commit', 'dd', 'rebase'];
 
 const OPTIONS = {
   help: { long: 'help', short: 'h', argument: false },
@@ -54,9 +56,7 @@ async function run(
   const command = Object.hasOwn(COMMANDS, name) ? COMMANDS[name] : undefined;
   output.command = name;
   if (command !== undefined) return (await command())({ output, environment }, rest);
-  throw new UsageError(
-    MISSING.includes(name) ? `Command not supported: ${name}` : `Command not found: ${name}`,
-  );
+  throw new UsageError(`Command not found: ${name}`);
 }
 
 /** The exit status for what a command threw; its message is printed. */

@@ -19,7 +19,7 @@ import { truncate } from './change/resize.ts';
 import { check } from './check/check.ts';
 import { pwritevCompressed } from './data/compressed-write.ts';
 import { copyRangeFrom, copyRangeTo, copyRangeVia } from './data/copy-range.ts';
-import { pdiscard, pwriteZeroes } from './data/discard.ts';
+import { makeEmpty, pdiscard, pwriteZeroes } from './data/discard.ts';
 import { preadv, tryPreadv } from './data/read.ts';
 import { pwritev, tryPwritev } from './data/write.ts';
 import { checkAlive } from './layout/damage.ts';
@@ -171,6 +171,7 @@ export const qcow2: BlockDriver<Qcow2State> = {
     exclusive(node, guard, () => check(node, guard, request, () => reloadTables(node, guard))),
   amend,
   changeBackingFile,
+  makeEmpty,
   measure,
   getLength: async (node) => node.state.header.size,
   getInfo: async ({ state: s }) => ({

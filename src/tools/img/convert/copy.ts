@@ -29,6 +29,7 @@ import { BlockError, errnoOf } from '../../../errors/error.ts';
 import type { ToolImage } from '../../common/environment.ts';
 import type { ToolOutput } from '../../common/output.ts';
 import type { Progress } from '../../common/progress.ts';
+import { createPace, type Pace } from '../pace.ts';
 import { firstRun, type ZeroRules } from './zero-runs.ts';
 
 /** Longest piece of data that is read and written at once. */
@@ -99,11 +100,11 @@ export class Copy {
   #lastDone: Promise<void> = Promise.resolve();
   #doneBeforeLast: Promise<void> = Promise.resolve();
   #failure: { readonly error: unknown } | null = null;
-  /** When the next byte may go, with a rate limit. */
-  #freeAtMs = 0;
+  readonly #pace: Pace;
 
   constructor(settings: CopySettings) {
     this.#settings = settings;
+    this.#pace = createPace(settings.rate);
     this.#movers = new Map(settings.sources.map((source) => [source, moverFor(source, settings)]));
   }
 
@@ -249,16 +250,7 @@ export class Copy {
       this.#dataDone += Math.min(step, bytes - at);
       this.#settings.progress.set((this.#dataDone / this.#dataBytes) * 100);
     }
-    await this.#waitForRate(bytes);
-  }
-
-  async #waitForRate(bytes: number): Promise<void> {
-    const { rate } = this.#settings;
-    if (rate === 0) return;
-    const now = performance.now();
-    const wait = this.#freeAtMs - now;
-    this.#freeAtMs = Math.max(now, this.#freeAtMs) + (bytes / rate) * 1000;
-    if (wait > 0) await new Promise((resolve) => setTimeout(resolve, wait));
+    await this.#pace.wait(bytes);
   }
 
   // ---- data --------------------------------------------------------------------------------------------------

@@ -219,6 +219,11 @@ export async function discardRange(
   }
 }
 
+/** Unmaps everything: the backing image shows. What the clusters held is given up when the mapping has gone from the disk. */
+export function makeEmpty(node: Qcow2Node, guard: GraphReadGuard): Promise<void> {
+  return discardRange(node, guard, 0, node.totalBytes, 'request', true);
+}
+
 function discardCluster(
   node: Qcow2Node,
   slice: CachedTable,

@@ -1,0 +1,164 @@
+/**
+ * `commit`: writes what an image holds into an image below it, and empties it, unless told not to.
+ *
+ * All data is on stable storage in the lower image before the upper one gives anything up: whenever this is broken off,
+ * both show what they showed.
+ */
+
+import { Status } from '../../../block/contract/request.ts';
+import { allZeroes, createMover, moveExtent, updateUseOfKernel } from '../../../block/copy/mover.ts';
+import { cowChild, skipFilters } from '../../../block/graph/chain.ts';
+import { drained } from '../../../block/graph/drain.ts';
+import type { BlockNode } from '../../../block/graph/node.ts';
+import { wrapped } from '../../../block/io/callbacks.ts';
+import { blockStatusAbove } from '../../../block/io/status-chain.ts';
+import { findBackingImage } from '../../../block/open/backing-image.ts';
+import { E } from '../../../errors/errno.ts';
+import { BlockError, errnoOf } from '../../../errors/error.ts';
+import { makeWritable } from '../../../jobs/writable.ts';
+import { openNamedImage } from '../../common/environment.ts';
+import { createProgress, type Progress } from '../../common/progress.ts';
+import {
+  type CommandContext,
+  checkFormatGiven,
+  HELP,
+  IMAGE_OPTS,
+  OBJECT,
+  readOptions,
+  targetCache,
+  UsageError,
+} from '../command.ts';
+import { createPace, type Pace, parseRate } from '../pace.ts';
+
+const OPTIONS = {
+  help: HELP,
+  object: OBJECT,
+  imageOpts: IMAGE_OPTS,
+  base: { short: 'b', long: 'base', argument: true },
+  drop: { short: 'd', long: 'drop', argument: false },
+  format: { short: 'f', long: 'format', argument: true },
+  cache: { short: 't', long: 'cache', argument: true },
+  progress: { short: 'p', long: 'progress', argument: false },
+  quiet: { short: 'q', long: 'quiet', argument: false },
+  rate: { short: 'r', long: 'rate-limit', argument: true },
+} as const;
+
+/** Bytes that are copied by one request, and requests at once. */
+const PIECE_BYTES = 1024 * 1024;
+const REQUESTS = 4;
+const STATUS_BYTES = 1024 ** 3;
+
+export async function commit(context: CommandContext, words: readonly string[]): Promise<number> {
+  const given = { base: null, format: null, cache: 'writeback' } as Record<string, string | null>;
+  let drop = false;
+  let imageOpts = false;
+  let quiet = false;
+  let showProgress = false;
+  let rate = 0;
+  const operands = await readOptions(context, 'commit', words, OPTIONS, (name, value) => {
+    if (name === 'drop') drop = true;
+    else if (name === 'imageOpts') imageOpts = true;
+    else if (name === 'quiet') quiet = true;
+    else if (name === 'progress') showProgress = true;
+    else if (name === 'rate') rate = parseRate(context.output, value);
+    else given[name] = value;
+  });
+  checkFormatGiven(imageOpts, given.format ?? null);
+  const [name] = operands;
+  if (name === undefined || operands.length !== 1) throw new UsageError('Expecting one image file name');
+  const cache = targetCache(given.cache ?? 'writeback');
+  const image = await openNamedImage(context.environment(), {
+    name,
+    format: given.format ?? null,
+    imageOpts,
+    cache,
+    write: true,
+    unmap: true,
+  });
+  const top = image.node;
+  const base = baseOf(top, name, given.base ?? null);
+  // Below a base that is not the next image, what lies in between would show again in an emptied image.
+  if (base !== cowBelow(top)) drop = true;
+  const progress = createProgress(context.output, showProgress && !quiet, 1);
+  try {
+    progress.add(0);
+    // It is closed as it is when the tool ends.
+    await makeWritable(base);
+    await copyDown(top, base, createPace(rate), progress);
+    await wrapped.flush(base);
+    if (!drop) await empty(top);
+    await image.close();
+    progress.set(100);
+  } finally {
+    progress.end();
+  }
+  if (!quiet) context.output.print('Image committed.\n');
+  return 0;
+}
+
+function cowBelow(node: BlockNode): BlockNode | null {
+  const edge = cowChild(skipFilters(node));
+  return edge === null ? null : skipFilters(edge.node);
+}
+
+function baseOf(top: BlockNode, imageName: string, name: string | null): BlockNode {
+  if (name === null) {
+    const below = cowBelow(top);
+    if (below === null) throw new BlockError('Image does not have a backing file');
+    return below;
+  }
+  const found = findBackingImage(top, name);
+  if (found !== null) return found;
+  throw new BlockError(`Did not find '${name}' in the backing chain of '${imageName}'`);
+}
+
+/** Copies what the images from `top` down to the one above `base` hold into `base`, which grows if it has to. */
+async function copyDown(top: BlockNode, base: BlockNode, pace: Pace, progress: Progress): Promise<void> {
+  const total = top.totalBytes;
+  if (base.totalBytes < total) await wrapped.truncate(base, total, false, 'off', false);
+  const { graphLock } = top.layer;
+  const mover = createMover({
+    source: () => top,
+    target: () => base,
+    clusterBytes: Math.max(base.limits.requestAlignment, 512),
+    findZeroes: allZeroes,
+    peeks: true,
+  });
+  const running = new Set<Promise<void>>();
+  let failure: { readonly error: unknown } | null = null;
+  const move = async (offset: number, bytes: number, kind: 'data' | 'zero'): Promise<void> => {
+    const failed = await graphLock.withRead((guard) => {
+      updateUseOfKernel(mover, guard);
+      return moveExtent(mover, guard, offset, bytes, kind);
+    });
+    if (failed !== null) failure ??= { error: failed.error };
+    progress.add((bytes / total) * 100);
+  };
+  for (let at = 0; at < total && failure === null; ) {
+    const status = await graphLock.withRead((guard) =>
+      blockStatusAbove(top, guard, base, true, at, Math.min(total - at, STATUS_BYTES)),
+    );
+    let bytes = status.bytes;
+    if ((status.flags & Status.allocated) === 0) progress.add((bytes / total) * 100);
+    else {
+      const kind = (status.flags & Status.zero) !== 0 ? 'zero' : 'data';
+      if (kind === 'data') bytes = Math.min(bytes, PIECE_BYTES);
+      await pace.wait(bytes);
+      const request: Promise<void> = move(at, bytes, kind).finally(() => running.delete(request));
+      running.add(request);
+      if (running.size >= REQUESTS) await Promise.race(running);
+    }
+    at += bytes;
+  }
+  await Promise.all(running);
+  if (failure !== null) throw (failure as { readonly error: unknown }).error;
+}
+
+/** What an image that cannot be emptied holds is what lies below it now: it may stay. */
+async function empty(top: BlockNode): Promise<void> {
+  try {
+    await drained(top, () => wrapped.makeEmpty(top));
+  } catch (error) {
+    if (errnoOf(error) !== E.ENOTSUP) throw error;
+  }
+}

@@ -1,0 +1,291 @@
+/**
+ * `rebase`: gives an image another backing file. Unless told that this is not needed (-u), what the image shows stays
+ * what it is: data in which the old and the new backing image differ is copied into the image first.
+ *
+ * The header changes last, when all that was copied is on stable storage: an image whose rebase was broken off still has
+ * its old backing file and shows the same.
+ */
+
+import { allocateIoMemory, type IoMemory, isZero, vectorOf } from '../../../aio/memory.ts';
+import type { BlockBackend } from '../../../block/backend.ts';
+import { Req, Status } from '../../../block/contract/request.ts';
+import { cowChild, skipFilters } from '../../../block/graph/chain.ts';
+import type { BlockNode } from '../../../block/graph/node.ts';
+import { infoOrNull } from '../../../block/io/callbacks.ts';
+import { blockStatusAbove } from '../../../block/io/status-chain.ts';
+import { findBackingImage, writeBackingName } from '../../../block/open/backing-image.ts';
+import { relativeName } from '../../../block/open/image-name.ts';
+import { E } from '../../../errors/errno.ts';
+import { BlockError } from '../../../errors/error.ts';
+import { openNamedImage, openToolImage, prefixed, type ToolImage } from '../../common/environment.ts';
+import { createProgress, type Progress } from '../../common/progress.ts';
+import {
+  type CommandContext,
+  checkFormatGiven,
+  FORCE_SHARE,
+  HELP,
+  IMAGE_OPTS,
+  OBJECT,
+  readOptions,
+  sourceCache,
+  targetCache,
+  UsageError,
+} from '../command.ts';
+
+const OPTIONS = {
+  help: HELP,
+  object: OBJECT,
+  imageOpts: IMAGE_OPTS,
+  forceShare: FORCE_SHARE,
+  backing: { short: 'b', long: 'backing', argument: true },
+  // The newer letter for the backing format, beside the older one.
+  backingFormat: { short: 'F', long: 'backing-format', argument: true },
+  backingFormatNew: { short: 'B', argument: true },
+  compress: { short: 'c', long: 'compress', argument: false },
+  format: { short: 'f', long: 'format', argument: true },
+  cache: { short: 't', long: 'cache', argument: true },
+  sourceCache: { short: 'T', long: 'backing-cache', argument: true },
+  unsafe: { short: 'u', long: 'backing-unsafe', argument: false },
+  progress: { short: 'p', long: 'progress', argument: false },
+  quiet: { short: 'q', long: 'quiet', argument: false },
+} as const;
+
+const PIECE_BYTES = 2 * 1024 * 1024;
+const STATUS_BYTES = 1024 ** 3;
+
+interface Request {
+  backing: string | null;
+  backingFormat: string | null;
+  format: string | null;
+  cache: string;
+  sourceCache: string;
+  unsafe: boolean;
+  compress: boolean;
+  imageOpts: boolean;
+  forceShare: boolean;
+  progress: boolean;
+  quiet: boolean;
+}
+
+async function parse(
+  context: CommandContext,
+  words: readonly string[],
+): Promise<Request & { readonly name: string }> {
+  const request: Request = {
+    backing: null,
+    backingFormat: null,
+    format: null,
+    cache: 'writeback',
+    sourceCache: 'writeback',
+    unsafe: false,
+    compress: false,
+    imageOpts: false,
+    forceShare: false,
+    progress: false,
+    quiet: false,
+  };
+  const operands = await readOptions(context, 'rebase', words, OPTIONS, (name, value) => {
+    switch (name) {
+      case 'backingFormatNew':
+        request.backingFormat = value;
+        break;
+      case 'backing':
+      case 'backingFormat':
+      case 'format':
+      case 'cache':
+      case 'sourceCache':
+        request[name] = value;
+        break;
+      default:
+        request[name] = true;
+    }
+  });
+  const [name] = operands;
+  if (name === undefined || operands.length !== 1) throw new UsageError('Expecting one image file name');
+  if (!request.unsafe && request.backing === null)
+    throw new UsageError('Must specify backing file (-b) or use unsafe mode (-u)');
+  checkFormatGiven(request.imageOpts, request.format);
+  return { ...request, name };
+}
+
+export async function rebase(context: CommandContext, words: readonly string[]): Promise<number> {
+  const request = await parse(context, words);
+  const { name, backing, backingFormat, unsafe } = request;
+  const env = context.environment();
+  const cache = targetCache(request.cache);
+  const readCache = sourceCache(request.sourceCache);
+  const progress = createProgress(context.output, request.progress && !request.quiet, 1);
+  try {
+    progress.add(0);
+    const image = await openNamedImage(env, {
+      name,
+      format: request.format,
+      imageOpts: request.imageOpts,
+      forceShare: request.forceShare,
+      cache,
+      write: true,
+      noBacking: unsafe,
+    });
+    if (backingFormat !== null && !Object.hasOwn(env.layer.drivers, backingFormat))
+      throw new BlockError(`Invalid format name: '${backingFormat}'`);
+    const { node } = image;
+    const hasNew = backing !== null && backing !== '';
+    checkChangeable(node, backing ?? '', hasNew && backingFormat === null);
+    if (!unsafe) {
+      const next = hasNew
+        ? await openNew(context, relativeName(name, backing), backing, backingFormat, readCache)
+        : null;
+      const prefix = hasNew ? findBackingImage(node, backing) : null;
+      await copyDifferences(image, prefix, next?.backend ?? null, request.compress, progress);
+      await next?.close();
+    }
+    await changeBacking(node, hasNew ? backing : null, backingFormat);
+    await image.close();
+    progress.set(100);
+  } finally {
+    progress.end();
+  }
+  return 0;
+}
+
+/** What cannot succeed in the end is refused before anything is copied. */
+function checkChangeable(node: BlockNode, backing: string, formatMissing: boolean): void {
+  const text = `Could not change the backing file to '${backing}': `;
+  if (node.driver.changeBackingFile === undefined)
+    throw new BlockError(`${text}Operation not supported`, { errno: E.ENOTSUP });
+  if (formatMissing) throw new BlockError(`${text}backing format must be specified`, { errno: E.EINVAL });
+}
+
+async function openNew(
+  { environment }: CommandContext,
+  name: string,
+  shown: string,
+  format: string | null,
+  cache: ReturnType<typeof sourceCache>,
+): Promise<ToolImage> {
+  try {
+    return await openToolImage(environment(), { name, format, imageOpts: false, cache });
+  } catch (error) {
+    throw prefixed(`Could not open new backing file '${shown}': `, error);
+  }
+}
+
+async function changeBacking(node: BlockNode, backing: string | null, format: string | null): Promise<void> {
+  try {
+    await writeBackingName(node, backing === null ? null : { filename: backing, format });
+  } catch (error) {
+    throw prefixed(`Could not change the backing file to '${backing ?? ''}': `, error);
+  }
+}
+
+/**
+ * Copies into the image what its old and its new backing image show differently. `prefix`: the new backing image where it
+ * is one of the old chain's; what the images above it do not hold is the same then.
+ */
+async function copyDifferences(
+  image: ToolImage,
+  prefix: BlockNode | null,
+  next: BlockBackend | null,
+  compress: boolean,
+  progress: Progress,
+): Promise<void> {
+  const { node, backend } = image;
+  const old = cowChild(skipFilters(node))?.node ?? null;
+  const total = node.totalBytes;
+  const { graphLock } = node.layer;
+  const clusterBytes = (await infoOrNull(node))?.clusterSizeBytes ?? 65536;
+  const [mine, theirs] = [allocateIoMemory(PIECE_BYTES), allocateIoMemory(PIECE_BYTES)];
+  const copy = async (at: number, bytes: number): Promise<void> => {
+    await backend.preadv(at, bytes, vectorOf(mine, 0, bytes), 0);
+    await readPast(next, at, bytes, theirs);
+    for (let from = 0; from < bytes; ) {
+      const run = differingRun(mine.buf, theirs.buf, from, bytes, clusterBytes);
+      if (run === null) break;
+      await write(image, mine, at, run.from, run.to, compress);
+      from = run.to;
+    }
+  };
+  for (let at = 0; at < total; ) {
+    const limit = Math.min(total - at, STATUS_BYTES);
+    const own = await graphLock.withRead((guard) => blockStatusAbove(node, guard, old, false, at, limit));
+    let { bytes } = own;
+    if ((own.flags & Status.allocated) === 0 && old !== null) {
+      const below = await statusBelow(node, old, prefix, at, bytes);
+      bytes = below.bytes;
+      if (below.copy) {
+        // Whole clusters at once: part of one would be filled up from the old backing image first.
+        bytes = Math.min(bytes, PIECE_BYTES);
+        if (bytes > clusterBytes && at + bytes < total) bytes -= (at + bytes) % clusterBytes;
+        await copy(at, bytes);
+      }
+    }
+    at += bytes;
+    progress.add((bytes / total) * 100);
+  }
+}
+
+/** Whether the range may show something else with the new backing image. */
+async function statusBelow(
+  node: BlockNode,
+  old: BlockNode,
+  prefix: BlockNode | null,
+  offset: number,
+  bytes: number,
+): Promise<{ readonly bytes: number; readonly copy: boolean }> {
+  if (prefix === null) return { bytes, copy: true };
+  const found = await node.layer.graphLock.withRead((guard) =>
+    blockStatusAbove(old, guard, prefix, false, offset, bytes),
+  );
+  // Past the end of the old backing image the new one would show.
+  if (found.bytes === 0) return { bytes, copy: true };
+  return { bytes: found.bytes, copy: (found.flags & Status.allocated) !== 0 };
+}
+
+/** Reads what the new backing image shows; past its end, and without one, there are zeroes. */
+async function readPast(
+  next: BlockBackend | null,
+  offset: number,
+  bytes: number,
+  into: IoMemory,
+): Promise<void> {
+  const there = next === null ? 0 : Math.max(0, Math.min(bytes, next.node.totalBytes - offset));
+  if (there > 0) await next!.preadv(offset, there, vectorOf(into, 0, there), 0);
+  into.buf.fill(0, there, bytes);
+}
+
+/** The next run of whole clusters, from `from` on, that differ; null: there is none. */
+function differingRun(
+  one: Buffer,
+  two: Buffer,
+  from: number,
+  end: number,
+  clusterBytes: number,
+): { readonly from: number; readonly to: number } | null {
+  const differs = (at: number): boolean => {
+    const to = Math.min(at + clusterBytes, end);
+    return one.compare(two, at, to, at, to) !== 0;
+  };
+  let start = from;
+  while (start < end && !differs(start)) start += clusterBytes;
+  if (start >= end) return null;
+  let to = start + clusterBytes;
+  while (to < end && differs(to)) to += clusterBytes;
+  return { from: start, to: Math.min(to, end) };
+}
+
+/** Writes [from, to) of the buffer, which has been read from `at`, into the image. */
+async function write(
+  { backend, writeFlags }: ToolImage,
+  { buf }: IoMemory,
+  at: number,
+  from: number,
+  to: number,
+  compress: boolean,
+): Promise<void> {
+  const memory = allocateIoMemory(to - from);
+  buf.copy(memory.buf, 0, from, to);
+  const vector = vectorOf(memory);
+  if (isZero(memory.buf)) await backend.pwriteZeroes(at + from, to - from, writeFlags | Req.mayUnmap);
+  else if (compress) await backend.pwritevCompressed(at + from, to - from, vector);
+  else await backend.pwritev(at + from, to - from, vector, writeFlags);
+}
