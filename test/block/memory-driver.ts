@@ -115,6 +115,7 @@ export function memoryDriver(disk: MemoryDisk): BlockDriver {
     },
     amend: () => plain('amend'),
     changeBackingFile: () => plain('changeBackingFile'),
+    makeEmpty: () => plain('makeEmpty'),
     preadvSnapshot: () => plain('preadvSnapshot'),
     async copyRangeFrom() {
       await plain('copyRangeFrom');

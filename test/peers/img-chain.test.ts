@@ -9,7 +9,8 @@ const plain = (text: string): string =>
     .replace(/( +\(\d+\.\d\d\/100%\)\r?)+/g, '(progress)')
     .replace(/completed in \d+\.\d+ s/g, 'completed in N s')
     .replace(/#block\d+/g, '#block')
-    .replace(/disk size: .*/g, 'disk size: SIZE');
+    .replace(/disk size: .*/g, 'disk size: SIZE')
+    .replace(/Image end offset: \d+/g, 'Image end offset: N');
 
 const CASES: Readonly<Record<string, ToolCase>> = {
   'commit, command lines': {
@@ -61,8 +62,8 @@ const CASES: Readonly<Record<string, ToolCase>> = {
   },
   'commit of version 2': {
     run: [
-      'create -q -f qcow2 -o compat=0.10 -b v2 -F qcow2 q',
-      'convert -n -f raw -O qcow2 zeroes q',
+      'create -q -f qcow2 -o compat=0.10 -b v2 -F qcow2 q 2M',
+      'convert -n -f raw -O qcow2 full q',
       'commit q',
     ],
     images: ['v2', 'q'],
