@@ -3,8 +3,8 @@
 import { lookUpBitmap } from '../../block/bitmaps/dirty-bitmap.ts';
 import type { BlockNode } from '../../block/graph/node.ts';
 import { addBitmap, changeBitmap, mergeBitmaps } from '../../commands/bitmap.ts';
-import { BlockError } from '../../errors/error.ts';
-import { openNamedImage, prefixed } from '../common/environment.ts';
+import { BlockError, prefixed } from '../../errors/error.ts';
+import { openNamedImage } from '../common/environment.ts';
 import {
   type CommandContext,
   checkFormatGiven,

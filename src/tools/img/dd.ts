@@ -2,8 +2,8 @@
 
 import { createMover, moveExtent, updateUseOfKernel } from '../../block/copy/mover.ts';
 import { strerror } from '../../errors/errno.ts';
-import { BlockError, errnoOf } from '../../errors/error.ts';
-import { openNamedImage, prefixed } from '../common/environment.ts';
+import { BlockError, errnoOf, prefixed } from '../../errors/error.ts';
+import { openNamedImage } from '../common/environment.ts';
 import {
   type CommandContext,
   checkFormatGiven,

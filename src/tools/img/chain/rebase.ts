@@ -16,8 +16,8 @@ import { blockStatusAbove } from '../../../block/io/status-chain.ts';
 import { findBackingImage, writeBackingName } from '../../../block/open/backing-image.ts';
 import { relativeName } from '../../../block/open/image-name.ts';
 import { E } from '../../../errors/errno.ts';
-import { BlockError } from '../../../errors/error.ts';
-import { openNamedImage, openToolImage, prefixed, type ToolImage } from '../../common/environment.ts';
+import { BlockError, prefixed } from '../../../errors/error.ts';
+import { openNamedImage, openToolImage, type ToolImage } from '../../common/environment.ts';
 import { createProgress, type Progress } from '../../common/progress.ts';
 import {
   type CommandContext,
