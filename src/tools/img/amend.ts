@@ -15,8 +15,8 @@ import {
   readOptions,
   targetCache,
   UsageError,
-} from './command.ts';
-import { asksForHelp, findFormat, optionHelp, parseValues } from './creation.ts';
+} from './common/command.ts';
+import { asksForHelp, findFormat, optionHelp, parseValues } from './common/creation.ts';
 
 const OPTIONS = {
   help: HELP,

@@ -16,7 +16,7 @@ import {
   readOptions,
   readSize,
   UsageError,
-} from './command.ts';
+} from './common/command.ts';
 
 const OPTIONS = {
   help: HELP,

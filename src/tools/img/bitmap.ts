@@ -13,7 +13,7 @@ import {
   OBJECT,
   readOptions,
   readSize,
-} from './command.ts';
+} from './common/command.ts';
 
 const OPTIONS = {
   help: HELP,

@@ -21,7 +21,7 @@ import {
   readOptions,
   sourceCache,
   UsageError,
-} from './command.ts';
+} from './common/command.ts';
 
 const OPTIONS = {
   help: HELP,

@@ -14,7 +14,7 @@ import {
   readOptions,
   readSize,
   UsageError,
-} from './command.ts';
+} from './common/command.ts';
 import {
   asksForHelp,
   checkCreatable,
@@ -25,7 +25,7 @@ import {
   optionHelp,
   parseValues,
   type Values,
-} from './creation.ts';
+} from './common/creation.ts';
 
 const OPTIONS = {
   help: HELP,

@@ -13,9 +13,9 @@ import {
   OBJECT,
   readOptions,
   readSize,
-} from './command.ts';
+} from './common/command.ts';
+import { findFormat } from './common/creation.ts';
 import { makeImage } from './create.ts';
-import { findFormat } from './creation.ts';
 
 const OPTIONS = {
   help: HELP,

@@ -17,8 +17,8 @@ import {
   outputFormat,
   readOptions,
   UsageError,
-} from './command.ts';
-import { describeImage } from './image-text.ts';
+} from './common/command.ts';
+import { describeImage } from './common/image-text.ts';
 
 const OPTIONS = {
   help: HELP,

@@ -5,7 +5,7 @@ import { restoreWords } from '../../aio/host/names.ts';
 import { createEnvironment, type ToolEnvironment } from '../common/environment.ts';
 import { createGetopt } from '../common/getopt.ts';
 import { createToolOutput, type ToolOutput } from '../common/output.ts';
-import { EarlyExit, type ImgCommand, optionError, UsageError } from './command.ts';
+import { EarlyExit, type ImgCommand, optionError, UsageError } from './common/command.ts';
 
 /** Each loads its command: a tool that runs for the blink of an eye loads no more than it needs. */
 const COMMANDS: Readonly<Record<string, () => Promise<ImgCommand>>> = {
@@ -42,11 +42,11 @@ async function run(
   for (let item = getopt.next(); item !== null; item = getopt.next()) {
     if (item.kind === 'error') throw optionError(item.problem, item.word);
     if (item.name === 'help') {
-      output.print((await import('./help.ts')).usage(output.program));
+      output.print((await import('./common/help.ts')).usage(output.program));
       return 0;
     }
     if (item.name === 'version') {
-      output.print((await import('./help.ts')).versionText(output.program));
+      output.print((await import('./common/help.ts')).versionText(output.program));
       return 0;
     }
     if (!/[*?=,]/.test(item.value)) output.warn(`trace event '${item.value}' does not exist`);

@@ -18,7 +18,7 @@ import {
   readOptions,
   readSize,
   UsageError,
-} from './command.ts';
+} from './common/command.ts';
 
 const OPTIONS = {
   help: HELP,

@@ -20,9 +20,9 @@ import {
   outputFormat,
   readOptions,
   readSize,
-} from './command.ts';
-import { creationOptions, findFormat, parseValues, type Values } from './creation.ts';
-import { loadSnapshot, parseSnapshotParam, type SnapshotParam } from './snapshot-param.ts';
+} from './common/command.ts';
+import { creationOptions, findFormat, parseValues, type Values } from './common/creation.ts';
+import { loadSnapshot, parseSnapshotParam, type SnapshotParam } from './common/snapshot-param.ts';
 
 const OPTIONS = {
   help: HELP,

@@ -11,8 +11,8 @@ import {
   OBJECT,
   readOptions,
   UsageError,
-} from './command.ts';
-import { parseSizeValue } from './creation.ts';
+} from './common/command.ts';
+import { parseSizeValue } from './common/creation.ts';
 
 const OPTIONS = {
   help: HELP,

@@ -14,8 +14,8 @@ import {
   OBJECT,
   readOptions,
   UsageError,
-} from './command.ts';
-import { snapshotLines } from './image-text.ts';
+} from './common/command.ts';
+import { snapshotLines } from './common/image-text.ts';
 
 const OPTIONS = {
   help: HELP,

@@ -27,8 +27,8 @@ import {
   readOptions,
   targetCache,
   UsageError,
-} from '../command.ts';
-import { createPace, type Pace, parseRate } from '../pace.ts';
+} from '../common/command.ts';
+import { createPace, type Pace, parseRate } from '../common/pace.ts';
 
 const OPTIONS = {
   help: HELP,

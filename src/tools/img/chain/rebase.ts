@@ -30,7 +30,7 @@ import {
   sourceCache,
   targetCache,
   UsageError,
-} from '../command.ts';
+} from '../common/command.ts';
 
 const OPTIONS = {
   help: HELP,

@@ -14,10 +14,10 @@ import {
   readOptions,
   readSize,
   sourceCache,
-} from '../command.ts';
+} from '../common/command.ts';
+import { asksForHelp } from '../common/creation.ts';
+import { loadSnapshot, parseSnapshotParam, type SnapshotParam } from '../common/snapshot-param.ts';
 import { printHelp } from '../create.ts';
-import { asksForHelp } from '../creation.ts';
-import { loadSnapshot, parseSnapshotParam, type SnapshotParam } from '../snapshot-param.ts';
 import { copyBitmaps } from './bitmaps.ts';
 import { Copy, PIECE_BYTES, type Source } from './copy.ts';
 import { openTarget, type TargetRequest } from './target.ts';

@@ -29,7 +29,7 @@ import { BlockError, errnoOf } from '../../../errors/error.ts';
 import type { ToolImage } from '../../common/environment.ts';
 import type { ToolOutput } from '../../common/output.ts';
 import type { Progress } from '../../common/progress.ts';
-import { createPace, type Pace } from '../pace.ts';
+import { createPace, type Pace } from '../common/pace.ts';
 import { firstRun, type ZeroRules } from './zero-runs.ts';
 
 /** Longest piece of data that is read and written at once. */

@@ -13,7 +13,7 @@ import {
   type ToolEnvironment,
   type ToolImage,
 } from '../../common/environment.ts';
-import { targetCache } from '../command.ts';
+import { targetCache } from '../common/command.ts';
 import {
   checkCreatable,
   creationOptions,
@@ -21,7 +21,7 @@ import {
   findProtocol,
   parseValues,
   type Values,
-} from '../creation.ts';
+} from '../common/creation.ts';
 import { checkBitmaps, keepsBitmaps } from './bitmaps.ts';
 import type { Source } from './copy.ts';
 

@@ -1,7 +1,7 @@
 /** The tool's help and version texts. */
 
-import { drivers } from '../../drivers/table.ts';
-import { PACKAGE_VERSION, VERSION_INFO } from '../../qmp/version.ts';
+import { drivers } from '../../../drivers/table.ts';
+import { PACKAGE_VERSION, VERSION_INFO } from '../../../qmp/version.ts';
 
 export function versionText(program: string): string {
   const { major, minor, micro } = VERSION_INFO.qemu;

@@ -5,11 +5,11 @@
  * something was printed instead of done, and any other error for a failure (exit status 1).
  */
 
-import { BlockError } from '../../errors/error.ts';
-import { addObject, type CacheMode, cacheMode, type ToolEnvironment } from '../common/environment.ts';
-import { createGetopt, type OptionTable } from '../common/getopt.ts';
-import type { ToolOutput } from '../common/output.ts';
-import { type ParsedSize, parseSize } from '../common/size.ts';
+import { BlockError } from '../../../errors/error.ts';
+import { addObject, type CacheMode, cacheMode, type ToolEnvironment } from '../../common/environment.ts';
+import { createGetopt, type OptionTable } from '../../common/getopt.ts';
+import type { ToolOutput } from '../../common/output.ts';
+import { type ParsedSize, parseSize } from '../../common/size.ts';
 import { usage } from './help.ts';
 
 export interface CommandContext {

@@ -4,13 +4,13 @@
  * A format's options come first, then those of the protocol that its file is made with.
  */
 
-import type { BlockDriver } from '../../block/contract/driver.ts';
-import type { CreateOption } from '../../block/contract/image.ts';
-import type { BlockLayer } from '../../block/layer.ts';
-import { protocolOptions, protocolPrefix } from '../../block/open/image-name.ts';
-import { BlockError } from '../../errors/error.ts';
-import { parseFlatOptions } from '../common/flat-options.ts';
-import { parseSize } from '../common/size.ts';
+import type { BlockDriver } from '../../../block/contract/driver.ts';
+import type { CreateOption } from '../../../block/contract/image.ts';
+import type { BlockLayer } from '../../../block/layer.ts';
+import { protocolOptions, protocolPrefix } from '../../../block/open/image-name.ts';
+import { BlockError } from '../../../errors/error.ts';
+import { parseFlatOptions } from '../../common/flat-options.ts';
+import { parseSize } from '../../common/size.ts';
 
 /** Values by option name: sizes and numbers as decimal digits, switches as on or off. */
 export type Values = Map<string, string>;

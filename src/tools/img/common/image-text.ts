@@ -1,8 +1,8 @@
 /** Images and snapshots as people read them: what `info` and `snapshot -l` print. */
 
-import type { ImageInfo, SnapshotInfo } from '../../../schema/generated/types.ts';
-import { memberLines } from '../common/member-lines.ts';
-import { humanSize } from '../common/size.ts';
+import type { ImageInfo, SnapshotInfo } from '../../../../schema/generated/types.ts';
+import { memberLines } from '../../common/member-lines.ts';
+import { humanSize } from '../../common/size.ts';
 
 /** The description of an image, with a line end behind each line. */
 export function describeImage(info: ImageInfo): string {

@@ -1,6 +1,6 @@
 /** A rate limit of a tool: bytes a second, spread evenly. */
 
-import type { ToolOutput } from '../common/output.ts';
+import type { ToolOutput } from '../../common/output.ts';
 import { readSize } from './command.ts';
 
 export interface Pace {

@@ -1,10 +1,10 @@
 /** The snapshot that -l names: its ID or name, or `snapshot.id=...,snapshot.name=...`; and showing its content. */
 
-import { drained } from '../../block/graph/drain.ts';
-import { BlockError, prefixed } from '../../errors/error.ts';
-import type { ToolImage } from '../common/environment.ts';
-import { parseFlatOptions } from '../common/flat-options.ts';
-import type { ToolOutput } from '../common/output.ts';
+import { drained } from '../../../block/graph/drain.ts';
+import { BlockError, prefixed } from '../../../errors/error.ts';
+import type { ToolImage } from '../../common/environment.ts';
+import { parseFlatOptions } from '../../common/flat-options.ts';
+import type { ToolOutput } from '../../common/output.ts';
 
 /** What is given must fit; `either`: an ID, or else a name. */
 export type SnapshotParam =
