@@ -64,6 +64,11 @@ const lazy = {
     probe: probeBochs,
     load: async () => (await import('./formats/bochs/driver.ts')).bochs as BlockDriver,
   },
+  cache: {
+    name: 'cache',
+    kind: 'filter',
+    load: async () => (await import('./filters/cache/cache.ts')).cache as BlockDriver,
+  },
   cloop: {
     name: 'cloop',
     kind: 'format',
@@ -169,6 +174,16 @@ const lazy = {
     name: 'quorum',
     kind: 'format',
     load: async () => (await import('./filters/quorum/quorum.ts')).quorum as BlockDriver,
+  },
+  readahead: {
+    name: 'readahead',
+    kind: 'filter',
+    load: async () => (await import('./filters/readahead.ts')).readahead as BlockDriver,
+  },
+  retry: {
+    name: 'retry',
+    kind: 'filter',
+    load: async () => (await import('./filters/retry.ts')).retry as BlockDriver,
   },
   'snapshot-access': {
     name: 'snapshot-access',

@@ -18,4 +18,4 @@ export function ownOptions(): string[] {
   );
 }
 
-export const OWN_DRIVERS: ReadonlySet<string> = new Set(['s3']);
+export const OWN_DRIVERS: ReadonlySet<string> = new Set(['cache', 'readahead', 'retry', 's3']);

@@ -1,7 +1,7 @@
 /** What filters pass on as it is: callbacks for their driver records, over the one node below. */
 
 import type { BlockDriver } from '../../block/contract/driver.ts';
-import { Status } from '../../block/contract/request.ts';
+import { Perm, type PermissionPair, Status } from '../../block/contract/request.ts';
 import type { BlockNode } from '../../block/graph/node.ts';
 import { co } from '../../block/io/callbacks.ts';
 
@@ -27,3 +27,12 @@ export const passOn = {
   truncate: (node, guard, length, exact, prealloc, zeroFill) =>
     co.truncate(filtered(node), guard, length, exact, prealloc, zeroFill),
 } satisfies Pick<BlockDriver, Shared>;
+
+/** Permissions of a filter that remembers what it has read: nobody else may change what is below. */
+export function soleWriter(
+  _node: BlockNode,
+  _roles: number,
+  { perm, shared }: PermissionPair,
+): PermissionPair {
+  return { perm, shared: shared & ~(Perm.write | Perm.resize) };
+}

@@ -66,7 +66,8 @@ const OUT_OF_ORDER_READS = 8;
 const FORGOTTEN_AFTER_READS = 64;
 
 export interface ReadWindows {
-  read(offset: number, vec: IoVector): Promise<void>;
+  /** `own` fetches what this read needs itself, `ahead` what later ones may; default: as it was created with. */
+  read(offset: number, vec: IoVector, own?: Fetch, ahead?: Fetch): Promise<void>;
   /** What is in the range has changed, or is about to. */
   invalidate(offset: number, bytes: number): void;
   /** Bytes of memory that pieces hold. */
@@ -108,7 +109,7 @@ export function createReadWindows(
     return low;
   }
 
-  function startPiece(offset: number, end: number): void {
+  function startPiece(offset: number, end: number, ahead: Fetch): void {
     const memory = allocateIoMemory(end - offset);
     const piece: Piece = {
       offset,
@@ -118,7 +119,7 @@ export function createReadWindows(
       takenBytes: 0,
       users: 0,
       dropped: false,
-      ready: fetch(offset, vectorOf(memory)).then(
+      ready: ahead(offset, vectorOf(memory)).then(
         () => {
           piece.arrived = true;
           return true;
@@ -172,7 +173,7 @@ export function createReadWindows(
     return null;
   }
 
-  function fill(stream: Stream): void {
+  function fill(stream: Stream, ahead: Fetch): void {
     const end = Math.min(sizeBytes(), stream.next + stream.windowBytes);
     const pieceBytes = Math.min(MAX_PIECE_BYTES, Math.max(MIN_PIECE_BYTES, stream.windowBytes / 4));
     stream.fetched = Math.max(stream.fetched, stream.next);
@@ -190,14 +191,14 @@ export function createReadWindows(
       );
       if (to > end && to < sizeBytes()) return;
       if (!makeRoom(to - stream.fetched)) return;
-      startPiece(stream.fetched, to);
+      startPiece(stream.fetched, to, ahead);
       stream.fetched = to;
     }
   }
 
   // ---- reads -------------------------------------------------------------------------------------------------
 
-  async function take(piece: Piece, offset: number, vec: IoVector): Promise<void> {
+  async function take(piece: Piece, offset: number, vec: IoVector, own: Fetch): Promise<void> {
     piece.users++;
     try {
       if (piece.arrived || (await piece.ready)) {
@@ -210,7 +211,7 @@ export function createReadWindows(
       piece.users--;
       if (piece.takenBytes >= piece.end - piece.offset) drop(piece);
     }
-    await fetch(offset, vec);
+    await own(offset, vec);
   }
 
   /** What the pieces have and what they have not, in order. */
@@ -228,10 +229,10 @@ export function createReadWindows(
     return parts;
   }
 
-  function start(offset: number, vec: IoVector): Promise<void>[] {
+  function start(offset: number, vec: IoVector, own: Fetch): Promise<void>[] {
     return plan(offset, offset + vec.bytes).map(({ from, to, piece }) => {
       const part = sliceVector(vec, from - offset, to - from);
-      return piece === null ? fetch(from, part) : take(piece, from, part);
+      return piece === null ? own(from, part) : take(piece, from, part, own);
     });
   }
 
@@ -242,12 +243,12 @@ export function createReadWindows(
   }
 
   return {
-    read(offset, vec) {
-      if (firstBytes === 0) return fetch(offset, vec);
+    read(offset, vec, own = fetch, ahead = fetch) {
+      if (firstBytes === 0) return own(offset, vec);
       const stream = follow(offset, offset + vec.bytes);
       reading++;
-      const running = start(offset, vec);
-      if (stream !== null && reading < BUSY_READS) fill(stream);
+      const running = start(offset, vec, own);
+      if (stream !== null && reading < BUSY_READS) fill(stream, ahead);
       const done = running.length === 1 ? running[0]! : all(running);
       return done.finally(() => reading--);
     },
