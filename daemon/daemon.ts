@@ -5,6 +5,7 @@
 import type { Commands } from '../schema/generated/types.ts';
 import { createEngine } from '../src/aio/create-engine.ts';
 import type { EngineKind } from '../src/aio/engine.ts';
+import { cancelDerivations, onLongDerivation } from '../src/aio/host/long-derivation.ts';
 import { asMonitor } from '../src/block/graph/debug.ts';
 import { BlockLayer } from '../src/block/layer.ts';
 import { ChardevTable } from '../src/chardev/table.ts';
@@ -37,7 +38,7 @@ export interface DaemonSettings {
 }
 
 /** How long requests to other servers may hold up the end. */
-const PATIENCE_AT_END_MS = 5000;
+const PATIENCE_AT_END_MS = 2000;
 
 export class Daemon {
   readonly context: CommandContext;
@@ -97,11 +98,9 @@ export class Daemon {
     };
     this.#state =
       stateFile === null ? null : createStateFile(stateFile, this.context, (text) => logger.error({}, text));
-    this.host = new SessionHost(
-      this.#watched(createDispatcher(this.context, commandTable, asMonitor)),
-      this.#events,
-      logger,
-    );
+    const dispatcher = createDispatcher(this.context, commandTable, asMonitor);
+    onLongDerivation(() => dispatcher.letOthersGo());
+    this.host = new SessionHost(this.#watched(dispatcher), this.#events, logger);
     this.#localSession = this.host.createLocalSession();
   }
 
@@ -116,6 +115,7 @@ export class Daemon {
     if (state === null) return dispatcher;
     return {
       has: (name) => dispatcher.has(name),
+      letOthersGo: () => dispatcher.letOthersGo(),
       execute: (name, args, session) => {
         if (name.startsWith('query-') || name === 'qmp_capabilities')
           return dispatcher.execute(name, args, session);
@@ -171,6 +171,8 @@ export class Daemon {
     };
     // A server that does not answer must not keep the daemon from ending.
     const impatience = setInterval(() => layer.cancelRequests(), PATIENCE_AT_END_MS);
+    cancelDerivations();
+    layer.giveUp();
     await attempt('closing the exports', () => exports.closeAll());
     await attempt('ending the jobs', () => endAllJobs(jobs));
     await attempt('closing the nodes', () => layer.closeAll());

@@ -4,9 +4,10 @@
 
 import type { Socket } from 'node:net';
 import type { SocketAddress } from '../schema/generated/types.ts';
+import { hasHungUp } from '../src/aio/host/hang-up.ts';
 import { listenOn } from '../src/aio/sockets.ts';
 import type { QmpListenOptions } from './qmp-address.ts';
-import { peerName, type SessionHost } from './sessions.ts';
+import { type OpenSession, peerName, type SessionHost } from './sessions.ts';
 
 /** Clients of one listener; more are turned away. */
 const MAX_CLIENTS = 256;
@@ -19,14 +20,15 @@ export interface QmpListener {
 }
 
 /** Serves one client over a socket. */
-function serveSocket(socket: Socket, host: SessionHost, pretty: boolean, peer: string): void {
-  if (socket.destroyed) return;
+function serveSocket(socket: Socket, host: SessionHost, pretty: boolean, peer: string): OpenSession | null {
+  if (socket.destroyed) return null;
   const session = host.open(
     {
       send: (text) => !socket.writable || socket.write(text, 'latin1'),
       close: () => socket.destroy(),
       pause: () => socket.pause(),
       resume: () => socket.resume(),
+      isGone: () => hasHungUp(socket),
     },
     pretty,
     peer,
@@ -36,6 +38,26 @@ function serveSocket(socket: Socket, host: SessionHost, pretty: boolean, peer: s
   socket.once('end', () => session.endOfInput(() => socket.end()));
   socket.once('close', () => session.disconnected());
   socket.resume();
+  return session;
+}
+
+interface Client {
+  readonly sinceMs: number;
+  session: OpenSession | null;
+}
+
+/** How long a client may take to negotiate before it makes way for another. */
+const NEGOTIATION_MS = 5000;
+
+/** Cuts off the oldest of the clients that have not negotiated; false when there is none that had its time. */
+function makeWay(clients: ReadonlyMap<Socket, Client>): boolean {
+  const latest = performance.now() - NEGOTIATION_MS;
+  for (const [socket, { sinceMs, session }] of clients) {
+    if (sinceMs > latest || session?.negotiated === true) continue;
+    socket.destroy();
+    return true;
+  }
+  return false;
 }
 
 async function listenSocket(
@@ -43,18 +65,21 @@ async function listenSocket(
   host: SessionHost,
   pretty: boolean,
 ): Promise<QmpListener> {
-  const clients = new Set<Socket>();
+  const clients = new Map<Socket, Client>();
   const accept = (socket: Socket): void => {
     socket.on('error', () => undefined); // 'close' follows
     const peer = peerName(socket);
-    if (clients.size >= MAX_CLIENTS) {
+    if (clients.size >= MAX_CLIENTS && !makeWay(clients)) {
       host.refused(peer, `there are ${MAX_CLIENTS} already`);
       socket.destroy();
       return;
     }
-    clients.add(socket);
+    const client: Client = { sinceMs: performance.now(), session: null };
+    clients.set(socket, client);
     socket.once('close', () => clients.delete(socket));
-    host.whenServing(() => serveSocket(socket, host, pretty, peer));
+    host.whenServing(() => {
+      client.session = serveSocket(socket, host, pretty, peer);
+    });
   };
   const listener = await listenOn(address, accept, { pauseOnConnect: true, allowHalfOpen: true });
   const [bound = address] = listener.addresses;
@@ -65,7 +90,7 @@ async function listenSocket(
         : `unix:${bound.type === 'unix' ? bound.path : ''}`,
     close: () => {
       listener.close();
-      for (const socket of clients) socket.destroySoon();
+      for (const socket of clients.keys()) socket.destroySoon();
     },
   };
 }

@@ -6,6 +6,7 @@
  */
 
 import type { Socket } from 'node:net';
+import { clientMemory } from '../src/aio/host/client-memory.ts';
 import type { Dispatcher } from '../src/qmp/dispatch.ts';
 import type { EventHub } from '../src/qmp/events.ts';
 import { QmpSession, type SessionOptions } from '../src/qmp/session.ts';
@@ -17,12 +18,24 @@ export function peerName({ remoteAddress, remotePort }: Socket): string {
 }
 
 /** A connection, as the session sees it. */
-export type Transport = Pick<SessionOptions, 'send' | 'wholeMessages' | 'close' | 'pause' | 'resume'>;
+export type Transport = Pick<SessionOptions, 'send' | 'wholeMessages' | 'close' | 'pause' | 'resume'> & {
+  /** Bytes of messages that have not arrived whole. */
+  readonly heldBytes?: () => number;
+  /** Whether the client has gone, which nobody notices who does not read. */
+  readonly isGone?: () => boolean;
+};
+
+/** What a session may hold without anybody's leave. */
+const FREE_BYTES = 1024 * 1024;
 
 /** A session that has been opened; the transport tells it what happens. */
 export interface OpenSession {
   receive(bytes: Uint8Array): void;
   drained(): void;
+  /** What the transport holds of input has changed. */
+  held(): void;
+  /** The client is through the negotiation of capabilities. */
+  readonly negotiated: boolean;
   /** The client sends no more; `whenAnswered` is called once what it has sent is answered. */
   endOfInput(whenAnswered: () => void): void;
   /** The connection has gone. */
@@ -60,8 +73,45 @@ export class SessionHost {
   /** Opens a session and greets the client; `peer` names it in the log. */
   open(transport: Transport, pretty: boolean, peer: string): OpenSession {
     const logger = this.#logger;
+    const holder = clientMemory.open(() => {
+      logger.warn({ peer }, 'QMP client cut off: it holds memory that others wait for');
+      transport.close();
+    }, transport.isGone);
+    // Reading stops while the session has enough to do, and while there is no memory for more.
+    let isBusy = false;
+    let lacksMemory = false;
+    const settle = (): void => {
+      if (isBusy || lacksMemory) transport.pause();
+      else transport.resume();
+    };
+    const account = (): void => {
+      const bytes = session.heldBytes + (transport.heldBytes?.() ?? 0);
+      const more = bytes - holder.bytes;
+      if (more > 0 && bytes > FREE_BYTES && !clientMemory.fits(more, false) && !lacksMemory) {
+        lacksMemory = true;
+        settle();
+        clientMemory.wait(goOn);
+      }
+      clientMemory.set(holder, bytes);
+    };
+    const goOn = (): void => {
+      if (!clientMemory.fits(FREE_BYTES, false)) {
+        clientMemory.wait(goOn);
+        return;
+      }
+      lacksMemory = false;
+      settle();
+    };
     const session = new QmpSession({
       ...transport,
+      pause: () => {
+        isBusy = true;
+        settle();
+      },
+      resume: () => {
+        isBusy = false;
+        settle();
+      },
       dispatcher: logged(this.#dispatcher, logger, peer),
       pretty,
       reportBug: (error) => logger.error({ err: error, peer }, 'a command failed in an unexpected way'),
@@ -71,13 +121,24 @@ export class SessionHost {
     session.start();
     logger.info({ peer }, 'QMP client connected');
     return {
-      receive: (bytes) => session.receive(bytes),
-      drained: () => session.drained(),
+      receive: (bytes) => {
+        session.receive(bytes);
+        account();
+      },
+      held: account,
+      drained: () => {
+        session.drained();
+        account();
+      },
+      get negotiated() {
+        return session.negotiated;
+      },
       endOfInput: (whenAnswered) => session.endOfInput(whenAnswered),
       disconnected: () => {
         this.#open.delete(session);
         unsubscribe();
         session.disconnected();
+        clientMemory.close(holder);
         logger.info({ peer }, 'QMP client disconnected');
       },
     };
@@ -110,6 +171,7 @@ function logged(dispatcher: Dispatcher, logger: Logger, peer: string): Dispatche
     );
   return {
     has: (name) => dispatcher.has(name),
+    letOthersGo: () => dispatcher.letOthersGo(),
     execute(name, args, session) {
       logger.debug({ peer, command: name }, 'QMP command');
       try {

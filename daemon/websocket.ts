@@ -10,8 +10,10 @@ import { randomBytes, timingSafeEqual } from 'node:crypto';
 import { rmSync, writeFileSync } from 'node:fs';
 import { createServer, type IncomingMessage, type Server, STATUS_CODES } from 'node:http';
 import type { Socket } from 'node:net';
-import path from 'node:path';
+import type { Duplex } from 'node:stream';
 import { type WebSocket, WebSocketServer } from 'ws';
+import { hasHungUp } from '../src/aio/host/hang-up.ts';
+import { absoluteName, hostPath } from '../src/aio/host/names.ts';
 import { BlockError, errnoError, errnoOf } from '../src/errors/error.ts';
 import { JSON_LIMITS } from '../src/qmp/json-parse.ts';
 import type { QmpListenOptions } from './qmp-address.ts';
@@ -75,8 +77,16 @@ function refusalText(status: 401 | 403 | 503): string {
   return `${[...head, `Content-Length: ${Buffer.byteLength(body)}`].join('\r\n')}\r\n\r\n${body}`;
 }
 
-function serveClient(client: WebSocket, host: SessionHost, pretty: boolean, peer: string): void {
+function serveClient(
+  client: WebSocket,
+  socket: Duplex,
+  host: SessionHost,
+  pretty: boolean,
+  peer: string,
+): void {
   let congested = false;
+  // What ws keeps until a message is whole: the bytes since the last one.
+  let arrivedBytes = 0;
   const session = host.open(
     {
       send: (text) => {
@@ -90,6 +100,8 @@ function serveClient(client: WebSocket, host: SessionHost, pretty: boolean, peer
         return !congested;
       },
       wholeMessages: true,
+      heldBytes: () => arrivedBytes,
+      isGone: () => hasHungUp(socket),
       close: () => client.terminate(),
       pause: () => client.pause(),
       resume: () => client.resume(),
@@ -97,7 +109,12 @@ function serveClient(client: WebSocket, host: SessionHost, pretty: boolean, peer
     pretty,
     peer,
   );
+  socket.on('data', (data: Buffer) => {
+    arrivedBytes += data.length;
+    if (arrivedBytes > data.length) session.held();
+  });
   client.on('message', (data: Buffer, isBinary) => {
+    arrivedBytes = 0;
     if (isBinary) client.close(1003, 'text messages only');
     // The end of a message ends a number or a word, as a space between values does on a stream.
     else session.receive(Buffer.concat([data, Buffer.from('\n')]));
@@ -118,16 +135,45 @@ function listen(server: Server, host: string, port: string): Promise<number> {
   });
 }
 
+/** Times in milliseconds for what comes before the upgrade: it is one short request. */
+const IMPATIENCE = {
+  headersTimeout: 5000,
+  requestTimeout: 5000,
+  keepAliveTimeout: 1000,
+  connectionsCheckingInterval: 1000,
+} as const;
+/** Connections that have not upgraded yet; of more the oldest goes. */
+const MAX_UPGRADING = 64;
+
+function limitUpgrades(server: Server): void {
+  const upgrading = new Set<Duplex>();
+  server.on('connection', (socket) => {
+    upgrading.add(socket);
+    socket.once('close', () => upgrading.delete(socket));
+    const [oldest] = upgrading;
+    if (upgrading.size > MAX_UPGRADING) oldest?.destroy();
+    // A client that never says anything is not looked at by the checks of requests.
+    const timer = setTimeout(() => {
+      if (upgrading.has(socket)) socket.destroy();
+    }, 2 * IMPATIENCE.headersTimeout).unref();
+    socket.once('close', () => clearTimeout(timer));
+  });
+  server.on('upgrade', (_request, socket) => {
+    // A refused one stays among them until it has gone.
+    setImmediate(() => socket.writableEnded || upgrading.delete(socket));
+  });
+}
+
 /** Makes the token file; returns what removes it. */
 function writeTokenFile(name: string, token: string): () => void {
-  const file = path.resolve(name);
+  const file = absoluteName(name);
   try {
-    rmSync(file, { force: true });
-    writeFileSync(file, `${token}\n`, { mode: 0o600, flag: 'wx' });
+    rmSync(hostPath(file), { force: true });
+    writeFileSync(hostPath(file), `${token}\n`, { mode: 0o600, flag: 'wx' });
   } catch (error) {
     throw errnoError(`Could not create '${name}'`, errnoOf(error));
   }
-  return () => rmSync(file, { force: true });
+  return () => rmSync(hostPath(file), { force: true });
 }
 
 /** Starts a WebSocket listener. */
@@ -148,10 +194,11 @@ export async function startWebSocketListener(
   const token = options.token ?? randomBytes(18).toString('base64url');
   const removeTokenFile =
     options.tokenFile === null ? () => undefined : writeTokenFile(options.tokenFile, token);
-  const server = createServer((_request, response) => {
+  const server = createServer(IMPATIENCE, (_request, response) => {
     const headers = { Upgrade: 'websocket', Connection: 'Upgrade', 'Content-Type': 'text/plain' };
     response.writeHead(426, headers).end(`${REASONS[426]}\n`);
   });
+  limitUpgrades(server);
   const sockets = new WebSocketServer({
     noServer: true,
     maxPayload: JSON_LIMITS.bytes,
@@ -162,12 +209,13 @@ export async function startWebSocketListener(
     const refusal = sockets.clients.size >= maxClients ? 503 : refusalOf(request, token);
     if (refusal !== null) {
       host.refused(peerName(socket as Socket), `${refusal} ${STATUS_CODES[refusal]}`);
-      socket.end(refusalText(refusal));
+      // Its own end is not waited for: a client that stays would keep the descriptor.
+      socket.end(refusalText(refusal), () => socket.destroy());
       return;
     }
     host.whenServing(() =>
       sockets.handleUpgrade(request, socket, head, (client) =>
-        serveClient(client, host, options.pretty, peerName(socket as Socket)),
+        serveClient(client, socket, host, options.pretty, peerName(socket as Socket)),
       ),
     );
   });

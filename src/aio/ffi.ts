@@ -148,6 +148,18 @@ export function setBlocking(fd: number): number {
   return flags < 0 ? flags : negErrno(cFcntl(fd, F_SETFL, 'int', flags & ~O_NONBLOCK));
 }
 
+const cPoll = libc.func('poll', 'int', ['uintptr_t', 'ulong', 'int']);
+const pollFd = Buffer.allocUnsafeSlow(8);
+const pollFdAddr = addressOf(pollFd);
+
+/** poll(2) of one descriptor without waiting: what has happened (revents). */
+export function pollNow(fd: number, events: number): number {
+  pollFd.writeInt32LE(fd, 0);
+  pollFd.writeInt16LE(events, 4);
+  pollFd.writeInt16LE(0, 6);
+  return cPoll(pollFdAddr, 1, 0) > 0 ? pollFd.readUInt16LE(6) : 0;
+}
+
 // ---- the process ---------------------------------------------------------------------------------------------
 
 const cClockGettime = libc.func('clock_gettime', 'int', ['int', 'uintptr_t']);

@@ -278,6 +278,11 @@ export class BlockLayer {
     return this.#ending.signal;
   }
 
+  /** The end is near: what is opening, and work that takes long, gives up. closeAll follows. */
+  giveUp(): void {
+    this.#ending.abort();
+  }
+
   /** Makes closeAll wait for what an opening node waits for. */
   async whileOpening<T>(waiting: Promise<T>): Promise<T> {
     this.#waiting.add(waiting);

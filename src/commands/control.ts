@@ -1,5 +1,6 @@
 /** Commands of schema/control.json: negotiation, version, list of commands, end of the daemon. */
 
+import { cancelDerivations } from '../aio/host/long-derivation.ts';
 import { endAllJobs } from '../jobs/end-all.ts';
 import type { JobTable } from '../jobs/job-common.ts';
 import type { Handlers } from '../qmp/dispatch.ts';
@@ -27,6 +28,7 @@ export const controlCommands = {
   quit: async (context, _args, session) => {
     // Clients of the exports and the jobs are gone, and the monitors know it, when quit is answered.
     await context.exports.closeAll();
+    cancelDerivations();
     await endAllJobs(context.jobs);
     session.finish(() => context.requestShutdown());
     return {};

@@ -29,7 +29,18 @@ export interface Dispatcher {
    * asynchronously.
    */
   execute(name: string, args: JsonObject | undefined, session: QmpSession): unknown;
+  /** The command that runs waits for something that takes long: others need not wait for it, where that is safe. */
+  letOthersGo(): void;
 }
+
+/**
+ * Commands whose long waits nobody else has to wait for: what they wait in has no name yet, so that no other command
+ * can come upon it.
+ */
+const LETS_OTHERS_GO: ReadonlySet<string> = new Set(['blockdev-add']);
+
+/** How long `quit` waits for a command that runs. */
+const QUIT_PATIENCE_MS = 2000;
 
 /** Commands that only touch the session they came by; they never wait for others. */
 const OF_THE_SESSION: ReadonlySet<string> = new Set(['qmp_capabilities']);
@@ -45,10 +56,15 @@ export function createDispatcher<C>(
 ): Dispatcher {
   /** Resolves when the last command that was begun has ended; null when none is under way. */
   let last: Promise<void> | null = null;
+  /** Lets what waits for the command that was begun last go on. */
+  let letGo: (() => void) | null = null;
   const execute = (name: CommandName, args: JsonObject | undefined, session: QmpSession): unknown =>
     around(() => run(context, handlers, name, args, session));
-  const next = (result: Promise<unknown>): Promise<unknown> => {
-    const ended: Promise<void> = result.then(nothing, nothing).then(() => {
+  const next = (name: string, result: Promise<unknown>): Promise<unknown> => {
+    const released = new Promise<void>((resolve) => {
+      letGo = LETS_OTHERS_GO.has(name) ? resolve : null;
+    });
+    const ended: Promise<void> = Promise.race([result.then(nothing, nothing), released]).then(() => {
       if (last === ended) last = null;
     });
     last = ended;
@@ -59,11 +75,24 @@ export function createDispatcher<C>(
     execute: (name, args, session) => {
       if (!isCommand(name)) throw commandNotFound(`The command ${name} has not been found`);
       if (OF_THE_SESSION.has(name)) return execute(name, args, session);
-      if (last !== null) return next(last.then(() => execute(name, args, session)));
+      if (last !== null) {
+        const turn = name === 'quit' ? Promise.race([last, patience()]) : last;
+        return next(
+          name,
+          turn.then(() => execute(name, args, session)),
+        );
+      }
       const result = execute(name, args, session);
-      return result instanceof Promise ? next(result) : result;
+      return result instanceof Promise ? next(name, result) : result;
     },
+    letOthersGo: () => letGo?.(),
   };
+}
+
+function patience(): Promise<void> {
+  return new Promise((resolve) => {
+    setTimeout(resolve, QUIT_PATIENCE_MS).unref();
+  });
 }
 
 function nothing(): void {

@@ -40,6 +40,8 @@ export interface SessionOptions {
 /** In-band commands that wait while one runs, with the oob capability and without. */
 const QUEUE_MAX = 8;
 const QUEUE_MAX_WITHOUT_OOB = 1;
+/** How long `quit` waits for the command before it. */
+const QUIT_PATIENCE_MS = 2000;
 /** Milliseconds after which a session that has more to read and run lets others have a turn. */
 const TURN_MS = 5;
 /** Characters of events that may wait for a client that does not read. */
@@ -88,6 +90,11 @@ export class QmpSession {
   /** Capabilities have been negotiated: events are wanted. */
   get negotiated(): boolean {
     return this.#state === 'command' || this.#state === 'finished';
+  }
+
+  /** Memory that the client's messages take which have not been answered, about. */
+  get heldBytes(): number {
+    return this.#inputBytes + this.#reader.heldBytes;
   }
 
   get pretty(): boolean {
@@ -211,9 +218,21 @@ export class QmpSession {
     if (item === null) return this.#reader.busy || this.#nextInput();
     const queued = this.#toRequest(item);
     if (this.#isOutOfBand(item)) this.#answerOutOfBand(queued);
-    else if (this.#busy) this.#queue.push(queued);
+    else if (this.#busy) this.#enqueue(queued);
     else this.#run(queued);
     return true;
+  }
+
+  /** A command waits for the one that runs; the end of the daemon does so for a while only. */
+  #enqueue(queued: Queued): void {
+    this.#queue.push(queued);
+    if ('error' in queued || queued.name !== 'quit') return;
+    setTimeout(() => {
+      const index = this.#queue.indexOf(queued);
+      if (index < 0 || this.#state !== 'command') return;
+      this.#queue.splice(index, 1);
+      this.#run(queued);
+    }, QUIT_PATIENCE_MS).unref();
   }
 
   /** Messages that overtake what is queued, were they even wrong. */

@@ -121,6 +121,8 @@ export interface CreateProgress {
   update(done: number, total: number): void;
   /** Awaited between the checks that need no I/O and the rest: what asked for the work may go on from here. */
   checked?(): Promise<void>;
+  /** Nobody wants the result any more; asked in between, and the work ends with ECANCELED. */
+  isCancelled?(): boolean;
 }
 
 export type PreallocMode = 'off' | 'metadata' | 'falloc' | 'full';

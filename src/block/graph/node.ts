@@ -95,6 +95,8 @@ export class BlockNode<S = unknown> {
   optionsInEffect: FlatOptions = {};
   /** The node that defines this one inline, and passes options on to it. */
   inheritsFrom: BlockNode | null = null;
+  /** The image whose backing image this one is being opened as; null for all others. */
+  overlay: BlockNode | null = null;
   /** Set by the driver's open; valid from then until close. */
   state!: S;
   /** May turn true while opening (auto-read-only). */
@@ -125,6 +127,8 @@ export class BlockNode<S = unknown> {
   readonly tracked: TrackedList = createTrackedList();
   /** Depth of drained sections; new requests from outside wait while it is not 0. */
   quiesced = 0;
+  /** Whether nobody waits any more for the long work under way in here, such as preallocation. Set by who began it. */
+  isUnwanted: () => boolean = () => false;
   /** How many wait for requests in here or above: not 0, they wait for nothing but I/O. */
   hurried = 0;
   /** Woken when inFlight returns to 0. */

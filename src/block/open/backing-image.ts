@@ -41,6 +41,17 @@ function isSameFile(overlay: BlockNode, filename: string, node: BlockNode): bool
   }
 }
 
+/** Whether two names are those of one file. */
+export function isSameName(one: string, other: string): boolean {
+  if (one === other) return true;
+  if (protocolPrefix(one) !== null || protocolPrefix(other) !== null) return false;
+  try {
+    return realPath(one) === realPath(other);
+  } catch {
+    return false;
+  }
+}
+
 function realPath(name: string): string {
   return textOfBytes(realpathSync(hostPath(name), 'buffer'));
 }

@@ -6,6 +6,7 @@
  * its parent where it does not set them itself; discards always reach it, because the parent decides about them.
  */
 
+import { E } from '../../errors/errno.ts';
 import { BlockError, errnoError, errnoOf, InvariantError, prefixed } from '../../errors/error.ts';
 import type { BlockDriver, OpenContext, OpenPurpose } from '../contract/driver.ts';
 import type { DriverFace } from '../contract/face.ts';
@@ -17,7 +18,8 @@ import { coRefreshLength } from '../graph/length.ts';
 import { type BlockChild, BlockNode, type NodeSettings, refreshLimits } from '../graph/node.ts';
 import { refreshPermissions } from '../graph/permissions.ts';
 import type { BlockLayer } from '../layer.ts';
-import { absoluteBackingName, probeFormat, protocolOptions, protocolPrefix } from './image-name.ts';
+import { isSameName } from './backing-image.ts';
+import { absoluteBackingName, placeOf, probeFormat, protocolOptions, protocolPrefix } from './image-name.ts';
 import { checkDetectZeroes, recordOptions } from './options.ts';
 
 /** Longest node name, without the terminator the original counts. */
@@ -36,7 +38,10 @@ const COMMON_OPTIONS = new Set([
   'detect-zeroes',
 ]);
 
-type Inherited = Pick<NodeSettings, 'readOnly' | 'autoReadOnly' | 'forceShare' | 'cache'>;
+type Inherited = Pick<NodeSettings, 'readOnly' | 'autoReadOnly' | 'forceShare' | 'cache'> & {
+  /** The image whose backing image is opened. */
+  readonly overlay?: BlockNode;
+};
 
 /** blockdev-add: opens a node and whatever it defines inline; the monitor owns it. */
 export async function addNode(layer: BlockLayer, options: DriverOptions): Promise<BlockNode> {
@@ -61,6 +66,7 @@ async function openNode(
   if (driver === undefined) throw new BlockError(`Unknown driver '${String(options.driver)}'`);
   const settings = nodeSettings(layer, options, driver, inherited);
   const node = new BlockNode(layer, driver, settings);
+  node.overlay = inherited?.overlay ?? null;
   let opened = false;
   try {
     const context: OpenContext = {
@@ -172,8 +178,12 @@ async function openBacking(
     layer.report('warning: Use of "backing": "" is deprecated; use "backing": null instead\n');
   if (given === null || given === '' || (given === undefined && image === null)) return null;
   const { forceShare, cache } = parent.settings;
-  const inherited: Inherited = { readOnly: true, autoReadOnly: false, forceShare, cache };
+  const inherited: Inherited = { readOnly: true, autoReadOnly: false, forceShare, cache, overlay: parent };
   const name = given === undefined ? absoluteBackingName(parent, image!.filename) : null;
+  // Opening a chain waits for nothing: others have a turn between two images of it.
+  await new Promise((resolve) => setImmediate(resolve));
+  if (name !== null && backsItself(parent, name))
+    throw new BlockError(`Backing file '${name}' creates an infinite loop.`, { errno: E.ELOOP });
   try {
     let reference = given;
     if (name !== null) ({ options: reference } = await imageOptions(layer, name, image!.format, inherited));
@@ -188,6 +198,15 @@ async function openBacking(
   } catch (error) {
     throw prefixed('Could not open backing file: ', error);
   }
+}
+
+/** Whether the file of that name is the one of `node`, or of an image over it in the chain that is being opened. */
+function backsItself(node: BlockNode, name: string): boolean {
+  for (let at: BlockNode | null = node; at !== null; at = at.overlay) {
+    const place = placeOf(at);
+    if (place !== null && isSameName(place, name)) return true;
+  }
+  return false;
 }
 
 /** The name is taken as it is: unlike a backing file's it is relative to the working directory, as in the original. */

@@ -1,21 +1,31 @@
 /**
- * Key derivation (PBKDF2 with HMAC) on libuv's thread pool, and how many iterations make it take a wanted time on
+ * Key derivation (PBKDF2 with HMAC) on libuv's thread pool, or in a process of its own when it takes long, and how many iterations make it take a wanted time on
  * this host.
  */
 
-import { pbkdf2 } from 'node:crypto';
+import { createHash, pbkdf2 } from 'node:crypto';
 import { promisify } from 'node:util';
 import type { QCryptoHashAlgorithm } from '../../../schema/generated/types.ts';
+import { deriveInChild } from '../../aio/host/long-derivation.ts';
 import { E } from '../../errors/errno.ts';
 import { errnoError } from '../../errors/error.ts';
 
-/** What node:crypto takes; LUKS headers could say twice as much, which would be minutes per attempt. */
+/** What node:crypto takes. New headers may ask for so much. */
 export const MAX_ITERATIONS = 2 ** 31 - 1;
+
+/**
+ * What a header may ask for: minutes on any host. Nobody waits longer for his disk; a header that says more was made to
+ * keep the reader busy.
+ */
+export const PLAUSIBLE_ITERATIONS = 2 ** 28;
 
 const FIRST_ITERATIONS = 1 << 14;
 
 /** A measurement this long is exact enough: the clock, start-up and the thread pool's queue do not matter any more. */
 const ENOUGH_MS = 200;
+
+/** Iterations above which a derivation takes longer than a second or so, and is one that can be ended. */
+const LONG_ITERATIONS = 2 ** 20;
 
 /** PBKDF2: `bytes` bytes of key. `iterations` is 1..MAX_ITERATIONS. */
 export function deriveKey(
@@ -25,6 +35,10 @@ export function deriveKey(
   iterations: number,
   bytes: number,
 ): Promise<Buffer> {
+  // Each block of the hash's length takes all iterations.
+  const blocks = Math.ceil(bytes / createHash(hash).digest().length);
+  if (iterations * blocks > LONG_ITERATIONS)
+    return deriveInChild({ hash, passphrase, salt, iterations, bytes });
   return promisify(pbkdf2)(passphrase, salt, iterations, bytes, hash);
 }
 

@@ -15,12 +15,6 @@ export const MAX_OPTION_LENGTH = 32 * 1024 * 1024;
  */
 export const MAX_IN_FLIGHT_BYTES = 2 * MAX_PAYLOAD;
 
-/**
- * The same over all connections of a server. Above it a connection may have one request at a time, so that many
- * greedy clients cannot take all memory, and no client is starved by others.
- */
-export const MAX_TOTAL_IN_FLIGHT_BYTES = 512 * 1024 * 1024;
-
 /** What a request counts besides its payload: its record, alignment and header room of its buffer. */
 export const REQUEST_OVERHEAD = 12 * 1024;
 

@@ -81,8 +81,6 @@ interface SizeClass {
 export class BufferPool {
   readonly #classes: SizeClass[] = [];
   #freeBytes = 0;
-  /** Sum of the charges of all requests under way on the connections that share the pool. */
-  chargedBytes = 0;
   #timer: NodeJS.Timeout | null = null;
 
   /** A buffer for `bytes` (at most 2^31) of payload; its content is whatever it was. */

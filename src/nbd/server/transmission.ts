@@ -12,13 +12,9 @@
 
 import { plug, unplug } from '../../aio/defer.ts';
 import type { ByteStream } from '../../aio/engine.ts';
+import { clientMemory } from '../../aio/host/client-memory.ts';
 import { E } from '../../errors/errno.ts';
-import {
-  DIRECT_RECEIVE_MIN,
-  MAX_IN_FLIGHT_BYTES,
-  MAX_PAYLOAD,
-  MAX_TOTAL_IN_FLIGHT_BYTES,
-} from '../protocol/limits.ts';
+import { DIRECT_RECEIVE_MIN, MAX_IN_FLIGHT_BYTES, MAX_PAYLOAD } from '../protocol/limits.ts';
 import {
   Command,
   CommandFlag,
@@ -84,6 +80,8 @@ export class Transmission implements ExportClient, ReplyQueueOwner {
   #wake: (() => void) | null = null;
   /** What went wrong in our own code. */
   #failure: { readonly error: unknown } | null = null;
+  readonly #onMemory = (): void => void this.#receiveNow();
+  readonly #holder = clientMemory.open(() => this.disconnect());
   readonly #onReadable = (): number => this.#receiveNow();
 
   constructor(client: NegotiatedClient, rx: ReceiveBuffer, pool: BufferPool) {
@@ -111,6 +109,7 @@ export class Transmission implements ExportClient, ReplyQueueOwner {
     } finally {
       this.disconnect();
       while (this.#inFlight > 0) await this.#pause();
+      clientMemory.close(this.#holder);
     }
   }
 
@@ -130,7 +129,7 @@ export class Transmission implements ExportClient, ReplyQueueOwner {
   repliesSent(replies: number, charge: number): void {
     this.#inFlight -= replies;
     this.#inFlightBytes -= charge;
-    this.#pool.chargedBytes -= charge;
+    clientMemory.remove(this.#holder, charge);
     if (this.#isHeldUp || this.#isReceiving) this.#receiveNow();
     if (this.#isOver) this.#wakeUp();
   }
@@ -283,8 +282,12 @@ export class Transmission implements ExportClient, ReplyQueueOwner {
       : view.getUint32(at + 24);
     const hasPayload = extended ? (flags & CommandFlag.payloadLength) !== 0 : type === Command.WRITE;
     const charge = chargeOf(type, length, this.#contexts.length);
-    // With nothing under way a request may always start. Otherwise a reply of this connection will end the wait.
-    if (this.#inFlight > 0 && this.#isOverLimit(charge)) return 'wait';
+    // Either a reply of this connection ends the wait, or what others give back.
+    if (this.#inFlight > 0 && this.#inFlightBytes + charge > MAX_IN_FLIGHT_BYTES) return 'wait';
+    if (!clientMemory.fits(charge, this.#inFlight === 0)) {
+      clientMemory.wait(this.#onMemory);
+      return 'wait';
+    }
 
     if (type === Command.WRITE && hasPayload && length <= MAX_PAYLOAD && magic === this.#magic) {
       if (this.#awaitPayload(length, available - this.#headerBytes)) return 'fill';
@@ -302,7 +305,7 @@ export class Transmission implements ExportClient, ReplyQueueOwner {
     this.#requests++;
     this.#inFlight++;
     this.#inFlightBytes += charge;
-    this.#pool.chargedBytes += charge;
+    clientMemory.add(this.#holder, charge);
     rx.start = at + this.#headerBytes;
 
     if (magic !== this.#magic) {
@@ -329,13 +332,6 @@ export class Transmission implements ExportClient, ReplyQueueOwner {
     if (arrived >= length) return false;
     const { mem } = this.#rx;
     return length - arrived < DIRECT_RECEIVE_MIN && this.#headerBytes + length <= mem.buf.length;
-  }
-
-  #isOverLimit(charge: number): boolean {
-    return (
-      this.#inFlightBytes + charge > MAX_IN_FLIGHT_BYTES ||
-      this.#pool.chargedBytes + charge > MAX_TOTAL_IN_FLIGHT_BYTES
-    );
   }
 
   /** Checks a request and starts it, or refuses it and passes over its payload. */
@@ -444,7 +440,7 @@ export class Transmission implements ExportClient, ReplyQueueOwner {
   #discard(slot: Slot): void {
     this.#inFlight--;
     this.#inFlightBytes -= slot.charge;
-    this.#pool.chargedBytes -= slot.charge;
+    clientMemory.remove(this.#holder, slot.charge);
     this.#executor.release(slot);
   }
 }

@@ -19,6 +19,7 @@ import { BlockError } from '../../../errors/error.ts';
 import { luksHash } from '../algorithms.ts';
 import { SECTOR_BYTES } from '../block-cipher.ts';
 import type { HeaderReader } from '../luks-slots.ts';
+import { PLAUSIBLE_ITERATIONS } from '../pbkdf.ts';
 import { at, type Json, list, objectAt, type Place, positive, sizeText, text } from './json.ts';
 
 export const BINARY_BYTES = 4096;
@@ -151,7 +152,7 @@ function kdfOf(place: Place, kdf: Json): Kdf {
     return {
       type,
       hash: luksHash(text(place, kdf, 'hash')),
-      iterations: positive(place, kdf, 'iterations', 2 ** 31 - 1),
+      iterations: positive(place, kdf, 'iterations', PLAUSIBLE_ITERATIONS),
     };
   }
   if (type !== 'argon2i' && type !== 'argon2id') throw unsupported(`key derivation ${type} is not supported`);
@@ -216,7 +217,7 @@ function digestOf(digests: Json): Luks2Header['digest'] {
     if (text(place, digest, 'type') !== 'pbkdf2') throw unsupported(`${place.path}: not pbkdf2`);
     return {
       hash: luksHash(text(place, digest, 'hash')),
-      iterations: positive(place, digest, 'iterations', 2 ** 31 - 1),
+      iterations: positive(place, digest, 'iterations', PLAUSIBLE_ITERATIONS),
       salt: Buffer.from(text(place, digest, 'salt'), 'base64'),
       value: Buffer.from(text(place, digest, 'digest'), 'base64'),
       keyslots: list(place, digest, 'keyslots').map(Number),

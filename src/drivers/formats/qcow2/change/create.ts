@@ -210,10 +210,11 @@ export async function createImage(
   await withBackend(takeNode(layer, options.file), async (file) => {
     checkOptions(options);
     const dataReference = options['data-file'];
-    if (dataReference === undefined) return createIn(layer, options, file.node, null, checked);
+    if (dataReference === undefined)
+      return createIn(layer, options, file.node, null, { ...progress, checked });
     if (typeof dataReference !== 'string') await checked();
     return withBackend(takeNode(layer, dataReference), (data) =>
-      createIn(layer, options, file.node, data.node, checked),
+      createIn(layer, options, file.node, data.node, { ...progress, checked }),
     );
   });
 }
@@ -223,11 +224,11 @@ async function createIn(
   options: Qcow2CreateOptions,
   file: BlockNode,
   data: BlockNode | null,
-  checked: () => Promise<void>,
+  progress: CreateProgress & { readonly checked: () => Promise<void> },
 ): Promise<void> {
   // Given back before the image's own node takes the file for itself.
   await withBackend(layer.createBackend(file, WRITING, CREATE_OWNER), async () => {
-    await checked();
+    await progress.checked();
     await writeEmptyImage(file, initialHeader(options, data === null ? null : nodeFilename(data)));
   });
   const node = await openFromOptions(layer, {
@@ -235,6 +236,7 @@ async function createIn(
     file: file.name,
     ...(data !== null && { 'data-file': data.name }),
   });
+  node.isUnwanted = () => progress.isCancelled?.() === true;
   // Nobody else holds the node: it is written back, flushed and closed with the backend.
   await withBackend(layer.createBackend(node, WRITING, CREATE_OWNER), (image) =>
     finishImage(image, node as unknown as Qcow2Node, options),

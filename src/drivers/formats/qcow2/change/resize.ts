@@ -5,12 +5,13 @@
  * size in the header, and the end of the file is cut off as far as nothing is there.
  */
 
+import { createTurns } from '../../../../aio/host/turns.ts';
 import { allocateIoMemory, vectorOf } from '../../../../aio/memory.ts';
 import type { GraphReadGuard } from '../../../../block/contract/guard.ts';
 import type { PreallocMode } from '../../../../block/contract/image.ts';
 import { co } from '../../../../block/io/callbacks.ts';
 import { E } from '../../../../errors/errno.ts';
-import { BlockError, errnoError, errnoOf } from '../../../../errors/error.ts';
+import { BlockError, errnoError, errnoOf, ioError } from '../../../../errors/error.ts';
 import { checkBitmapsResizable } from '../bitmaps/bitmaps.ts';
 import { abandonAllocation, linkAllocation, planWrite } from '../data/allocation.ts';
 import { discardRange, pwriteZeroes } from '../data/discard.ts';
@@ -197,8 +198,11 @@ async function preallocate(
     if (plan.kind === 'in-place') await reserve(node, guard, plan.host, s.clusterBytes, prealloc);
     else abandonAllocation(node, plan.allocation);
   }
+  const turns = createTurns();
   for (let at = Math.ceil(old / s.clusterBytes) * s.clusterBytes; at < length; ) {
     const from = at;
+    if (node.isUnwanted() || node.layer.endSignal.aborted) throw ioError(E.ECANCELED);
+    await turns.next();
     const plan = await planOrFail(() =>
       retry(node, guard, () => planWrite(node, from, Math.min(length - from, s.l2SpanBytes))),
     );

@@ -16,6 +16,7 @@
  * Texts and counts are those of the original, by observation.
  */
 
+import { createTurns } from '../../../../aio/host/turns.ts';
 import type { GraphReadGuard } from '../../../../block/contract/guard.ts';
 import type { ImageCheckRequest, ImageCheckResult } from '../../../../block/contract/image.ts';
 import { E } from '../../../../errors/errno.ts';
@@ -57,6 +58,7 @@ export async function check(
     references: new ReferenceCounts(),
     refcounts: new DiskRefcounts(s),
     rebuild: false,
+    turns: createTurns(),
     repaired: false,
   };
   try {

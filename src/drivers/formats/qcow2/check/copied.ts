@@ -54,6 +54,7 @@ function withFlag(hi: number, copied: boolean): number {
 async function checkL2Flags(c: Check, tableOffset: number, repair: boolean): Promise<void> {
   const { s, request, result } = c;
   if (tableOffset >= c.fileBytes) return;
+  await c.turns.next();
   const view = await readTable(c, tableOffset, s.clusterBytes, 'check_oflag_copied()');
   let fixed = 0;
   for (let index = 0; index < s.l2Entries; index++) {

@@ -84,6 +84,7 @@ export async function countRefcountBlocks(c: Check): Promise<void> {
   const { s } = c;
   const reserved = await reservedBits(c);
   for (let index = 0; index < s.refcountTable.length; index++) {
+    await c.turns.next();
     const offset = s.refcountTable[index]!;
     if (reserved.has(index)) {
       corruption(c, `ERROR refcount table entry ${index} has reserved bits set`);
@@ -116,10 +117,15 @@ async function countRefcountBlock(c: Check, index: number, offset: number): Prom
   c.rebuild = true;
 }
 
+/** How far behind the end of the file a refcount block may lie to be looked for there. */
+const FAR_BYTES = 16 * 1024 ** 3;
+
 /** A block behind the end of the file reads as zeroes once the file is that long: what it counts can be repaired. */
 async function lengthenFile(c: Check, bytes: number): Promise<boolean> {
   try {
     if (bytes >= MAX_FILE_BYTES) throw ioError(E.EINVAL);
+    // So far away nothing was ever written: the entry is what is wrong, and a file of that length would help nobody.
+    if (bytes > 2 * c.fileBytes + FAR_BYTES) throw ioError(E.EFBIG);
     await co.truncate(c.s.file.node, c.guard, bytes, false, 'off', false);
     c.repaired = true;
     await measureFile(c);
@@ -127,7 +133,9 @@ async function lengthenFile(c: Check, bytes: number): Promise<boolean> {
     c.result.corruptionsFixed++;
     return true;
   } catch (error) {
-    if (error instanceof BlockError && bytes < MAX_FILE_BYTES) programError(c, error.message);
+    if (error instanceof BlockError && errnoOf(error) !== E.EFBIG && bytes < MAX_FILE_BYTES)
+      programError(c, error.message);
+    else if (errnoOf(error) === E.EFBIG) programError(c, `Could not resize file: ${strerror(E.EFBIG)}`);
     corruption(c, `ERROR could not resize image: ${strerror(errnoOf(error))}`);
     c.rebuild = true;
     return false;

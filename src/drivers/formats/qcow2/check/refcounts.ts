@@ -128,6 +128,7 @@ export async function compareRefcounts(c: Check, fixes: Fixes): Promise<void> {
   const clusters = Math.max(c.clusters, c.references.end);
   const blocks = Math.ceil(clusters / refcountsPerBlock);
   for (let index = 0; index < blocks; index++) {
+    await c.turns.next();
     const from = index * refcountsPerBlock;
     const to = Math.min(from + refcountsPerBlock, clusters);
     let view: DataView | null;

@@ -6,6 +6,7 @@
  * structures), check-copied (COPIED flags). The order they run in is check.ts.
  */
 
+import type { Turns } from '../../../../aio/host/turns.ts';
 import { allocateIoMemory, vectorOf } from '../../../../aio/memory.ts';
 import type { GraphReadGuard } from '../../../../block/contract/guard.ts';
 import type { ImageCheckRequest, ImageCheckResult } from '../../../../block/contract/image.ts';
@@ -36,6 +37,8 @@ export interface Check {
   refcounts: DiskRefcounts;
   /** The refcount structures on the disk cannot be mended in place. */
   rebuild: boolean;
+  /** A check reads what is in the page cache, and would keep everybody else waiting. */
+  readonly turns: Turns;
   /** Something on the disk was changed. */
   repaired: boolean;
 }

@@ -67,6 +67,7 @@ async function checkL2(c: Check, tableOffset: number, active: boolean): Promise<
   const { s } = c;
   // Nothing there means zeroes, and those refer to nothing.
   if (tableOffset >= c.fileBytes) return;
+  await c.turns.next();
   const view = await readTable(c, tableOffset, s.clusterBytes, 'check_refcounts_l2');
   const position: L2Position = { tableOffset, view, active, next: 0 };
   const extended = s.l2EntryBytes === 16;

@@ -1,0 +1,27 @@
+/**
+ * Turns for others within long loops: work that waits for nothing but what is there at once never lets the event loop go
+ * round by itself.
+ */
+
+/** Milliseconds of such work before others have a turn. */
+const TURN_MS = 5;
+
+export interface Turns {
+  /** Awaited in each round of a loop: lets others have a turn when this one has lasted long enough. */
+  next(): Promise<void> | undefined;
+}
+
+export function createTurns(): Turns {
+  let ends = performance.now() + TURN_MS;
+  return {
+    next() {
+      if (performance.now() < ends) return undefined;
+      return new Promise((resolve) => {
+        setImmediate(() => {
+          ends = performance.now() + TURN_MS;
+          resolve();
+        });
+      });
+    },
+  };
+}
