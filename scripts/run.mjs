@@ -225,6 +225,7 @@ const QUICK_ENV = { MODEL_RUNS: '1', POWER_CUT_RUNS: '1', FUZZ_SECONDS: '2', CHE
 const benches = {
   bench: 'nbd',
   'bench-qcow2': 'qcow2',
+  'bench-formats': 'formats',
   'bench-jobs': 'jobs',
   'bench-control': 'control',
   'bench-nbd-client': 'nbd-client',

@@ -23,6 +23,8 @@ import { readBytes, viewOf } from './table-io.ts';
 export const PAGE_BYTES = 4096;
 /** 32 MiB of tables at most, far fewer for most disks. */
 const MAX_PAGES = 8192;
+/** A lookup may need several pages at once, and other lookups must not take them from each other for ever. */
+const MIN_PAGES = 64;
 const PIECE_BYTES = 1024 * 1024;
 
 /** What an entry can say besides a place. */
@@ -47,7 +49,7 @@ export interface FlatTable {
 /** The cache for a table of `count` entries. */
 export function createFlatTable(child: BlockChild, shape: Omit<FlatTable, 'tables'>): FlatTable {
   const bytes = placeIndex(shape, shape.count) * shape.entryBytes;
-  const pages = Math.min(MAX_PAGES, Math.max(1, Math.ceil(bytes / PAGE_BYTES)));
+  const pages = Math.min(MAX_PAGES, Math.max(MIN_PAGES, Math.ceil(bytes / PAGE_BYTES)));
   const cache = new TableCache(PAGE_BYTES, pages);
   return { ...shape, tables: { child, cache, endBytes: shape.startBytes + bytes } };
 }

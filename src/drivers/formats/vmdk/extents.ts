@@ -30,7 +30,7 @@ import { createStream } from './stream-write.ts';
 
 /** Memory for grain tables, all extents together. */
 const TABLES_BYTES = 16 * 1024 * 1024;
-const MIN_TABLES = 16;
+const MIN_TABLES = 64;
 
 function invalid(message: string): BlockError {
   return new BlockError(message, { errno: E.EINVAL });

@@ -122,7 +122,7 @@ export async function createGrowing(
     bitmapBytes: bitmap,
     bitmaps: {
       child: file,
-      cache: new TableCache(bitmap, Math.max(16, Math.min(MAX_BITMAPS, 2 ** 24 / bitmap))),
+      cache: new TableCache(bitmap, Math.max(64, Math.min(MAX_BITMAPS, 2 ** 24 / bitmap))),
       endBytes: Number.POSITIVE_INFINITY,
     },
     space: createSpace(file, end),
