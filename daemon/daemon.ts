@@ -25,7 +25,7 @@ import { createStateFile, type StateFile } from './config/state.ts';
 import type { Logger } from './logger.ts';
 import type { PidFile } from './pid-file.ts';
 import type { QmpListener } from './qmp-listener.ts';
-import type { Reporter } from './reporter.ts';
+import { type Reporter, writeAll } from './reporter.ts';
 import { SessionHost } from './sessions.ts';
 
 export interface DaemonSettings {
@@ -79,6 +79,7 @@ export class Daemon {
       definitions: definitionReader,
       useThrottleGroup: (id) => objects.useThrottleGroup(id),
       report: (text) => reporter.message(text.trimEnd()),
+      tell: (text) => this.#tell(text),
     });
     const log: ClientLog = (message, details = {}, level = 'info') => logger[level](details, message);
     this.context = {
@@ -102,6 +103,12 @@ export class Daemon {
     onLongDerivation(() => dispatcher.letOthersGo());
     this.host = new SessionHost(this.#watched(dispatcher), this.#events, logger);
     this.#localSession = this.host.createLocalSession();
+  }
+
+  /** Writes to standard output, unless that is a monitor's or a character device's. */
+  #tell(text: string): void {
+    const isTaken = this.context.chardevs.usesStdio || this.listeners.some(({ url }) => url === 'stdio');
+    if (!isTaken) writeAll(1, text);
   }
 
   /** Runs a QMP command on behalf of the command line. */

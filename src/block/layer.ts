@@ -49,6 +49,8 @@ export interface BlockLayerParts {
   readonly report?: (text: string) => void;
   /** Takes what belongs to a tool's own output: breakpoints met. Default: `report`. */
   readonly print?: (text: string) => void;
+  /** Takes what the original writes to standard output beside all protocols. Default: nowhere. */
+  readonly tell?: (text: string) => void;
   /** Ends the process with the text as its last words. Default: on stderr, with status 1. */
   readonly fatal?: (text: string) => never;
 }
@@ -74,6 +76,7 @@ export class BlockLayer {
   readonly report: (text: string) => void;
   /** Adds to a tool's own output. */
   readonly print: (text: string) => void;
+  readonly tell: (text: string) => void;
   /** Ends the process with the text as its last words: for drivers whose job that is. */
   readonly fatal: (text: string) => never;
   readonly graphLock = new GraphLock();
@@ -98,6 +101,7 @@ export class BlockLayer {
     clock = systemClock,
     report = reportOnStderr,
     print = report,
+    tell = () => undefined,
     fatal = endProcess,
   }: BlockLayerParts) {
     this.engine = engine;
@@ -110,6 +114,7 @@ export class BlockLayer {
     this.clock = clock;
     this.report = report;
     this.print = print;
+    this.tell = tell;
     this.fatal = fatal;
   }
 

@@ -198,6 +198,11 @@ export class ChardevTable {
     return openMux(base, this.#settings.requestShutdown);
   }
 
+  /** Whether a device uses the process's standard input and output. */
+  get usesStdio(): boolean {
+    return this.#stdioTaken;
+  }
+
   async #openStdio(options: Extract<BackendOptions, { type: 'stdio' }>['data']): Promise<ChardevBackend> {
     if (this.#settings.daemonized) throw new BlockError('cannot use stdio with -daemonize');
     if (this.#stdioTaken) throw new BlockError('cannot use stdio by multiple character devices');

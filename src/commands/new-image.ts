@@ -1,6 +1,7 @@
 /** Images that commands make for their own use, by file name and format, as the image tools do. */
 
 import type { BlockLayer } from '../block/layer.ts';
+import { creationOptions, findProtocol, formattingLine } from '../block/open/new-image-text.ts';
 import { BlockError } from '../errors/error.ts';
 
 export interface NewImage {
@@ -27,5 +28,8 @@ export async function makeImage(layer: BlockLayer, image: NewImage): Promise<voi
     size: BigInt(sizeBytes).toString(),
     ...(backing !== null && { backing_file: backing.filename, backing_fmt: backing.format }),
   };
+  const protocol = await findProtocol(layer, filename);
+  const options = creationOptions(driver, protocol);
+  layer.tell(formattingLine(filename, format, options, new Map(Object.entries(values))));
   await creation.createFile(layer, filename, values, { update: () => undefined });
 }

@@ -2,6 +2,7 @@
 
 import type { BlockDriver } from '../../block/contract/driver.ts';
 import { relativeName } from '../../block/open/image-name.ts';
+import { creationOptions, findProtocol, formattingLine } from '../../block/open/new-image-text.ts';
 import { E } from '../../errors/errno.ts';
 import { BlockError, errnoOf, prefixed } from '../../errors/error.ts';
 import { openToolImage, type ToolEnvironment } from '../common/environment.ts';
@@ -18,10 +19,7 @@ import {
 import {
   asksForHelp,
   checkCreatable,
-  creationOptions,
-  describeValues,
   findFormat,
-  findProtocol,
   optionHelp,
   parseValues,
   type Values,
@@ -130,8 +128,7 @@ async function createImage(context: CommandContext, request: Request): Promise<v
   }
   await checkBacking(env, filename, values, request.unsafe);
   if (!values.has('size')) throw new BlockError('Image creation needs a size parameter');
-  if (!request.quiet)
-    env.output.print(`Formatting '${filename}', fmt=${format} ${describeValues(options, values)}\n`);
+  if (!request.quiet) env.output.print(formattingLine(filename, format, options, values));
   await makeImage(env, driver, filename, values);
 }
 

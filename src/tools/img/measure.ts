@@ -3,6 +3,7 @@
 import type { ImageInfo } from '../../../schema/generated/types.ts';
 import type { MeasureSource } from '../../block/contract/image.ts';
 import { Status } from '../../block/contract/request.ts';
+import { creationOptions } from '../../block/open/new-image-text.ts';
 import { imageInfo } from '../../block/query/query.ts';
 import { BlockError } from '../../errors/error.ts';
 import { printJsonPretty } from '../../qmp/json-print.ts';
@@ -21,7 +22,7 @@ import {
   readOptions,
   readSize,
 } from './common/command.ts';
-import { creationOptions, findFormat, parseValues, type Values } from './common/creation.ts';
+import { findFormat, parseValues, type Values } from './common/creation.ts';
 import { loadSnapshot, parseSnapshotParam, type SnapshotParam } from './common/snapshot-param.ts';
 
 const OPTIONS = {

@@ -7,7 +7,6 @@
 import type { BlockDriver } from '../../../block/contract/driver.ts';
 import type { CreateOption } from '../../../block/contract/image.ts';
 import type { BlockLayer } from '../../../block/layer.ts';
-import { protocolOptions, protocolPrefix } from '../../../block/open/image-name.ts';
 import { BlockError } from '../../../errors/error.ts';
 import { parseFlatOptions } from '../../common/flat-options.ts';
 import { parseSize } from '../../common/size.ts';
@@ -21,25 +20,12 @@ export async function findFormat(layer: BlockLayer, name: string): Promise<Block
   return driver;
 }
 
-/** The driver of the protocol that a file name stands for. */
-export async function findProtocol(layer: BlockLayer, filename: string): Promise<BlockDriver> {
-  if (protocolPrefix(filename) === 'json') throw new BlockError("Unknown protocol 'json'");
-  return (await layer.driver(String(protocolOptions(layer, filename).driver)))!;
-}
-
 /** Throws unless images can be made with both. */
 export function checkCreatable(format: BlockDriver, protocol: BlockDriver): void {
   if (format.creation === undefined)
     throw new BlockError(`Format driver '${format.name}' does not support image creation`);
   if (protocol.creation === undefined)
     throw new BlockError(`Protocol driver '${protocol.name}' does not support image creation`);
-}
-
-/** The options of both, each name once. */
-export function creationOptions(format: BlockDriver, protocol: BlockDriver | null): readonly CreateOption[] {
-  const own = format.creation?.options ?? [];
-  const names = new Set(own.map(({ name }) => name));
-  return [...own, ...(protocol?.creation?.options ?? []).filter(({ name }) => !names.has(name))];
 }
 
 // ---- help ----------------------------------------------------------------------------------------------------
@@ -100,14 +86,4 @@ export function parseSizeValue(name: string, value: string): bigint {
   if (size.kind === 'size') return size.bytes;
   if (size.kind === 'range') throw new BlockError(`Value '${value}' is out of range for parameter '${name}'`);
   throw new BlockError(`Parameter '${name}' expects a non-negative number below 2^64`, { hint: SIZE_HINT });
-}
-
-/** "name=value ..." for the options that have a value, given or by default. */
-export function describeValues(options: readonly CreateOption[], values: Values): string {
-  return options
-    .flatMap(({ name, default: byDefault }) => {
-      const value = values.get(name) ?? byDefault;
-      return value === undefined ? [] : [`${name}=${value}`];
-    })
-    .join(' ');
 }

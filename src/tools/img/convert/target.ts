@@ -5,6 +5,7 @@ import type { DriverOptions } from '../../../block/contract/image.ts';
 import type { BlockNode } from '../../../block/graph/node.ts';
 import { infoOrNull } from '../../../block/io/callbacks.ts';
 import { backingOf } from '../../../block/io/status-chain.ts';
+import { creationOptions, findProtocol } from '../../../block/open/new-image-text.ts';
 import { imageInfo } from '../../../block/query/query.ts';
 import { BlockError, prefixed } from '../../../errors/error.ts';
 import {
@@ -14,14 +15,7 @@ import {
   type ToolImage,
 } from '../../common/environment.ts';
 import { targetCache } from '../common/command.ts';
-import {
-  checkCreatable,
-  creationOptions,
-  findFormat,
-  findProtocol,
-  parseValues,
-  type Values,
-} from '../common/creation.ts';
+import { checkCreatable, findFormat, parseValues, type Values } from '../common/creation.ts';
 import { checkBitmaps, keepsBitmaps } from './bitmaps.ts';
 import type { Source } from './copy.ts';
 

@@ -25,12 +25,12 @@ import { toRequestError } from '../metadata/corruption.ts';
 import { debugEvent } from '../metadata/debug.ts';
 import { l2IndexOf, setL2Bitmap, setL2Entry } from '../metadata/mapping.ts';
 import { checkOverlap } from '../metadata/metadata-io.ts';
-import { satisfy } from '../metadata/needs.ts';
 import { allocateRun, changeRefcount, getRefcount, giveBackBytes, isNeed } from '../metadata/refcount.ts';
 import { scheduleWriteBack, withSpace } from '../metadata/writeback.ts';
 import { abandonAllocation, endAllocation, freeOld, ownSlice } from './allocation.ts';
 import { codecOf } from './compressed-read.ts';
-import { freeOfAllocations, writeExtents } from './write.ts';
+import { addPart, planOn, runParts } from './parts.ts';
+import { writeExtents } from './write.ts';
 
 /** Clusters of one request that are compressed at the same time. */
 const MAX_PARALLEL = 16;
@@ -51,20 +51,22 @@ export async function pwritevCompressed(
   if (offset % s.clusterBytes !== 0 || (end % s.clusterBytes !== 0 && end !== node.totalBytes)) {
     throw ioError(E.EINVAL);
   }
-  const pending = new Set<Promise<void>>();
-  let failure: { readonly error: unknown } | null = null;
-  for (let at = 0; at < bytes && failure === null; at += s.clusterBytes) {
-    const part = sliceVector(vec, at, Math.min(s.clusterBytes, bytes - at));
-    const write: Promise<void> = withSpace(node, guard, () => writeCluster(node, guard, offset + at, part))
-      .catch((error: unknown) => {
-        failure ??= { error };
-      })
-      .finally(() => pending.delete(write));
-    pending.add(write);
-    if (pending.size >= MAX_PARALLEL) await Promise.race(pending);
+  let at = 0;
+  try {
+    await runParts(MAX_PARALLEL, async (parts) => {
+      if (at >= bytes) return false;
+      const guest = offset + at;
+      const part = sliceVector(vec, at, Math.min(s.clusterBytes, bytes - at));
+      at += s.clusterBytes;
+      await addPart(
+        parts,
+        withSpace(node, guard, () => writeCluster(node, guard, guest, part)),
+      );
+      return true;
+    });
+  } catch (error) {
+    throw await toRequestError(node, guard, error);
   }
-  await Promise.all(pending);
-  if (failure !== null) throw await toRequestError(node, guard, (failure as { error: unknown }).error);
 }
 
 async function writeCluster(
@@ -78,20 +80,9 @@ async function writeCluster(
   copyFromVector(vec, plain);
   const packed = await compressCluster(codecOf(s), plain);
   if (packed === null) return writeExtents(node, guard, guest, vec.bytes, vec, 0);
-  let allocation: Allocation;
-  for (;;) {
-    const free = freeOfAllocations(s, guest, s.clusterBytes);
-    if (typeof free !== 'number') {
-      await free.waiters.wait();
-      continue;
-    }
-    const plan = planCompressed(node, guest, packed.length);
-    if (!isNeed(plan)) {
-      allocation = plan;
-      break;
-    }
-    await satisfy(node, guard, plan);
-  }
+  const allocation = await planOn(node, guard, guest, s.clusterBytes, () =>
+    planCompressed(node, guest, packed.length),
+  );
   try {
     checkOverlap(node, allocation.host, packed.length, null);
     const mem = allocateIoMemory(packed.length);

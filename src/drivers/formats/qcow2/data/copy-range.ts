@@ -15,10 +15,9 @@ import { isDebugged } from '../metadata/debug.ts';
 import { lookup } from '../metadata/mapping.ts';
 import { checkOverlap } from '../metadata/metadata-io.ts';
 import { satisfy } from '../metadata/needs.ts';
-import { isNeed } from '../metadata/refcount.ts';
 import { flushMetadata } from '../metadata/writeback.ts';
 import { abandonAllocation, copyOnWriteRange, linkAllocation, planWrite } from './allocation.ts';
-import { freeOfAllocations } from './write.ts';
+import { planOn } from './parts.ts';
 
 export function copyRangeVia(node: Qcow2Node): BlockNode | null {
   const { extras, dead, dataFile } = node.state;
@@ -71,18 +70,8 @@ export async function copyRangeTo(
   // What surrounds the data in its clusters would have to be copied as well.
   if (offset % s.clusterBytes !== 0 || bytes % s.clusterBytes !== 0) return false;
   for (let at = 0; at < bytes; ) {
-    checkAlive(node);
     const start = offset + at;
-    const length = freeOfAllocations(s, start, bytes - at);
-    if (typeof length !== 'number') {
-      await length.waiters.wait();
-      continue;
-    }
-    const plan = planWrite(node, start, length);
-    if (isNeed(plan)) {
-      await satisfy(node, guard, plan);
-      continue;
-    }
+    const plan = await planOn(node, guard, start, bytes - at, (length) => planWrite(node, start, length));
     const place = { fd: from.fd, offset: from.offset + at };
     const copied =
       plan.kind === 'in-place'

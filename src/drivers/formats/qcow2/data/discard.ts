@@ -11,7 +11,6 @@ import { co } from '../../../../block/io/callbacks.ts';
 import { E } from '../../../../errors/errno.ts';
 import { ioError } from '../../../../errors/error.ts';
 import type { CachedTable } from '../../shared/table-cache.ts';
-import { checkAlive } from '../layout/damage.ts';
 import { Autoclear, entryOffset, HI_COMPRESSED, HI_COPIED, LO_ZERO } from '../layout/layout.ts';
 import type { FreeReason, Need, Qcow2Node, Qcow2State } from '../layout/state.ts';
 import { toRequestError } from '../metadata/corruption.ts';
@@ -26,9 +25,10 @@ import {
 } from '../metadata/mapping.ts';
 import { satisfy } from '../metadata/needs.ts';
 import { isNeed } from '../metadata/refcount.ts';
-import { scheduleWriteBack, withSpace } from '../metadata/writeback.ts';
+import { scheduleWriteBack } from '../metadata/writeback.ts';
 import { freeOld, ownSlice } from './allocation.ts';
-import { freeOfAllocations, readsAsZero } from './write.ts';
+import { planOn } from './parts.ts';
+import { readsAsZero } from './write.ts';
 
 /** Runs `step` over [offset, offset+bytes); it does as much as one slice holds and returns the bytes done. */
 async function overClusters(
@@ -38,18 +38,10 @@ async function overClusters(
   bytes: number,
   step: (at: number, bytes: number) => number | Need,
 ): Promise<void> {
-  const s = node.state;
   try {
     for (let at = offset; at < offset + bytes; ) {
-      checkAlive(node);
-      const length = freeOfAllocations(s, at, offset + bytes - at);
-      if (typeof length !== 'number') {
-        await length.waiters.wait();
-        continue;
-      }
-      const done = step(at, length);
-      if (isNeed(done)) await withSpace(node, guard, () => satisfy(node, guard, done));
-      else at += done;
+      const from = at;
+      at += await planOn(node, guard, from, offset + bytes - from, (length) => step(from, length));
     }
   } catch (error) {
     throw await toRequestError(node, guard, error);

@@ -23,6 +23,7 @@ import { debugEvent, isDebugged } from '../metadata/debug.ts';
 import { lookup } from '../metadata/mapping.ts';
 import { satisfy, trySatisfy } from '../metadata/needs.ts';
 import { readCompressed } from './compressed-read.ts';
+import { addPart, runParts } from './parts.ts';
 
 /** Extents of one request that are read at the same time. */
 const MAX_PARALLEL = 8;
@@ -111,34 +112,25 @@ export async function readExtents(
   vec: IoVector,
 ): Promise<void> {
   const s = node.state;
-  const pending = new Set<Promise<void>>();
-  let failure: { readonly error: unknown } | null = null;
+  let at = 0;
   try {
-    for (let at = 0; at < bytes; ) {
+    await runParts(MAX_PARALLEL, async (parts) => {
+      if (at >= bytes) return false;
       checkAlive(node);
       const missing = lookup(s, offset + at, bytes - at);
       if (missing !== null) {
         await satisfy(node, guard, missing);
-        continue;
+        return true;
       }
-      const length = s.found.bytes;
-      const part = sliceVector(vec, at, length);
-      const read: Promise<void> = readFound(node, guard, offset + at, length, part)
-        .catch((error: unknown) => {
-          failure ??= { error };
-        })
-        .finally(() => pending.delete(read));
-      pending.add(read);
-      if (pending.size >= MAX_PARALLEL) await Promise.race(pending);
-      if (failure !== null) break;
+      const { bytes: length } = s.found;
+      const read = readFound(node, guard, offset + at, length, sliceVector(vec, at, length));
       at += length;
-    }
+      await addPart(parts, read);
+      return true;
+    });
   } catch (error) {
-    failure ??= { error };
+    throw await toRequestError(node, guard, error);
   }
-  // The buffers belong to the caller again when we return: nothing may still be filling them.
-  await Promise.all(pending);
-  if (failure !== null) throw await toRequestError(node, guard, (failure as { error: unknown }).error);
 }
 
 /** Reads the extent that the last lookup has found. Starts synchronously: s.found is used before anything waits. */

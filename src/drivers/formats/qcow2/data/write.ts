@@ -15,14 +15,13 @@ import type { ShortRequest } from '../../../../block/contract/short-request.ts';
 import { co, sync } from '../../../../block/io/callbacks.ts';
 import { E } from '../../../../errors/errno.ts';
 import { ioError } from '../../../../errors/error.ts';
-import { checkAlive } from '../layout/damage.ts';
 import { mayOverlap } from '../layout/overlap.ts';
 import { type Allocation, Mapping, type Qcow2Node, type Qcow2State } from '../layout/state.ts';
 import { toRequestError } from '../metadata/corruption.ts';
 import { debugEvent, isDebugged } from '../metadata/debug.ts';
 import { lookup } from '../metadata/mapping.ts';
 import { checkOverlap } from '../metadata/metadata-io.ts';
-import { satisfy, trySatisfy } from '../metadata/needs.ts';
+import { trySatisfy } from '../metadata/needs.ts';
 import { giveBack, isNeed } from '../metadata/refcount.ts';
 import { flushMetadata, withSpace } from '../metadata/writeback.ts';
 import {
@@ -34,6 +33,7 @@ import {
   planWrite,
   type WritePlan,
 } from './allocation.ts';
+import { addPart, planOn, runParts } from './parts.ts';
 import { readExtents } from './read.ts';
 
 /** Parts of one request that are written at the same time. */
@@ -163,7 +163,7 @@ export async function writeExtents(
   if (s.l2Cache.size > s.l2Cache.capacity * 2) await flushMetadata(node, guard);
 }
 
-async function writeParts(
+function writeParts(
   node: Qcow2Node,
   guard: GraphReadGuard,
   offset: number,
@@ -171,55 +171,21 @@ async function writeParts(
   vec: IoVector,
   flags: number,
 ): Promise<void> {
-  const s = node.state;
-  const pending = new Set<Promise<void>>();
-  let failure: { readonly error: unknown } | null = null;
-  try {
-    for (let at = 0; at < bytes && failure === null; ) {
-      checkAlive(node);
-      const start = offset + at;
-      const length = freeOfAllocations(s, start, bytes - at);
-      if (typeof length !== 'number') {
-        await length.waiters.wait();
-        continue;
-      }
-      const plan = planWrite(node, start, length);
-      if (isNeed(plan)) {
-        await satisfy(node, guard, plan);
-        continue;
-      }
-      const part = sliceVector(vec, at, plan.bytes);
-      const write: Promise<void> = (
-        plan.kind === 'in-place'
-          ? writeInPlace(node, guard, start, plan.host, part, flags)
-          : writeAllocating(node, guard, plan.allocation, start, part, flags)
-      )
-        .catch((error: unknown) => {
-          failure ??= { error };
-        })
-        .finally(() => pending.delete(write));
-      pending.add(write);
-      at += plan.bytes;
-      if (pending.size >= MAX_PARALLEL) await Promise.race(pending);
-    }
-  } catch (error) {
-    failure ??= { error };
-  }
-  await Promise.all(pending);
-  if (failure !== null) throw (failure as { error: unknown }).error;
-}
-
-/**
- * How much of [start, start+bytes) can be planned now: up to the next cluster that is being allocated; or the
- * allocation to wait for when that is the first one. The answer holds until something is awaited.
- */
-export function freeOfAllocations(s: Qcow2State, start: number, bytes: number): number | Allocation {
-  if (s.allocations.length === 0) return bytes;
-  const from = start - (start % s.clusterBytes);
-  const to = Math.ceil((start + bytes) / s.clusterBytes) * s.clusterBytes;
-  const conflict = findAllocation(s, from, to);
-  if (conflict === null) return bytes;
-  return conflict.start > start ? conflict.start - start : conflict;
+  let at = 0;
+  return runParts(MAX_PARALLEL, async (parts) => {
+    if (at >= bytes) return false;
+    const start = offset + at;
+    const plan = await planOn(node, guard, start, bytes - at, (length) => planWrite(node, start, length));
+    const part = sliceVector(vec, at, plan.bytes);
+    at += plan.bytes;
+    await addPart(
+      parts,
+      plan.kind === 'in-place'
+        ? writeInPlace(node, guard, start, plan.host, part, flags)
+        : writeAllocating(node, guard, plan.allocation, start, part, flags),
+    );
+    return true;
+  });
 }
 
 async function writeInPlace(
