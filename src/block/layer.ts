@@ -47,6 +47,8 @@ export interface BlockLayerParts {
   readonly clock?: Clock;
   /** Tells the user what no command can answer with; see BlockLayer.report. Default: on stderr. */
   readonly report?: (text: string) => void;
+  /** As `report`, for lines that stand alone: nothing goes in front of them. Default: `report`. */
+  readonly note?: (text: string) => void;
   /** Takes what belongs to a tool's own output: breakpoints met. Default: `report`. */
   readonly print?: (text: string) => void;
   /** Takes what the original writes to standard output beside all protocols. Default: nowhere. */
@@ -74,6 +76,8 @@ export class BlockLayer {
   allowInheritedFd = false;
   /** Tells the user what no command can answer with; "warning: " goes in front of what is no error. Adds no line end. */
   readonly report: (text: string) => void;
+  /** Tells the user a line of a longer story, such as a repair. */
+  readonly note: (text: string) => void;
   /** Adds to a tool's own output. */
   readonly print: (text: string) => void;
   readonly tell: (text: string) => void;
@@ -100,6 +104,7 @@ export class BlockLayer {
     definitions = PLAIN_DEFINITIONS,
     clock = systemClock,
     report = reportOnStderr,
+    note = report,
     print = report,
     tell = () => undefined,
     fatal = endProcess,
@@ -113,6 +118,7 @@ export class BlockLayer {
     this.definitions = definitions;
     this.clock = clock;
     this.report = report;
+    this.note = note;
     this.print = print;
     this.tell = tell;
     this.fatal = fatal;

@@ -4,6 +4,7 @@
  */
 
 import { writeOrder } from '../errors/member-order.ts';
+import { general } from './c-numbers.ts';
 import { JsonFloat } from './json-value.ts';
 
 const SHORT_ESCAPES: Readonly<Record<string, string>> = {
@@ -91,13 +92,7 @@ function isLoneSurrogate(text: string, at: number): boolean {
 export function printDouble(value: number): string {
   // The original writes "inf", which is no JSON; a number that overflows says the same and can be read.
   if (!Number.isFinite(value)) return Number.isNaN(value) ? 'null' : `${value < 0 ? '-' : ''}1e+999`;
-  if (value === 0) return Object.is(value, -0) ? '-0' : '0';
-  const [mantissa = '', exponentText = '0'] = value.toExponential(16).split('e');
-  const exponent = Number(exponentText);
-  const trimmed = (text: string): string => (text.includes('.') ? text.replace(/\.?0+$/, '') : text);
-  if (exponent >= -4 && exponent < 17) return trimmed(value.toFixed(Math.min(100, 16 - exponent)));
-  const sign = exponent < 0 ? '-' : '+';
-  return `${trimmed(mantissa)}e${sign}${String(Math.abs(exponent)).padStart(2, '0')}`;
+  return general(value, 17);
 }
 
 function printNumber(value: number): string {

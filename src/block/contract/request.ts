@@ -66,6 +66,8 @@ export const Status = {
   allocated: 16,
   eof: 32,
   compressed: 64,
+  /** What is below knows nothing better: it is not asked. Drivers say so; it is not passed on. */
+  final: 128,
 } as const;
 
 export interface BlockStatus {

@@ -92,11 +92,13 @@ async function extentAt(
         return { bytes: extent, flags: Status.zero | Status.allocated | atEnd(extent), map: 0, file: null };
       return { ...below, flags: (below.flags & ~Status.eof) | atEnd(below.bytes) };
     }
-    let flags = own.flags;
+    const isFinal = (own.flags & Status.final) !== 0;
+    let flags = own.flags & ~Status.final;
     if ((flags & (Status.data | Status.zero)) !== 0) flags |= Status.allocated;
     // Mapped to a child that knows of zeroes this layer cannot see.
     if (
       wantZero &&
+      !isFinal &&
       (flags & Status.data) !== 0 &&
       (flags & (Status.zero | Status.offsetValid)) === Status.offsetValid &&
       own.file !== null &&

@@ -64,6 +64,13 @@ async function openNode(
   // Whole drivers are taken within the turn.
   const driver = found instanceof Promise ? await found : found;
   if (driver === undefined) throw new BlockError(`Unknown driver '${String(options.driver)}'`);
+  const given = options['node-name'];
+  const checkName = (): void => {
+    if (given !== undefined) checkNodeName(layer, String(given));
+  };
+  // The original opens `file` before it looks at the node's own name.
+  const namesFileFirst = options.file !== undefined && driver.kind !== 'protocol';
+  if (!namesFileFirst) checkName();
   const settings = nodeSettings(layer, options, driver, inherited);
   const node = new BlockNode(layer, driver, settings);
   node.overlay = inherited?.overlay ?? null;
@@ -78,8 +85,23 @@ async function openNode(
       engineOf: (kind) => layer.engineOf(kind),
       openChild: (name, roles, required, reference = options[name]) => {
         // The original opens `file` before the node itself gets its place, others after that.
-        if (name !== 'file') layer.order(node);
-        return openChild(layer, node, { reference, name, roles, required, depth });
+        if (name !== 'file') {
+          layer.order(node);
+          return openChild(layer, node, { reference, name, roles, required, depth });
+        }
+        const opening = openChild(layer, node, { reference, name, roles, required, depth });
+        if (!namesFileFirst) return opening;
+        return opening.then(
+          (edge) => {
+            checkName();
+            return edge;
+          },
+          (error: unknown) => {
+            // A node that is there was found before, and is taken afterwards.
+            if (typeof reference === 'string' && layer.findNode(reference) !== null) checkName();
+            throw error;
+          },
+        );
       },
       openBacking: (imageDefault) => {
         layer.order(node);
@@ -284,7 +306,7 @@ async function imageOptions(
   }
   const node = await openNode(layer, file, { ...inherited, readOnly: true }, 0);
   try {
-    return { options: { driver: await probeFormat(node), file }, probed: true };
+    return { options: { driver: await probed(node), file }, probed: true };
   } finally {
     await layer.closeNode(node);
   }
@@ -300,6 +322,15 @@ async function nameOptions(layer: BlockLayer, name: string, inherited: Inherited
     cache: { direct: cache.direct, 'no-flush': cache.noFlush },
   };
   return await layer.definitions.complete(layer, own, settings);
+}
+
+async function probed(node: BlockNode): Promise<string> {
+  try {
+    return await probeFormat(node);
+  } catch (error) {
+    if (!(error instanceof BlockError)) throw error;
+    throw errnoError('Could not read image for determining its format', error.errno);
+  }
 }
 
 /** The node of the protocol that the user has named for `name`, which may be another's by itself (`own`). */
@@ -337,7 +368,6 @@ function nodeSettings(
     );
   }
   const given = options['node-name'];
-  if (given !== undefined) checkNodeName(layer, String(given));
   const settings: NodeSettings = {
     name: given === undefined ? layer.generateName() : String(given),
     options: Object.fromEntries(Object.entries(options).filter(([key]) => !COMMON_OPTIONS.has(key))),

@@ -43,6 +43,7 @@ export function createEnvironment(output: ToolOutput): ToolEnvironment {
       events: { emit: () => undefined },
       drivers,
       report: (text) => output.note(`${output.program}: ${text}`),
+      note: (text) => output.note(text),
       print: (text) => output.print(text),
       fatal(text) {
         output.note(text);

@@ -23,7 +23,7 @@ import { E } from '../../errors/errno.ts';
 import { BlockError, prefixed } from '../../errors/error.ts';
 import { parseJsonText } from '../../qmp/json-parse.ts';
 import type { FlatPair } from './flat-options.ts';
-import { parseSize } from './size.ts';
+import { parseNumber, parseSize } from './size.ts';
 
 type Tree = Record<string, unknown>;
 
@@ -50,7 +50,7 @@ function isTree(value: unknown): value is Tree {
 /** Dotted keys as nested records. */
 export function nestOptions(pairs: readonly FlatPair[]): DriverOptions {
   const root: Tree = Object.create(null) as Tree;
-  for (const { key, value } of pairs) {
+  for (const { key, value } of withoutShortForms(pairs)) {
     const parts = key.split('.');
     let at = root;
     for (const part of parts.slice(0, -1)) {
@@ -64,6 +64,24 @@ export function nestOptions(pairs: readonly FlatPair[]): DriverOptions {
     at[last] = value;
   }
   return root;
+}
+
+const OVERLAP_CHECK = 'overlap-check';
+
+/** `overlap-check` is short for `overlap-check.template`, and may stand beside other members; not beside another value. */
+function withoutShortForms(pairs: readonly FlatPair[]): readonly FlatPair[] {
+  const given = (wanted: string): string | undefined => pairs.findLast(({ key }) => key === wanted)?.value;
+  const [short, long] = [given(OVERLAP_CHECK), given(`${OVERLAP_CHECK}.template`)];
+  if (short === undefined || !pairs.some(({ key }) => key.startsWith(`${OVERLAP_CHECK}.`))) return pairs;
+  if (long !== undefined && long !== short) {
+    throw new BlockError(
+      `Conflicting values for qcow2 options 'overlap-check' ('${short}') and 'overlap-check.template' ('${long}')`,
+      { errno: E.EINVAL },
+    );
+  }
+  return pairs.map((pair) =>
+    pair.key === OVERLAP_CHECK ? { ...pair, key: `${OVERLAP_CHECK}.template` } : pair,
+  );
 }
 
 /** What is wrong with options in ways that are reported only when the node is open. */
@@ -359,7 +377,10 @@ function typedBoolean(value: string, path: string): boolean {
 }
 
 function typedNumber(value: string, path: string): number {
+  // A plain number for the original, the others are sizes.
+  if (path === 'cache-clean-interval') return Number(parseNumber(path, value));
   const size = parseSize(value);
   if (size.kind === 'size') return Number(size.bytes);
+  if (size.kind === 'range') throw new BlockError(`Value '${value}' is out of range for parameter '${path}'`);
   throw new BlockError(`Parameter '${path}' expects a non-negative number below 2^64`, { hint: SIZE_HINT });
 }

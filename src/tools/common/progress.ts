@@ -3,6 +3,7 @@
  * whenever the process gets SIGUSR1.
  */
 
+import { fixed } from '../../qmp/c-numbers.ts';
 import type { ToolOutput } from './output.ts';
 
 export interface Progress {
@@ -18,7 +19,7 @@ export interface Progress {
 export function createProgress(output: ToolOutput, enabled: boolean, stepPercent: number): Progress {
   let current = 0;
   let shown = 0;
-  const text = (): string => `    (${current.toFixed(2)}/100%)`;
+  const text = (): string => `    (${fixed(current, 2)}/100%)`;
   const showOnSignal = (): void => output.note(`${text()}\n`);
   if (!enabled) process.on('SIGUSR1', showOnSignal);
 

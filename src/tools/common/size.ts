@@ -5,6 +5,9 @@
  * suffix makes it a whole number of bytes; or hexadecimal digits; then at most one suffix letter.
  */
 
+import { BlockError } from '../../errors/error.ts';
+import { general } from '../../qmp/c-numbers.ts';
+
 export type ParsedSize =
   | { readonly kind: 'size'; readonly bytes: bigint; readonly warning?: string }
   /** Not a size at all. */
@@ -53,21 +56,23 @@ function scaled(fraction: number, unit: bigint): bigint {
   return product >= 2 ** 52 ? BigInt(product) : BigInt(Math.floor(product + 0.5));
 }
 
+/** The value of a number option below 2^64, as strtoull(3) reads it: what is negative counts from 2^64 down. */
+export function parseNumber(name: string, value: string): bigint {
+  const match = /^\s*([+-]?)(0x[0-9a-f]+|\d+)$/i.exec(value);
+  if (match === null || value.length > 512) throw new BlockError(`Parameter '${name}' expects a number`);
+  const [, sign, digits = ''] = match;
+  const isOctal = /^0[0-7]+$/.test(digits);
+  if (/^0\d+$/.test(digits) && !isOctal) throw new BlockError(`Parameter '${name}' expects a number`);
+  const magnitude = BigInt(isOctal ? `0o${digits.slice(1)}` : digits);
+  if (magnitude >= 1n << 64n) throw new BlockError(`Value '${value}' is too large for parameter '${name}'`);
+  return sign === '-' ? BigInt.asUintN(64, -magnitude) : magnitude;
+}
+
 const UNITS = ['', 'Ki', 'Mi', 'Gi', 'Ti', 'Pi', 'Ei'];
 
 /** Bytes with three significant digits: "0 B", "999 B", "0.977 MiB", "1.5 GiB". A unit ends below 1000. */
 export function humanSize(bytes: number): string {
   let exponent = 0;
   while (exponent < UNITS.length - 1 && bytes / 1024 ** exponent >= 1000) exponent++;
-  return `${threeDigits(bytes / 1024 ** exponent)} ${UNITS[exponent]}B`;
-}
-
-/** C's "%0.3g". */
-export function threeDigits(value: number): string {
-  if (value === 0) return '0';
-  const [mantissa = '', exponentText = '0'] = value.toExponential(2).split('e');
-  const exponent = Number(exponentText);
-  const trim = (text: string): string => (text.includes('.') ? text.replace(/\.?0+$/, '') : text);
-  if (exponent >= -4 && exponent < 3) return trim(value.toFixed(2 - exponent));
-  return `${trim(mantissa)}e${exponent < 0 ? '-' : '+'}${String(Math.abs(exponent)).padStart(2, '0')}`;
+  return `${general(bytes / 1024 ** exponent, 3)} ${UNITS[exponent]}B`;
 }

@@ -73,7 +73,11 @@ export async function amend(context: CommandContext, words: readonly string[]): 
       return 0;
     }
     checkAmendable(node.driver);
-    const values = parseValues(node.driver.creation?.amendOptions ?? [], options);
+    const values = parseValues(
+      node.driver.creation?.amendOptions ?? [],
+      options,
+      node.driver.creation?.options,
+    );
     progress.add(0);
     await drained(node, () =>
       wrapped.amend(node, Object.fromEntries(values), force, {

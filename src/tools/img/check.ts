@@ -7,6 +7,7 @@ import { wrapped } from '../../block/io/callbacks.ts';
 import { nodeFilename } from '../../block/open/filename.ts';
 import { strerror } from '../../errors/errno.ts';
 import { BlockError, errnoOf } from '../../errors/error.ts';
+import { fixed } from '../../qmp/c-numbers.ts';
 import { printJsonPretty } from '../../qmp/json-print.ts';
 import { openNamedImage } from '../common/environment.ts';
 import {
@@ -197,7 +198,7 @@ function humanReport(result: ImageCheckResult): string {
     if (checkErrors > 0) text += `\n${checkErrors} internal errors have occurred during the check.\n`;
   }
   if (total !== 0 && allocated !== 0) {
-    const percent = (part: number, whole: number): string => ((part * 100) / whole).toFixed(2);
+    const percent = (part: number, whole: number): string => fixed((part * 100) / whole, 2);
     text += `${allocated}/${total} = ${percent(allocated, total)}% allocated, `;
     text += `${percent(result.fragmentedClusters, allocated)}% fragmented, `;
     text += `${percent(result.compressedClusters, allocated)}% compressed clusters\n`;

@@ -174,7 +174,8 @@ class Comparison {
     const statuses = await Promise.all([statusAt(one, offset), statusAt(two, offset)]);
     const [first, second] = statuses;
     let length = Math.min(first.bytes, second.bytes);
-    const relevant = ~(Status.offsetValid | Status.eof | Status.recurse | Status.compressed);
+    // Whether an extent reaches the end of its image counts too, as in the original.
+    const relevant = ~(Status.offsetValid | Status.recurse | Status.compressed);
     if (this.#settings.strict && ((first.flags ^ second.flags) & relevant) !== 0)
       throw new Verdict(STATUS_DIFFERENT, `Strict mode: Offset ${offset} block status mismatch!`);
     if ((first.flags & second.flags & Status.zero) !== 0) return length;

@@ -89,7 +89,7 @@ const ACTIONS: Readonly<Record<Action, ActionFunction>> = {
     }
   },
 
-  apply: async (_context, { node }, name) => {
+  apply: async ({ output }, { node }, name) => {
     const { snapshots } = node.driver;
     const prefix = `Could not apply snapshot '${name}': `;
     if (snapshots === undefined) throw new BlockError(`${prefix}Block driver does not support snapshots`);
@@ -97,6 +97,8 @@ const ACTIONS: Readonly<Record<Action, ActionFunction>> = {
     try {
       await change(snapshots, node, (guard) => snapshots.apply(node, guard, name));
     } catch (error) {
+      // The original reports what is wrong with the table apart.
+      if (error instanceof BlockError && error.message.startsWith('Snapshot L1 table')) output.error(error);
       const errno = errnoOf(error);
       throw new BlockError(`${prefix}Failed to load snapshot: ${strerror(errno)}`, { errno });
     }

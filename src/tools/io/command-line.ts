@@ -7,8 +7,6 @@ import { isDiscardMode, textOptions, unmaps } from './definition.ts';
 import { AIO_MODES } from './manage.ts';
 import type { OpenSettings } from './session.ts';
 
-export const PROGRAM = 'qblock-io';
-
 const OPTIONS = {
   object: { long: 'object', argument: true },
   imageOpts: { long: 'image-opts', argument: false },
@@ -29,7 +27,7 @@ const OPTIONS = {
   version: { long: 'version', short: 'V', argument: false },
 } as const;
 
-const USAGE = `Usage: ${PROGRAM} [OPTIONS]... [-c COMMAND]... [FILE]
+const usage = (program: string): string => `Usage: ${program} [OPTIONS]... [-c COMMAND]... [FILE]
 Reads, writes and inspects a disk image by commands.
 
       --object DEFINITION  add an object, such as a secret with a passphrase
@@ -50,7 +48,7 @@ Reads, writes and inspects a disk image by commands.
   -h, --help               print this help
   -V, --version            print the version
 
-'${PROGRAM} -c help' lists the commands.
+'${program} -c help' lists the commands.
 `;
 
 /** What to do: end at once with a status, or run commands. */
@@ -78,18 +76,18 @@ const end = (status: number): Invocation => ({ kind: 'end', status });
 export async function readCommandLine(env: ToolEnvironment, words: readonly string[]): Promise<Invocation> {
   const { output } = env;
   const given: Given = { values: new Map(), commands: [] };
-  const getopt = createGetopt(words, OPTIONS, { program: PROGRAM });
+  const getopt = createGetopt(words, OPTIONS, { program: output.program });
   for (let item = getopt.next(); item !== null; item = getopt.next()) {
     if (item.kind === 'error') {
-      output.note(`${PROGRAM}: ${item.message}\n`);
-      output.print(USAGE);
+      output.note(`${output.program}: ${item.message}\n`);
+      output.print(usage(output.program));
       return end(1);
     }
     const status = await take(env, given, item.name, item.value);
     if (status !== null) return end(status);
   }
   if (getopt.operands.length > 1) {
-    output.print(USAGE);
+    output.print(usage(output.program));
     return end(1);
   }
   const { values, commands } = given;
@@ -137,10 +135,10 @@ async function take(
       if (!/[*?=,]/.test(value)) output.warn(`trace event '${value}' does not exist`);
       return null;
     case 'help':
-      output.print(USAGE);
+      output.print(usage(output.program));
       return 0;
     case 'version':
-      output.print(`${PROGRAM} version ${PACKAGE_VERSION}\n`);
+      output.print(`${output.program} version ${PACKAGE_VERSION}\n`);
       return 0;
     default:
       return null;

@@ -88,9 +88,10 @@ function checkedOptions(options: DriverOptions): DriverOptions {
   if (typeof discard === 'string' && !isDiscardMode(discard)) throw new BlockError('Invalid discard option');
   if (typeof detect === 'string' && !['off', 'on', 'unmap'].includes(detect))
     throw new BlockError(`invalid parameter value: ${detect}`);
-  if (typeof overlap === 'string' && !OVERLAP_CHECKS.includes(overlap)) {
+  const template = isRecord(overlap) ? overlap.template : overlap;
+  if (typeof template === 'string' && !OVERLAP_CHECKS.includes(template)) {
     throw new BlockError(
-      `Unsupported value '${overlap}' for qcow2 option 'overlap-check'. Allowed are any of the following: ${OVERLAP_CHECKS.join(', ')}`,
+      `Unsupported value '${template}' for qcow2 option 'overlap-check'. Allowed are any of the following: ${OVERLAP_CHECKS.join(', ')}`,
     );
   }
   return typeof discard === 'string' ? { ...options, discard: DISCARD_MODES[discard] } : options;

@@ -1,10 +1,11 @@
 /** qblock-io: exercises an image by commands, from -c or from standard input. */
 
+import path from 'node:path';
 import { restoreWords, textOfBytes } from '../../aio/host/names.ts';
 import { BlockError } from '../../errors/error.ts';
 import { createEnvironment, type ToolEnvironment } from '../common/environment.ts';
 import { createToolOutput } from '../common/output.ts';
-import { PROGRAM, readCommandLine } from './command-line.ts';
+import { readCommandLine } from './command-line.ts';
 import { findCommand, oneLine } from './commands.ts';
 import { openPrinting } from './image.ts';
 import { refuse } from './manage.ts';
@@ -78,7 +79,7 @@ async function* inputLines(): AsyncGenerator<string> {
 async function runInput(session: IoSession): Promise<void> {
   const { output } = session.env;
   const prompt = (): void => {
-    output.print(`${PROGRAM}> `);
+    output.print(`${output.program}> `);
     output.flush();
   };
   prompt();
@@ -124,7 +125,7 @@ async function run(env: ToolEnvironment, words: readonly string[]): Promise<numb
 
 /** Runs the program with the arguments of the process. */
 async function main(): Promise<void> {
-  const output = createToolOutput(PROGRAM);
+  const output = createToolOutput(path.basename(process.argv[1] ?? 'qblock-io'));
   const env = createEnvironment(output);
   let status = 1;
   try {

@@ -1,5 +1,6 @@
 /** Numbers as qblock-io prints them, and the report that follows a request. */
 
+import { fixed } from '../../qmp/c-numbers.ts';
 import type { IoSession } from './session.ts';
 
 const UNITS: readonly (readonly [number, string])[] = [
@@ -11,31 +12,20 @@ const UNITS: readonly (readonly [number, string])[] = [
   [2 ** 10, 'KiB'],
 ];
 
-/** bytes / unit with three decimals; ties go to the even digit, as C's printf rounds. */
-function thousandths(bytes: number, unit: number): string {
-  if (!Number.isInteger(bytes)) return (bytes / unit).toFixed(3);
-  const scaled = BigInt(bytes) * 1000n;
-  const divisor = BigInt(unit);
-  let quotient = scaled / divisor;
-  const twice = (scaled % divisor) * 2n;
-  if (twice > divisor || (twice === divisor && quotient % 2n === 1n)) quotient++;
-  return `${quotient / 1000n}.${String(quotient % 1000n).padStart(3, '0')}`;
-}
-
 /** "512 bytes", "64 KiB", "5.500 KiB". */
 export function amount(bytes: number): string {
   for (const [unit, name] of UNITS) {
     if (bytes < unit) continue;
-    return `${thousandths(bytes, unit).replace(/\.000$/, '')} ${name}`;
+    return `${fixed(bytes / unit, 3).replace(/\.000$/, '')} ${name}`;
   }
-  return `${bytes.toFixed(3).replace(/\.000$/, '')} bytes`;
+  return `${fixed(bytes, 3).replace(/\.000$/, '')} bytes`;
 }
 
-function clock(seconds: number, fixed: boolean): string {
+function clock(seconds: number, long: boolean): string {
   const hundredths = String(Math.floor((seconds % 1) * 100)).padStart(2, '0');
   const whole = Math.floor(seconds);
   const two = (value: number): string => String(value).padStart(2, '0');
-  if (!fixed && whole < 60) return `${two(whole)}.${hundredths} sec`;
+  if (!long && whole < 60) return `${two(whole)}.${hundredths} sec`;
   return `${Math.floor(whole / 3600)}:${two(Math.floor(whole / 60) % 60)}:${two(whole % 60)}.${hundredths}`;
 }
 
@@ -50,13 +40,13 @@ export function report(
   const bytesPerSecond = bytes / seconds;
   const operations = 1 / seconds;
   if (machine) {
-    const figures = `${bytesPerSecond.toFixed(3)},${operations.toFixed(3)}`;
+    const figures = `${fixed(bytesPerSecond, 3)},${fixed(operations, 3)}`;
     env.output.print(`${bytes},1,${clock(seconds, true)},${figures}\n`);
     return;
   }
   env.output.print(`${verb} ${bytes}/${total} bytes at offset ${offset}\n`);
   env.output.print(
-    `${amount(bytes)}, 1 ops; ${clock(seconds, false)} (${amount(bytesPerSecond)}/sec and ${operations.toFixed(4)} ops/sec)\n`,
+    `${amount(bytes)}, 1 ops; ${clock(seconds, false)} (${amount(bytesPerSecond)}/sec and ${fixed(operations, 4)} ops/sec)\n`,
   );
 }
 

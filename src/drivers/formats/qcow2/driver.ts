@@ -31,6 +31,7 @@ import { exclusive } from './metadata/exclusive.ts';
 import { lookup } from './metadata/mapping.ts';
 import { writeHeader } from './metadata/metadata-io.ts';
 import { satisfy } from './metadata/needs.ts';
+import { hasPreallocatedMetadata } from './metadata/preallocation.ts';
 import { flushMetadata, isClean } from './metadata/writeback.ts';
 import { specificInfo } from './open/info.ts';
 import { afterOpen, open, reloadTables, stopTimers } from './open/open.ts';
@@ -65,7 +66,7 @@ async function close(node: Qcow2Node): Promise<void> {
 async function blockStatus(
   node: Qcow2Node,
   guard: GraphReadGuard,
-  _wantZero: boolean,
+  wantZero: boolean,
   offset: number,
   bytes: number,
 ): Promise<BlockStatus> {
@@ -84,11 +85,12 @@ async function blockStatus(
   const at = { bytes: length, map: 0, file: null };
   switch (kind) {
     case Mapping.data: {
-      const raw = s.extras.cipher === null;
       // Ciphertext in the file says nothing of the content.
-      return raw
-        ? { bytes: length, flags: Status.data | Status.offsetValid, map: host, file: s.dataFile.node }
-        : { ...at, flags: Status.data };
+      if (s.extras.cipher !== null) return { ...at, flags: Status.data };
+      const extent = { bytes: length, map: host, file: s.dataFile.node };
+      const flags = Status.data | Status.offsetValid;
+      const asks = wantZero && (await hasPreallocatedMetadata(node, guard));
+      return { ...extent, flags: asks ? flags : flags | Status.final };
     }
     case Mapping.zero:
       return { ...at, flags: Status.zero };

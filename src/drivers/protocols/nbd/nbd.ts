@@ -264,7 +264,8 @@ async function blockStatus(
   const { contextId, extended, minBlockBytes } = session.exp;
   const extent = (length: number, flags: number): BlockStatus => ({
     bytes: length,
-    flags: flags | Status.offsetValid,
+    // A range without any (of a bitmap, shown as data and holes) is nowhere.
+    flags: flags === 0 ? 0 : flags | Status.offsetValid,
     map: offset,
     file: node,
   });

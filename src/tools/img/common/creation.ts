@@ -9,7 +9,7 @@ import type { CreateOption } from '../../../block/contract/image.ts';
 import type { BlockLayer } from '../../../block/layer.ts';
 import { BlockError } from '../../../errors/error.ts';
 import { parseFlatOptions } from '../../common/flat-options.ts';
-import { parseSize } from '../../common/size.ts';
+import { parseNumber, parseSize } from '../../common/size.ts';
 
 /** Values by option name: sizes and numbers as decimal digits, switches as on or off. */
 export type Values = Map<string, string>;
@@ -50,14 +50,27 @@ export function optionHelp(options: readonly CreateOption[]): string {
 const SIZE_HINT =
   'Optional suffix k, M, G, T, P or E means kilo-, mega-, giga-, tera-, peta-\nand exabytes, respectively.';
 
-/** Reads option text; throws the original's errors for names and values that cannot be. */
-export function parseValues(options: readonly CreateOption[], text: string | null): Values {
+/**
+ * Reads option text; throws the original's errors for names and values that cannot be. `elsewhere`: options that the
+ * same format takes when an image is made, where they are not these.
+ */
+export function parseValues(
+  options: readonly CreateOption[],
+  text: string | null,
+  elsewhere: readonly CreateOption[] = [],
+): Values {
   const values: Values = new Map();
   if (text === null) return values;
   // Nobody is told that a key alone is deprecated here.
   for (const { key, value } of parseFlatOptions(text, null, () => undefined).pairs) {
     const option = options.find(({ name }) => name === key);
-    if (option === undefined) throw new BlockError(`Invalid parameter '${key}'`);
+    if (option === undefined) {
+      const isKnown = elsewhere.some(({ name }) => name === key);
+      throw new BlockError(
+        `Invalid parameter '${key}'`,
+        isKnown ? { hint: 'This option is only supported for image creation' } : {},
+      );
+    }
     values.set(key, typedText(option, value));
   }
   return values;
@@ -71,10 +84,11 @@ function typedText({ name, type }: CreateOption, value: string): string {
       if (['on', 'yes', 'true', 'y'].includes(value)) return 'on';
       if (['off', 'no', 'false', 'n'].includes(value)) return 'off';
       throw new BlockError(`Parameter '${name}' expects 'on' or 'off'`);
-    case 'number':
-      if (!/^(?:\d{1,20}|0x[0-9a-f]{1,16})$/i.test(value))
-        throw new BlockError(`Parameter '${name}' expects a number`);
-      return BigInt(value).toString();
+    case 'number': {
+      const number = parseNumber(name, value);
+      // Negative ones count from 2^64 down; they are shown as they were written.
+      return value.includes('-') ? value.trim() : number.toString();
+    }
     case 'size':
       return parseSizeValue(name, value).toString();
   }

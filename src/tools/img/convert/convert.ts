@@ -208,7 +208,8 @@ async function run(
     inOrder: switches.anyOrder !== true,
     salvage: switches.salvage === true,
     rate: request.rate,
-    output: context.output,
+    // Warnings are about what is salvaged.
+    output: switches.quiet === true ? { ...context.output, warn: () => undefined } : context.output,
     progress,
   });
   await copy.run();

@@ -14,6 +14,7 @@ import { exclusive } from '../metadata/exclusive.ts';
 import { barrier, writeHeader, writeMetadata } from '../metadata/metadata-io.ts';
 import { retryLocked } from '../metadata/needs.ts';
 import { getRefcount, writeRefcount } from '../metadata/refcount.ts';
+import type { StageProgress } from './amend-progress.ts';
 
 /** Where the new structures go and what they have to count. */
 interface Plan {
@@ -34,11 +35,22 @@ export async function changeRefcountWidth(
   node: Qcow2Node,
   guard: GraphReadGuard,
   order: number,
+  progress: StageProgress,
 ): Promise<void> {
   await exclusive(node, guard, async () => {
+    const size = node.state.refcountTable.length;
+    // The original walks over the table three times, and shows every entry.
+    let shown = 0;
+    const show = (until: number): void => {
+      for (; shown < until; shown++) progress(shown, 3 * size);
+    };
+    show(1);
     const plan = await makePlan(node, guard, order);
-    await writeBlocks(node, guard, plan);
+    show(2 * size);
+    await writeBlocks(node, guard, plan, (done, total) => show(Math.floor((2 + done / total) * size)));
+    show(3 * size);
     await switchOver(node, guard, plan);
+    progress(3 * size, 3 * size);
   });
 }
 
@@ -109,7 +121,12 @@ async function makePlan(node: Qcow2Node, guard: GraphReadGuard, order: number): 
   return { order, perBlock, blocks, tableClusters, start, end, old: oldStructures(s) };
 }
 
-async function writeBlocks(node: Qcow2Node, guard: GraphReadGuard, plan: Plan): Promise<void> {
+async function writeBlocks(
+  node: Qcow2Node,
+  guard: GraphReadGuard,
+  plan: Plan,
+  progress: StageProgress,
+): Promise<void> {
   const s = node.state;
   const { order, perBlock, blocks, start, end, old } = plan;
   const content = Buffer.alloc(s.clusterBytes);
@@ -123,6 +140,7 @@ async function writeBlocks(node: Qcow2Node, guard: GraphReadGuard, plan: Plan): 
     for (let at = Math.max(start, first); at < Math.min(end, first + perBlock); at++)
       writeRefcount(view, order, at - first, 1);
     await writeMetadata(node, guard, (start + position) * s.clusterBytes, content, null);
+    progress(position + 1, blocks.length);
   }
 }
 

@@ -26,7 +26,8 @@ import { allocateRun, changeRefcount, deferFree, getRefcount, giveBack } from '.
 import { switchOver } from '../metadata/switch-over.ts';
 import { flushMetadataLocked, settleMetadata } from '../metadata/writeback.ts';
 import { placeList } from '../snapshots/snapshots.ts';
-import { encodeSnapshotTable } from '../snapshots/table.ts';
+import { encodeSnapshotTable, readSnapshotL1 } from '../snapshots/table.ts';
+import type { StageProgress } from './amend-progress.ts';
 
 function refuse(message: string): BlockError {
   return new BlockError(message, { errno: E.ENOTSUP });
@@ -48,7 +49,8 @@ export async function clearDirtyBit(node: Qcow2Node, guard: GraphReadGuard): Pro
  */
 export async function checkUpgrade(node: Qcow2Node, guard: GraphReadGuard): Promise<void> {
   encodeHeader({ ...node.state.header, version: 3 });
-  for (const table of await allTables(node, guard)) {
+  for (const table of new Set(await allTables(node, guard))) {
+    if (table === 0) continue;
     const view = viewOf(await readMetadata(node, guard, table, node.state.clusterBytes));
     for (let at = 0; at < view.byteLength; at += 8) {
       if ((view.getUint32(at) & HI_COMPRESSED) === 0 && (view.getUint32(at + 4) & LO_ZERO) !== 0)
@@ -90,36 +92,44 @@ export function checkDowngrade(node: Qcow2Node, refcountOrder: number, sizeBytes
 }
 
 /** Version 3 to 2, which checkDowngrade has not refused. */
-export async function downgrade(node: Qcow2Node, guard: GraphReadGuard): Promise<void> {
+export async function downgrade(
+  node: Qcow2Node,
+  guard: GraphReadGuard,
+  progress: StageProgress,
+): Promise<void> {
   const s = node.state;
   checkDowngrade(node, s.header.refcountOrder, s.header.size);
   s.lazyRefcounts = false;
   await clearDirtyBit(node, guard);
   await dropBitmaps(node, guard);
-  await exclusive(node, guard, () => expandAll(node, guard));
+  await exclusive(node, guard, () => expandAll(node, guard, progress));
   await settleMetadata(node, guard);
   await changeHeader(node, guard, { version: 2, compatible: 0, autoclear: 0 });
 }
 
-/** L2 tables of the active image and of all snapshots, each once. */
-async function allTables(node: Qcow2Node, guard: GraphReadGuard): Promise<ReadonlySet<number>> {
+/** L2 tables by the L1 entries that name them, of the active image and of all snapshots; 0: none. */
+async function allTables(node: Qcow2Node, guard: GraphReadGuard): Promise<readonly number[]> {
   const s = node.state;
-  const tables = new Set<number>();
+  const tables: number[] = [];
   const collect = (l1: DataView): void => {
-    for (let at = 0; at + 8 <= l1.byteLength; at += 8) {
-      const offset = entryOffset(l1.getUint32(at), l1.getUint32(at + 4));
-      if (offset !== 0) tables.add(offset);
-    }
+    for (let at = 0; at + 8 <= l1.byteLength; at += 8)
+      tables.push(entryOffset(l1.getUint32(at), l1.getUint32(at + 4)));
   };
   collect(s.l1);
   for (const { l1Offset, l1Entries } of s.extras.snapshots)
-    collect(viewOf(await readMetadata(node, guard, l1Offset, l1Entries * 8)));
+    collect(await readSnapshotL1(node, guard, { l1Offset, l1Entries }));
   return tables;
 }
 
 /** Zero clusters of the active image and of all snapshots; a table that several of them use is done once. */
-async function expandAll(node: Qcow2Node, guard: GraphReadGuard): Promise<void> {
-  for (const table of await allTables(node, guard)) await expandTable(node, guard, table);
+async function expandAll(node: Qcow2Node, guard: GraphReadGuard, progress: StageProgress): Promise<void> {
+  const tables = await allTables(node, guard);
+  const done = new Set<number>([0]);
+  for (const [index, table] of tables.entries()) {
+    if (!done.has(table)) await expandTable(node, guard, table);
+    done.add(table);
+    progress(index + 1, tables.length);
+  }
 }
 
 /** A new cluster full of zeroes with `users` references. */

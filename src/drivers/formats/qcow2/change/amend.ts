@@ -17,9 +17,11 @@ import { readLuksInfo } from '../../../crypto/luks.ts';
 import { amendLuks } from '../../../crypto/luks-amend.ts';
 import { LUKS_AMEND_OPTIONS, luksAmendOptions, prefixedOptions } from '../../../crypto/luks-options.ts';
 import { passphraseFromSecret } from '../../../crypto/passphrase.ts';
+import type { Header } from '../layout/header.ts';
 import { Autoclear, Compat, Crypt } from '../layout/layout.ts';
 import type { Qcow2Node } from '../layout/state.ts';
 import { barrier, changeHeader, readMetadata, writeMetadata } from '../metadata/metadata-io.ts';
+import { createStages } from './amend-progress.ts';
 import { changeRefcountWidth } from './amend-refcounts.ts';
 import { checkDowngrade, checkUpgrade, clearDirtyBit, downgrade, upgrade } from './amend-version.ts';
 import { checkResizable } from './resize.ts';
@@ -124,17 +126,36 @@ export async function amend(
   const changes = plan(node, values);
   if (node.readOnly) throw new BlockError('Block node is read-only', { errno: E.EACCES });
   await check(node, guard, changes);
-  progress.update(0, 1);
-  if (changes.version > header.version) await upgrade(node, guard);
-  if (changes.encrypt !== null) await amendEncryption(node, guard, changes.encrypt, force, progress);
+  const stages = createStages(progress, stageCount(header, changes));
+  if (changes.version > header.version) {
+    const step = stages.begin();
+    step(0, 2);
+    step(1, 2);
+    await upgrade(node, guard);
+    step(2, 2);
+  }
+  if (changes.encrypt !== null) {
+    const step = stages.begin();
+    await amendEncryption(node, guard, changes.encrypt, force, progress);
+    step(1, 1);
+  }
   if (changes.refcountOrder !== header.refcountOrder)
-    await changeRefcountWidth(node, guard, changes.refcountOrder);
+    await changeRefcountWidth(node, guard, changes.refcountOrder, stages.begin());
   await amendDataFile(node, guard, changes);
   if (changes.lazy !== null) await amendLazy(node, guard, changes.lazy);
   if (changes.size !== null)
     await co.truncate(node as unknown as BlockNode, guard, changes.size, false, 'off', false);
-  if (changes.version < header.version) await downgrade(node, guard);
-  progress.update(1, 1);
+  if (changes.version < header.version) await downgrade(node, guard, stages.begin());
+}
+
+/** The parts of the work that take their time: those that are shown. */
+function stageCount({ version, refcountOrder }: Header, changes: Changes): number {
+  const parts = [
+    changes.version !== version,
+    changes.encrypt !== null,
+    changes.refcountOrder !== refcountOrder,
+  ];
+  return parts.filter(Boolean).length;
 }
 
 /** Refuses what cannot be done, before anything is: in the order in which the changes are made. */

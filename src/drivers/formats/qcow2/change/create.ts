@@ -85,6 +85,9 @@ function checkOptions(options: Qcow2CreateOptions): void {
   const refcountBits = options['refcount-bits'] ?? DEFAULT_REFCOUNT_BITS;
   const prealloc = options.preallocation ?? 'off';
   if (options.size % 512 !== 0) throw refuse('Image size must be a multiple of 512 bytes');
+  // What could not be opened again is not made. Larger ones were given as negative.
+  if (options.size > Number.MAX_SAFE_INTEGER && options.size < 2 ** 63)
+    throw new BlockError('Image is too big', { errno: E.EFBIG });
   if (extended && isV2) throw needsVersion3('Extended L2 entries are only supported with');
   if (
     !isPowerOfTwo(clusterBytes) ||

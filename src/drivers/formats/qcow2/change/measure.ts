@@ -70,6 +70,9 @@ function shapeOf(values: CreateOptionValues): Shape {
       `Cluster size must be a power of two between ${2 ** MIN_CLUSTER_BITS} and ${2 ** (MAX_CLUSTER_BITS - 10)}k`,
     );
   }
+  // Not by the names that creation takes too.
+  if (values.compat !== undefined && values.compat !== '0.10' && values.compat !== '1.1')
+    throw refuse(`Invalid compatibility level: '${values.compat}'`);
   const preallocation = values.preallocation ?? 'off';
   if (!PREALLOCATIONS.includes(preallocation)) throw refuse(`invalid parameter value: ${preallocation}`);
   const refcountBits = Number(values.refcount_bits ?? DEFAULT_REFCOUNT_BITS);
@@ -120,7 +123,9 @@ export async function measure(values: CreateOptionValues, source: MeasureSource)
   const preallocation = values.preallocation ?? 'off';
   const isFull = preallocation === 'full' || preallocation === 'falloc';
   const used = isFull ? bytes : await dataBytes(source, clusterBytes, bytes);
-  const { bitmapGranularities: granularities } = source;
+  // Images of version 2 keep no bitmaps.
+  const isV2 = values.compat === '0.10';
+  const granularities = isV2 ? undefined : source.bitmapGranularities;
   return {
     required: fullyAllocated - bytes + used,
     fullyAllocated,

@@ -64,6 +64,7 @@ export async function readSnapshots(c: Check): Promise<SnapshotTable> {
   let at = 0;
   for (let index = 0; index < count; index++) {
     at = Math.ceil(at / 8) * 8;
+    const start = at;
     const fixed = await reader(at, FIXED_BYTES);
     const idBytes = fixed.readUInt16BE(12);
     const nameBytes = fixed.readUInt16BE(14);
@@ -90,9 +91,19 @@ export async function readSnapshots(c: Check): Promise<SnapshotTable> {
     records.push(decodeSnapshot(fixed, extra, id, name, header.size));
     at += FIXED_BYTES + extraBytes + idBytes + nameBytes;
     if (header.version >= 3 && extraBytes < V3_EXTRA_BYTES) incomplete.push(index);
-    if (at > MAX_SNAPSHOT_TABLE_BYTES && !fixErrors) {
-      programError(c, 'ERROR failed to read the snapshot table: Snapshot table is too big');
-      throw ioError(E.EFBIG);
+    if (at > MAX_SNAPSHOT_TABLE_BYTES) {
+      const left = count - index;
+      if (!fixErrors) {
+        programError(c, 'ERROR failed to read the snapshot table: Snapshot table is too big');
+        c.request.report(`You can force-remove all ${left} overhanging snapshots with qemu-img check -r all`);
+        throw ioError(E.EFBIG);
+      }
+      c.request.report(`Discarding ${left} overhanging snapshots (snapshot table is too big)`);
+      errors += left;
+      records.pop();
+      if (incomplete.at(-1) === index) incomplete.pop();
+      at = start;
+      break;
     }
   }
   for (const index of incomplete) {

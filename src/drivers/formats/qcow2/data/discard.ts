@@ -6,13 +6,14 @@
  */
 
 import type { GraphReadGuard } from '../../../../block/contract/guard.ts';
-import { Req } from '../../../../block/contract/request.ts';
+import { Req, Status } from '../../../../block/contract/request.ts';
 import { co } from '../../../../block/io/callbacks.ts';
+import { blockStatusAbove } from '../../../../block/io/status-chain.ts';
 import { E } from '../../../../errors/errno.ts';
 import { ioError } from '../../../../errors/error.ts';
 import type { CachedTable } from '../../shared/table-cache.ts';
 import { Autoclear, entryOffset, HI_COMPRESSED, HI_COPIED, LO_ZERO } from '../layout/layout.ts';
-import type { FreeReason, Need, Qcow2Node, Qcow2State } from '../layout/state.ts';
+import { type FreeReason, Mapping, type Need, type Qcow2Node, type Qcow2State } from '../layout/state.ts';
 import { toRequestError } from '../metadata/corruption.ts';
 import {
   l1IndexOf,
@@ -67,11 +68,13 @@ export async function pwriteZeroes(
   const end = offset + bytes;
   const whole = offset % unit === 0 && (end % unit === 0 || end === node.totalBytes);
   if (!whole) {
-    // Part of a cluster: all of it becomes a zero cluster if it reads as zeroes anyway, else it has to be written.
+    // Part of a cluster: all of it becomes a zero cluster if the rest reads as zeroes anyway, else it has to be written.
     const from = offset - (offset % unit);
     const to = Math.min(Math.ceil(end / unit) * unit, node.totalBytes);
     await loadMapping(node, guard, from, to - from);
-    if (!readsAsZero(node, from, to - from)) throw ioError(E.ENOTSUP);
+    if (!hasNoData(node, from, to - from)) throw ioError(E.ENOTSUP);
+    if (!(await backingIsZero(node, guard, from, offset)) || !(await backingIsZero(node, guard, end, to)))
+      throw ioError(E.ENOTSUP);
     if (s.header.version >= 3 && !s.hasDataFile) await zeroRange(node, guard, from, to - from, flags, true);
     return;
   }
@@ -86,6 +89,43 @@ export async function pwriteZeroes(
     await co.pwriteZeroes(s.dataFile.node, guard, offset, bytes, flags & ~Req.noFallback);
   }
   await zeroRange(node, guard, offset, bytes, flags, false);
+}
+
+/** Whether no cluster of a range holds data of its own. Its mapping is in memory; if not, the answer is no. */
+function hasNoData(node: Qcow2Node, offset: number, bytes: number): boolean {
+  const s = node.state;
+  for (let at = offset; at < offset + bytes; at += s.found.bytes) {
+    try {
+      if (lookup(s, at, offset + bytes - at) !== null) return false;
+    } catch {
+      // Damage is reported by whoever needs the mapping.
+      return false;
+    }
+    if (s.found.kind === Mapping.data || s.found.kind === Mapping.compressed) return false;
+  }
+  return true;
+}
+
+/**
+ * Whether what is below shows zeroes in [from, to), or nothing. Only what the image leaves to it is looked at: a range in
+ * which hasNoData holds, inside one cluster.
+ */
+async function backingIsZero(
+  node: Qcow2Node,
+  guard: GraphReadGuard,
+  from: number,
+  to: number,
+): Promise<boolean> {
+  const backing = node.child('backing')?.node;
+  if (from >= to || readsAsZero(node, from, to - from)) return true;
+  if (backing === undefined) return true;
+  for (let at = from; at < Math.min(to, backing.totalBytes); ) {
+    const { bytes, flags } = await blockStatusAbove(backing, guard, null, true, at, to - at);
+    if (bytes === 0) return true;
+    if ((flags & Status.zero) === 0) return false;
+    at += bytes;
+  }
+  return true;
 }
 
 /** Sees to it that the tables for a range are in memory; a look at them right afterwards finds them there. */
@@ -107,7 +147,7 @@ async function loadMapping(
   }
 }
 
-/** Marks clusters as zero. `onlyZero`: those that read as zeroes already; ENOTSUP when one does not any more. */
+/** Marks clusters as zero. `onlyZero`: those that hold no data themselves; ENOTSUP when one does by now. */
 async function zeroRange(
   node: Qcow2Node,
   guard: GraphReadGuard,
@@ -123,7 +163,7 @@ async function zeroRange(
     if (isNeed(slice)) return slice;
     const done = inSlice(s, at, length);
     // Looked at in the same breath as it is changed: somebody may have written there while this request waited.
-    if (onlyZero && !readsAsZero(node, at, done)) throw ioError(E.ENOTSUP);
+    if (onlyZero && !hasNoData(node, at, done)) throw ioError(E.ENOTSUP);
     for (let guest = at; guest < at + done; ) {
       const next = guest - (guest % s.clusterBytes) + s.clusterBytes;
       zeroCluster(node, slice, guest, Math.min(next, at + done), unmap);

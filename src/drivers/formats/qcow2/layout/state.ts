@@ -191,6 +191,8 @@ export interface Extras {
   /** What is known of the LUKS volume inside; null when there is none. */
   luks: QCryptoBlockInfoLUKS | null;
   cleanTimer: NodeJS.Timeout | null;
+  /** The answer of metadata/preallocation.ts, once somebody has asked. */
+  preallocatedMetadata: Promise<boolean> | null;
 }
 
 /** Encrypts and decrypts clusters in place. `offset`: what the initialization vector is derived from, in bytes. */

@@ -80,7 +80,8 @@ export async function open(node: Qcow2Node, context: OpenContext): Promise<Qcow2
     s.freshFrom = Math.ceil(file.node.totalBytes / s.clusterBytes);
     // A device does not grow, and what is behind its end is not there.
     if (file.node.driver.growsWithZeroes !== true) s.freshFrom = Number.POSITIVE_INFINITY;
-    await loadSnapshots(node, guard, forCheck);
+    // A check reads the table by itself, whatever is wrong with it.
+    if (!forCheck) await loadSnapshots(node, guard, false);
     await openCipher(node, guard, options.encrypt, context);
   });
   rebuildMetadata(s);
@@ -230,6 +231,7 @@ function createState(
       cipherUsesHostOffset: true,
       luks: null,
       cleanTimer: null,
+      preallocatedMetadata: null,
     },
   };
 }
@@ -256,12 +258,14 @@ export async function loadRefcountTable(node: Qcow2Node, guard: GraphReadGuard):
  */
 export async function afterOpen(node: Qcow2Node): Promise<void> {
   const s = node.state;
-  if (node.readOnly || s.purpose === 'check') return;
+  if (node.readOnly) return;
   await node.layer.graphLock.withRead(async (guard) => {
     try {
-      if ((s.header.incompatible & Incompat.dirty) !== 0) await repairDirty(node, guard);
+      // A check does its own repairs.
+      const forUse = s.purpose !== 'check';
+      if (forUse && (s.header.incompatible & Incompat.dirty) !== 0) await repairDirty(node, guard);
       await clearUnknownFeatures(node, guard);
-      await markBitmapsInUse(node, guard);
+      if (forUse) await markBitmapsInUse(node, guard);
     } catch (error) {
       throw await toRequestError(node, guard, error);
     }
@@ -280,7 +284,8 @@ async function clearUnknownFeatures(node: Qcow2Node, guard: GraphReadGuard): Pro
 
 /** Puts right what may be late in an image that was not closed: refcounts and COPIED flags. */
 async function repairDirty(node: Qcow2Node, guard: GraphReadGuard): Promise<void> {
-  const request = { fixLeaks: true, fixErrors: true, report: () => undefined };
+  const report = (line: string): void => node.layer.note(`${line}\n`);
+  const request = { fixLeaks: true, fixErrors: true, report };
   const result = await check(node, guard, request, () => reloadTables(node, guard));
   if (result.checkErrors > 0) throw new BlockError('Could not repair dirty image', { errno: E.EIO });
   if (result.corruptions > 0) throw new BlockError('Could not repair dirty image', { errno: E.EINVAL });

@@ -11,16 +11,16 @@ import type { InternalSnapshot, InternalSnapshots } from '../../../../block/cont
 import { co } from '../../../../block/io/callbacks.ts';
 import { E } from '../../../../errors/errno.ts';
 import { BlockError, errnoError, errnoOf, ioError } from '../../../../errors/error.ts';
-import { MAX_L1_BYTES, MAX_SNAPSHOTS, viewOf } from '../layout/layout.ts';
+import { MAX_SNAPSHOTS, viewOf } from '../layout/layout.ts';
 import type { Qcow2Node, Qcow2State, SnapshotRecord } from '../layout/state.ts';
 import { allocateContiguous } from '../metadata/contiguous.ts';
 import { exclusive } from '../metadata/exclusive.ts';
-import { readMetadata, writeMetadata } from '../metadata/metadata-io.ts';
+import { writeMetadata } from '../metadata/metadata-io.ts';
 import { retryLocked } from '../metadata/needs.ts';
 import { changeRefcount } from '../metadata/refcount.ts';
 import { type Switched, switchOver } from '../metadata/switch-over.ts';
 import { changeReferences, copyL1, fixCopiedFlags } from './references.ts';
-import { encodeSnapshotTable } from './table.ts';
+import { encodeSnapshotTable, readSnapshotL1 } from './table.ts';
 
 function toInternal(record: SnapshotRecord): InternalSnapshot {
   const { id, name, vmStateBytes, dateSeconds, dateNanoseconds, vmClockNanoseconds, icount, diskBytes } =
@@ -149,20 +149,6 @@ async function create(
       return both(await placeL1(node, guard, l1), list);
     }),
   );
-}
-
-/** Reads a snapshot's L1 table after checking where it is. */
-async function readSnapshotL1(
-  node: Qcow2Node,
-  guard: GraphReadGuard,
-  one: SnapshotRecord,
-): Promise<DataView> {
-  const bytes = one.l1Entries * 8;
-  if (bytes > MAX_L1_BYTES) throw new BlockError('Snapshot L1 table too large', { errno: E.EFBIG });
-  if (one.l1Offset % node.state.clusterBytes !== 0 || one.l1Offset + bytes > Number.MAX_SAFE_INTEGER) {
-    throw new BlockError('Snapshot L1 table offset invalid', { errno: E.EINVAL });
-  }
-  return viewOf(await readMetadata(node, guard, one.l1Offset, bytes));
 }
 
 async function apply(node: Qcow2Node, guard: GraphReadGuard, idOrName: string): Promise<void> {

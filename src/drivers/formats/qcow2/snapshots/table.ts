@@ -30,10 +30,6 @@ import { readMetadata } from '../metadata/metadata-io.ts';
 const FIXED_BYTES = 40;
 const CHUNK_BYTES = 64 * 1024;
 
-function invalid(message: string, errno: number = E.EINVAL): BlockError {
-  return new BlockError(message, { errno });
-}
-
 /** Reads the table into the state. `lenient`: damaged entries are left for the check to report. */
 export async function loadSnapshots(node: Qcow2Node, guard: GraphReadGuard, lenient: boolean): Promise<void> {
   const { header, extras } = node.state;
@@ -43,7 +39,13 @@ export async function loadSnapshots(node: Qcow2Node, guard: GraphReadGuard, leni
   // The table's length is nowhere but in its entries: read ahead as they ask for it.
   const need = async (bytes: number): Promise<void> => {
     while (table.length < at + bytes) {
-      if (at + bytes > MAX_SNAPSHOT_TABLE_BYTES) throw invalid('Snapshot table is too big', E.EFBIG);
+      if (at + bytes > MAX_SNAPSHOT_TABLE_BYTES) {
+        const left = header.snapshotCount - snapshots.length;
+        throw new BlockError('Snapshot table is too big', {
+          errno: E.EFBIG,
+          hint: `You can force-remove all ${left} overhanging snapshots with qemu-img check -r all`,
+        });
+      }
       const more = Math.max(CHUNK_BYTES, at + bytes - table.length);
       const part = await readMetadata(node, guard, header.snapshotsOffset + table.length, more);
       table = Buffer.concat([table, part]);
@@ -57,7 +59,10 @@ export async function loadSnapshots(node: Qcow2Node, guard: GraphReadGuard, leni
       const idBytes = fixed.readUInt16BE(12);
       const nameBytes = fixed.readUInt16BE(14);
       if (extraBytes > MAX_SNAPSHOT_EXTRA_BYTES && !lenient) {
-        throw invalid(`Too much extra metadata in snapshot table entry ${index}`);
+        throw new BlockError(`Too much extra metadata in snapshot table entry ${index}`, {
+          errno: E.EINVAL,
+          hint: 'You can force-remove this extra metadata with qemu-img check -r all',
+        });
       }
       const kept = Math.min(extraBytes, MAX_SNAPSHOT_EXTRA_BYTES);
       await need(FIXED_BYTES + extraBytes + idBytes + nameBytes);
@@ -73,9 +78,6 @@ export async function loadSnapshots(node: Qcow2Node, guard: GraphReadGuard, leni
         ),
       );
       at += Math.ceil((FIXED_BYTES + extraBytes + idBytes + nameBytes) / 8) * 8;
-      const last = snapshots.at(-1)!;
-      if (last.l1Entries * 8 > MAX_L1_BYTES && !lenient)
-        throw invalid('Snapshot L1 table too large', E.EFBIG);
     }
   } catch (error) {
     if (error instanceof BlockError && error.errno !== E.EIO) throw error;
@@ -108,6 +110,20 @@ export function decodeSnapshot(
       extra.length >= 24 && extra.readBigUInt64BE(16) !== 2n ** 64n - 1n ? extra.readBigUInt64BE(16) : null,
     unknownExtra: Buffer.from(extra.subarray(24)),
   };
+}
+
+/** Reads a snapshot's L1 table after checking where it is. */
+export async function readSnapshotL1(
+  node: Qcow2Node,
+  guard: GraphReadGuard,
+  one: Pick<SnapshotRecord, 'l1Offset' | 'l1Entries'>,
+): Promise<DataView> {
+  const bytes = one.l1Entries * 8;
+  if (bytes > MAX_L1_BYTES) throw new BlockError('Snapshot L1 table too large', { errno: E.EFBIG });
+  if (one.l1Offset % node.state.clusterBytes !== 0 || one.l1Offset + bytes > Number.MAX_SAFE_INTEGER) {
+    throw new BlockError('Snapshot L1 table offset invalid', { errno: E.EINVAL });
+  }
+  return viewOf(await readMetadata(node, guard, one.l1Offset, bytes));
 }
 
 /** The table as it goes to the disk. Throws when it is too big. */
