@@ -56,8 +56,8 @@ export class ExportTable {
   // ---- the NBD server ----------------------------------------------------------------------------------------
 
   /** nbd-server-start and --nbd-server. */
-  startNbdServer(options: NbdServerOptions, origin: Origin): Promise<void> {
-    return this.#nbd.start(options, origin);
+  startNbdServer(options: NbdServerOptions, origin: Origin, onIdle?: () => void): Promise<void> {
+    return this.#nbd.start(options, origin, onIdle);
   }
 
   /** nbd-server-stop: its exports go with it. */

@@ -35,8 +35,8 @@ export class NbdService {
     return this.#server === null ? null : this.#options;
   }
 
-  /** nbd-server-start and --nbd-server. */
-  async start(options: NbdServerOptions, origin: Origin): Promise<void> {
+  /** nbd-server-start and --nbd-server. `onIdle`: the last client has gone. */
+  async start(options: NbdServerOptions, origin: Origin, onIdle?: () => void): Promise<void> {
     if (this.#server !== null || this.#busy) throw new BlockError('NBD server already running');
     const { layer, whenServing, log } = this.#environment;
     const server = new NbdServer(layer.engine, {
@@ -47,6 +47,7 @@ export class NbdService {
       allowInheritedFd: origin === 'command-line',
       whenServing,
       log,
+      ...(onIdle !== undefined && { onIdle }),
     });
     this.#busy = true;
     try {

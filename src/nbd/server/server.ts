@@ -36,6 +36,8 @@ export interface NbdServerSettings {
   /** Calls its argument once clients may be served (they may come while the daemon is set up); default: at once. */
   readonly whenServing?: (serve: () => void) => void;
   readonly log: ClientLog;
+  /** The last client that had come through the handshake has gone. */
+  readonly onIdle?: () => void;
 }
 
 export class NbdServer {
@@ -187,6 +189,8 @@ export class NbdServer {
       log('client connected', details, 'info');
       await this.#transmit(client, rx);
       log('client disconnected', details, 'info');
+      // This connection is still counted.
+      if (this.#streams.size === 1) this.#settings.onIdle?.();
     } catch (error) {
       if (this.#stopped) return;
       if (error instanceof NegotiationError || error instanceof ConnectionEnded) {

@@ -1,0 +1,144 @@
+/** qblock-nbd: serves an image over NBD, or lists what another server offers. */
+
+import { spawn } from 'node:child_process';
+import { closeSync, openSync, unlinkSync, writeSync } from 'node:fs';
+import path from 'node:path';
+import type { SocketAddress } from '../../../schema/generated/types.ts';
+import { restoreWords } from '../../aio/host/names.ts';
+import { BlockError, errnoError, errnoOf, InvariantError } from '../../errors/error.ts';
+import { addObject, createEnvironment, type ToolEnvironment } from '../common/environment.ts';
+import { createToolOutput, type ToolOutput } from '../common/output.ts';
+import { connectDevice, disconnectDevice } from './device.ts';
+import { list } from './list.ts';
+import { Finished, type NbdOptions, OptionProblem, readCommandLine } from './options.ts';
+import { serve } from './serve.ts';
+
+/** Set in the process that --fork makes: it says on this descriptor that it serves. */
+const READY_FD = 'QBLOCK_NBD_READY_FD';
+const FIRST_PASSED_FD = 3;
+
+function addressOf({ socket, bind, port }: NbdOptions): SocketAddress {
+  const { LISTEN_PID, LISTEN_FDS } = process.env;
+  if (LISTEN_PID === String(process.pid) && LISTEN_FDS !== undefined) {
+    if (LISTEN_FDS !== '1')
+      throw new BlockError('qblock-nbd does not support socket activation with LISTEN_FDS > 1');
+    return { type: 'fd', str: String(FIRST_PASSED_FD) };
+  }
+  return socket !== null ? { type: 'unix', path: socket } : { type: 'inet', host: bind, port };
+}
+
+/** What --list connects to: nobody listens on "any address". */
+function listAddressOf(options: NbdOptions, words: readonly string[]): SocketAddress {
+  const address = addressOf(options);
+  const given = words.some((word) => /^(-b|--b)/.test(word));
+  return address.type === 'inet' && !given ? { ...address, host: 'localhost' } : address;
+}
+
+function writePidFile(name: string): () => void {
+  const file = path.resolve(name);
+  try {
+    const fd = openSync(file, 'w', 0o644);
+    writeSync(fd, `${process.pid}\n`);
+    closeSync(fd);
+  } catch (error) {
+    throw errnoError(`Could not create '${name}'`, errnoOf(error));
+  }
+  return () => {
+    try {
+      unlinkSync(file);
+    } catch {
+      // Gone already.
+    }
+  };
+}
+
+/** --fork: the same program in the background; resolves with the exit status once it serves or has failed. */
+function runInBackground(): Promise<number> {
+  return new Promise((resolve) => {
+    const child = spawn(process.execPath, process.argv.slice(1), {
+      detached: true,
+      stdio: ['ignore', 'inherit', 'inherit', 'pipe'],
+      env: { ...process.env, [READY_FD]: '3' },
+    });
+    child.stdio[3]?.on('data', () => resolve(0));
+    child.on('exit', (status) => resolve(status ?? 1));
+  });
+}
+
+function tellReady(): void {
+  const fd = process.env[READY_FD];
+  if (fd === undefined) return;
+  writeSync(Number(fd), 'ready');
+  closeSync(Number(fd));
+}
+
+async function run(
+  output: ToolOutput,
+  words: readonly string[],
+  environment: () => ToolEnvironment,
+): Promise<number> {
+  const options = readCommandLine(output, words);
+  if (options.fork && process.env[READY_FD] === undefined) return runInBackground();
+  if (options.mode === 'disconnect') {
+    await disconnectDevice(options.device!);
+    output.print(`${options.device} disconnected\n`);
+    return 0;
+  }
+  const env = environment();
+  for (const object of options.objects) if (await addObject(env, object)) return 0;
+  if (options.mode === 'list') {
+    await list(env, options, listAddressOf(options, words));
+    return 0;
+  }
+  const stop = new Promise<void>((resolve) => {
+    for (const signal of ['SIGTERM', 'SIGINT', 'SIGHUP'] as const) process.on(signal, () => resolve());
+  });
+  const service = await serve(env, options, addressOf(options));
+  const removePidFile = options.pidFile === null ? () => undefined : writePidFile(options.pidFile);
+  let disconnect: () => Promise<void> = () => Promise.resolve();
+  if (options.mode === 'connect')
+    disconnect = await connectDevice(options.device!, service.addresses[0]!, options);
+  tellReady();
+  await Promise.race([service.ended, stop]);
+  await disconnect();
+  await service.close();
+  removePidFile();
+  return 0;
+}
+
+function failureStatus(error: unknown, output: ToolOutput): number {
+  if (error instanceof Finished) return error.status;
+  output.error(
+    error instanceof InvariantError
+      ? `internal error: ${error.stack}`
+      : error instanceof OptionProblem
+        ? error.message
+        : error,
+  );
+  return 1;
+}
+
+async function main(): Promise<void> {
+  const output = createToolOutput(path.basename(process.argv[1] ?? 'qblock-nbd'));
+  let opened: ToolEnvironment | null = null;
+  let status: number;
+  try {
+    status = await run(
+      output,
+      restoreWords(process.argv.slice(2)),
+      () => (opened ??= createEnvironment(output)),
+    );
+  } catch (error) {
+    status = failureStatus(error, output);
+  }
+  try {
+    await (opened as ToolEnvironment | null)?.close();
+  } catch (error) {
+    output.error(error);
+    status ||= 1;
+  }
+  output.flush();
+  process.exit(status);
+}
+
+void main();
