@@ -220,6 +220,20 @@ function runGraph(changes) {
 
 const QUICK_ENV = { MODEL_RUNS: '1', POWER_CUT_RUNS: '1', FUZZ_SECONDS: '2', CHECK_RUNS: '5' };
 
+/** Virtual machines on our exports, for as many rounds of jobs, resizes and restarts as the user wants. */
+function runVm(rounds) {
+  process.env.VM_ROUNDS ??= String(rounds);
+  become(binary('vitest'), ['run', 'test/vm']);
+}
+
+/** Hostile front ends of vhost-user-blk: so many mutated messages. */
+function runVhost(messages) {
+  process.env.HOSTILE_MESSAGES ??= String(messages);
+  process.env.HOSTILE_SEED ??= String(1 + Math.floor(Math.random() * 1e6));
+  process.stdout.write(`HOSTILE_SEED=${process.env.HOSTILE_SEED}\n`);
+  become(binary('vitest'), ['run', 'test/exports/vhost-user-hostile.test.ts']);
+}
+
 // ---- the commands ----------------------------------------------------------------------------------------------
 
 const benches = {
@@ -229,6 +243,7 @@ const benches = {
   'bench-jobs': 'jobs',
   'bench-control': 'control',
   'bench-nbd-client': 'nbd-client',
+  'bench-exports': 'exports',
   'bench-start': 'start',
   'bench-tools': 'tools',
 };
@@ -263,11 +278,20 @@ switch (command) {
     prepare();
     runGraph(Number(args[0] ?? 10_000));
     break;
+  case 'vm':
+    prepare();
+    runVm(Number(args[0] ?? 5));
+    break;
+  case 'vhost':
+    prepare();
+    runVhost(Number(args[0] ?? 1_000_000));
+    break;
   case 'bench':
   case 'bench-qcow2':
   case 'bench-jobs':
   case 'bench-control':
   case 'bench-nbd-client':
+  case 'bench-exports':
   case 'bench-start':
   case 'bench-tools':
     prepare();

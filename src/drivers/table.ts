@@ -220,6 +220,12 @@ const lazy = {
     probe: probeVhdx,
     load: async () => (await import('./formats/vhdx/driver.ts')).vhdx as BlockDriver,
   },
+  'virtio-blk-vhost-user': {
+    name: 'virtio-blk-vhost-user',
+    kind: 'protocol',
+    load: async () =>
+      (await import('./protocols/virtio-blk-vhost-user.ts')).virtioBlkVhostUser as BlockDriver,
+  },
   vmdk: {
     name: 'vmdk',
     kind: 'format',

@@ -2,5 +2,6 @@
 
 import { compareTranscripts } from './transcript-comparison.ts';
 import { fuseTranscripts } from './transcripts/fuse.ts';
+import { vhostUserBlkTranscripts } from './transcripts/vhost-user-blk.ts';
 
-compareTranscripts(fuseTranscripts);
+compareTranscripts([...fuseTranscripts, ...vhostUserBlkTranscripts]);

@@ -234,6 +234,7 @@ test('only what works is listed', () => {
     'throttle',
     'vdi',
     'vhdx',
+    'virtio-blk-vhost-user',
     'vmdk',
     'vpc',
   ]);

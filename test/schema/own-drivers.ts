@@ -18,4 +18,7 @@ export function ownOptions(): string[] {
   );
 }
 
-export const OWN_DRIVERS: ReadonlySet<string> = new Set(['cache', 'readahead', 'retry', 's3']);
+/** Drivers that Debian's build of the original does not have. */
+export const OWN_DRIVERS: ReadonlySet<string> = new Set([
+  ...['cache', 'readahead', 'retry', 's3', 'virtio-blk-vhost-user'],
+]);

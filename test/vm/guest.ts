@@ -1,11 +1,14 @@
-/** A virtual machine of QEMU's (software emulation) that runs the small Linux of initramfs.ts and obeys shell commands. */
+/**
+ * A virtual machine of QEMU's (software emulation) that runs the small Linux of initramfs.ts and obeys shell commands.
+ * VM_DEBUG=1 shows its console.
+ */
 
 import { type ChildProcess, spawn } from 'node:child_process';
 import { writeFileSync } from 'node:fs';
 import { findKernel, makeInitramfs } from './initramfs.ts';
 
 /** How long a command may take: a loaded machine emulates slowly. */
-const COMMAND_MS = Number(process.env.VM_MS ?? 120_000);
+const COMMAND_MS = 120_000;
 
 export class Guest {
   readonly #child: ChildProcess;
@@ -17,6 +20,7 @@ export class Guest {
     this.#child = child;
     const take = (chunk: Buffer): void => {
       this.#text += chunk.toString('latin1').replaceAll('\r', '');
+      if (process.env.VM_DEBUG !== undefined) process.stderr.write(chunk);
       this.#wake?.();
     };
     child.stdout?.on('data', take);
@@ -53,6 +57,7 @@ export class Guest {
   /** Runs a shell command; returns what it printed. Throws when it fails. */
   async run(command: string): Promise<string> {
     this.#text = '';
+    if (process.env.VM_DEBUG !== undefined) process.stderr.write(`> ${command}\n`);
     this.#child.stdin?.write(`${command}\n`);
     const before = await this.waitFor(/^STATUS (\d+)$/m);
     const status = /^STATUS (\d+)$/m.exec(this.#text)?.[1];
@@ -63,7 +68,7 @@ export class Guest {
   /** Resets the machine and waits until it obeys again. */
   async reboot(): Promise<void> {
     this.#text = '';
-    this.#child.stdin?.write('sync; reboot -f\n');
+    this.#child.stdin?.write('sync; echo b > /proc/sysrq-trigger\n');
     await this.waitFor(/^READY$/m);
   }
 

@@ -29,10 +29,10 @@ function checkOptions(options: OptionsOf<'vhost-user-blk'>): { blockBytes: numbe
   const place = `Property ${id}.logical-block-size doesn't take value`;
   // 0 stands for the default.
   if (blockBytes !== 0) {
+    // What was negative has become large: it is shown as it was, as far as that can be told.
+    const shown = blockBytes < 2 ** 63 ? blockBytes : blockBytes - 2 ** 64 || -1;
     if (blockBytes < BLOCK_BYTES_MIN || blockBytes > BLOCK_BYTES_MAX)
-      throw new BlockError(
-        `${place} ${blockBytes} (minimum: ${BLOCK_BYTES_MIN}, maximum: ${BLOCK_BYTES_MAX})`,
-      );
+      throw new BlockError(`${place} ${shown} (minimum: ${BLOCK_BYTES_MIN}, maximum: ${BLOCK_BYTES_MAX})`);
     if ((blockBytes & (blockBytes - 1)) !== 0)
       throw new BlockError(`${place} '${blockBytes}', it's not a power of 2`);
   }

@@ -44,6 +44,8 @@ import {
 /** Where the front end's own addresses begin: not the guest's, so that nobody can mix them up unnoticed. */
 const USER_BASE = 0x7f0000000000;
 const RECONNECT_MS = 100;
+/** How long the back end may take to set everything up: one that serves somebody else does not answer. */
+const SET_UP_MS = 5000;
 
 export interface FrontEndSettings {
   readonly path: string;
@@ -171,7 +173,7 @@ export class FrontEnd {
       this.#replies.push({ request, done });
       channel.send(request, 0, payload, fds);
     });
-    if (message === null) throw new BlockError('the connection was lost', { errno: E.ECONNRESET });
+    if (message === null) throw lostError();
     return message;
   }
 
@@ -187,7 +189,7 @@ export class FrontEnd {
       this.#replies.push({ request, done });
       channel.send(request, Flag.needReply, payload, fds);
     });
-    if (message === null) throw new BlockError('the connection was lost', { errno: E.ECONNRESET });
+    if (message === null) throw lostError();
     if (decodeU64(message.payload) !== 0)
       throw new BlockError(`the back end refused message ${request}`, { errno: E.EINVAL });
   }
@@ -220,9 +222,14 @@ export class FrontEnd {
     });
     this.#channel = channel;
     channel.start();
-    await this.#negotiate();
-    await this.#shareMemory();
-    await this.#setUpQueues();
+    const timer = setTimeout(() => channel.close(), SET_UP_MS);
+    try {
+      await this.#negotiate();
+      await this.#shareMemory();
+      await this.#setUpQueues();
+    } finally {
+      clearTimeout(timer);
+    }
   }
 
   #lost(channel: Channel, why: string): void {
@@ -380,6 +387,10 @@ export class FrontEnd {
     payload.writeBigUInt64LE(BigInt(start + available), 24);
     return payload;
   }
+}
+
+function lostError(): BlockError {
+  return new BlockError('The vhost-user back end has left or does not answer', { errno: E.ECONNRESET });
 }
 
 /** Features of both sets. */
