@@ -6,7 +6,8 @@
 import { createEngine } from '../../aio/create-engine.ts';
 import type { BlockBackend } from '../../block/backend.ts';
 import type { BackendOwner } from '../../block/contract/backend-io.ts';
-import type { OpenPurpose } from '../../block/contract/driver.ts';
+import type { BlockDriver, OpenPurpose } from '../../block/contract/driver.ts';
+import type { LazyDriver } from '../../block/contract/face.ts';
 import type { DriverOptions } from '../../block/contract/image.ts';
 import { Perm, Req } from '../../block/contract/request.ts';
 import type { BlockNode } from '../../block/graph/node.ts';
@@ -31,6 +32,13 @@ export interface ToolEnvironment {
   close(): Promise<void>;
 }
 
+/** What only the tools have: see unpacked.ts. */
+const UNPACKED: LazyDriver = {
+  name: 'unpacked',
+  kind: 'protocol',
+  load: async () => (await import('./unpacked.ts')).unpacked as BlockDriver,
+};
+
 export function createEnvironment(output: ToolOutput): ToolEnvironment {
   const { engine } = createEngine('auto');
   const env: ToolEnvironment = {
@@ -41,7 +49,7 @@ export function createEnvironment(output: ToolOutput): ToolEnvironment {
       engine,
       // There are no jobs and no monitors: nobody is told.
       events: { emit: () => undefined },
-      drivers,
+      drivers: { ...drivers, unpacked: UNPACKED },
       report: (text) => output.note(`${output.program}: ${text}`),
       note: (text) => output.note(text),
       print: (text) => output.print(text),
@@ -139,6 +147,8 @@ export interface ImageRequest {
   readonly purpose?: OpenPurpose;
   /** More options of the node, by the schema's names. */
   readonly options?: DriverOptions;
+  /** Opens the node in a way of its own, instead of all that. */
+  readonly opener?: (layer: BlockLayer) => Promise<BlockNode>;
   /** Defines the node as an option text does, instead of name and format; values may be text. */
   readonly definition?: DriverOptions;
 }
@@ -213,6 +223,7 @@ export async function openToolNode(env: ToolEnvironment, request: ImageRequest):
   const { layer, output } = env;
   const { name, format, purpose = 'io', definition } = request;
   const settings = nodeSettings(request);
+  if (request.opener !== undefined) return request.opener(layer);
   if (definition !== undefined) {
     const { openDescribed } = await import('./image-options.ts');
     return openDescribed(layer, definition, settings, purpose);

@@ -4,6 +4,7 @@ import { infoOrNull } from '../../../block/io/callbacks.ts';
 import { BlockError } from '../../../errors/error.ts';
 import { openNamedImage, type ToolEnvironment } from '../../common/environment.ts';
 import { createProgress, type Progress } from '../../common/progress.ts';
+import { openPacked, packingOf } from '../../common/unpacked.ts';
 import {
   type CommandContext,
   FORCE_SHARE,
@@ -225,13 +226,16 @@ async function openSources(
   const cache = sourceCache(request.sourceCache);
   const sources: Source[] = [];
   let start = 0;
+  const imageOpts = request.switches.imageOpts === true;
   for (const name of names) {
+    const packing = imageOpts || request.format !== null ? null : packingOf(name);
     const image = await openNamedImage(env, {
       name,
       cache,
-      imageOpts: request.switches.imageOpts === true,
+      imageOpts,
       forceShare: request.switches.forceShare === true,
       format: request.format,
+      ...(packing !== null && { opener: (layer) => openPacked(layer, name, packing) }),
     });
     const { node } = image;
     const clusterBytes = (await infoOrNull(node))?.clusterSizeBytes ?? 0;
