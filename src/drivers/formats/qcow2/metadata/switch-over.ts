@@ -199,16 +199,27 @@ function giveBackTaken(node: Qcow2Node, { taken }: RefcountSwitch): void {
   for (const [first, count] of taken) giveBack(node, first * node.state.clusterBytes, count);
 }
 
-/** Passes on that clusters have come free, before anybody is given them. */
+/**
+ * Passes on that clusters have come free, before anybody is given them: what snapshots held, if the user wants that, and
+ * the tables that have got new places, which would make files grow.
+ */
 async function discardReleased(
   node: Qcow2Node,
   guard: GraphReadGuard,
-  { discarded }: RefcountSwitch,
+  { released, discarded }: RefcountSwitch,
 ): Promise<void> {
   const s = node.state;
-  if (!s.passDiscard.snapshot) return;
-  for (const [first, count] of discarded.runs()) {
-    const bytes = count * s.clusterBytes;
-    await co.pdiscard(s.file.node, guard, first * s.clusterBytes, bytes).catch(() => undefined);
+  const discard = (first: number, end: number): Promise<void> =>
+    co
+      .pdiscard(s.file.node, guard, first * s.clusterBytes, (end - first) * s.clusterBytes)
+      .catch(() => undefined);
+  for (const [first, count] of released.runs()) {
+    let from = first;
+    for (let cluster = first; cluster <= first + count; cluster++) {
+      const isKept = cluster === first + count || (discarded.has(cluster) && !s.passDiscard.snapshot);
+      if (!isKept) continue;
+      if (cluster > from) await discard(from, cluster);
+      from = cluster + 1;
+    }
   }
 }
