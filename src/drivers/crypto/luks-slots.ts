@@ -18,7 +18,13 @@ import {
   SALT_BYTES,
   STRIPES,
 } from './luks-header.ts';
-import { deriveKey, iterationsFor, measureIterations, PLAUSIBLE_ITERATIONS } from './pbkdf.ts';
+import {
+  deriveKey,
+  iterationsFor,
+  MAX_ITERATIONS,
+  measureIterations,
+  PLAUSIBLE_ITERATIONS,
+} from './pbkdf.ts';
 
 /** Reads `bytes` bytes at `offset` of the header area; throws when they are not there. */
 export type HeaderReader = (offset: number, bytes: number) => Promise<Buffer>;
@@ -30,9 +36,9 @@ const MIN_ITERATIONS = 1000;
 const DIGEST_TIME_DIVISOR = 8;
 
 function checkIterations(iterations: number, what: string): void {
-  if (iterations > PLAUSIBLE_ITERATIONS) {
-    throw new BlockError(`${what} iteration count ${iterations} is larger than ${PLAUSIBLE_ITERATIONS}`);
-  }
+  if (iterations <= PLAUSIBLE_ITERATIONS) return;
+  const limit = iterations > MAX_ITERATIONS ? MAX_ITERATIONS : PLAUSIBLE_ITERATIONS;
+  throw new BlockError(`${what} iteration count ${iterations} is larger than ${limit}`);
 }
 
 /** The master key, if `passphrase` is the slot's; null when it is not. */
