@@ -52,7 +52,7 @@ class SocketStream implements ByteStream, Source {
   readonly #msg = allocateIoMemory(MSGHDR_BYTES);
   readonly #sendBufferBytes: number;
   #onReadable: (() => number) | null = null;
-  #onWritable: (() => void) | null = null;
+  #onWritable: (() => void)[] = [];
   /** What libuv has told and nobody has acted on yet. */
   #ready = 0;
   #closed = false;
@@ -86,11 +86,11 @@ class SocketStream implements ByteStream, Source {
     const ready = this.#ready;
     this.#ready = 0;
     let found = 0;
-    if ((ready & Readiness.writable) !== 0 && this.#onWritable !== null) {
-      const onWritable = this.#onWritable;
-      this.#onWritable = null;
+    if ((ready & Readiness.writable) !== 0 && this.#onWritable.length > 0) {
+      const waiting = this.#onWritable;
+      this.#onWritable = [];
+      for (const onWritable of waiting) onWritable();
       this.#watch();
-      onWritable();
       found = 1;
     }
     return found + (this.#onReadable?.() ?? 0);
@@ -100,7 +100,7 @@ class SocketStream implements ByteStream, Source {
     if (this.#closed) return;
     this.#poll.watch(
       (this.#onReadable === null ? 0 : Readiness.readable) |
-        (this.#onWritable === null ? 0 : Readiness.writable),
+        (this.#onWritable.length === 0 ? 0 : Readiness.writable),
     );
   }
 
@@ -123,7 +123,7 @@ class SocketStream implements ByteStream, Source {
   }
 
   whenWritable(onWritable: () => void): void {
-    this.#onWritable = onWritable;
+    this.#onWritable.push(onWritable);
     this.#watch();
   }
 
@@ -156,14 +156,12 @@ class SocketStream implements ByteStream, Source {
     closeFd(this.#fd);
     // Who waits finds out, but not within this call.
     const onReadable = this.#onReadable;
-    const onWritable = this.#onWritable;
+    const waiting = this.#onWritable;
     this.#onReadable = null;
-    this.#onWritable = null;
-    if (onReadable !== null || onWritable !== null) {
-      process.nextTick(() => {
-        onWritable?.();
-        onReadable?.();
-      });
-    }
+    this.#onWritable = [];
+    process.nextTick(() => {
+      for (const onWritable of waiting) onWritable();
+      onReadable?.();
+    });
   }
 }

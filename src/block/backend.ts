@@ -9,7 +9,13 @@ import type { IoVector } from '../aio/memory.ts';
 import { CoQueue } from '../coroutine/co-queue.ts';
 import { E } from '../errors/errno.ts';
 import { assert, ioError } from '../errors/error.ts';
-import type { BackendDepth, BackendExtent, BackendIo, BackendOwner } from './contract/backend-io.ts';
+import type {
+  BackendDepth,
+  BackendExtent,
+  BackendIo,
+  BackendOwner,
+  MappedPlace,
+} from './contract/backend-io.ts';
 import type { GraphReadGuard } from './contract/guard.ts';
 import type { PreallocMode } from './contract/image.ts';
 import { Req, Status } from './contract/request.ts';
@@ -129,6 +135,24 @@ export class BlockBackend implements BackendIo, RootParent, ShortHolder {
   tryPwritev(offset: number, bytes: number, vec: IoVector, short: ShortIo | null = null): boolean {
     return this.#try(sync.tryPwritev, offset, bytes, vec, short);
   }
+
+  mapRead(offset: number, bytes: number): MappedPlace | null {
+    const root = this.#root;
+    if (root === null || this.#held) return null;
+    const { node } = root;
+    if (!(offset >= 0 && bytes > 0 && offset + bytes <= node.totalBytes)) return null;
+    const { graphLock } = node.layer;
+    const guard = graphLock.tryRead();
+    if (guard === null) return null;
+    try {
+      return sync.mapRead(node, guard, offset, bytes);
+    } finally {
+      graphLock.readDone(guard);
+    }
+  }
+
+  /** Nobody counts here. */
+  mappedReadDone(): void {}
 
   /** Writes whole clusters compressed; bytes 0: the image is complete. */
   pwritevCompressed(offset: number, bytes: number, vec: IoVector): Promise<void> {

@@ -7,7 +7,7 @@
 
 import type { IoVector } from '../aio/memory.ts';
 import type { BlockBackend } from '../block/backend.ts';
-import type { BackendDepth, BackendExtent, BackendIo } from '../block/contract/backend-io.ts';
+import type { BackendDepth, BackendExtent, BackendIo, MappedPlace } from '../block/contract/backend-io.ts';
 import type { ShortIo } from '../block/io/short-io.ts';
 import {
   count,
@@ -78,6 +78,16 @@ export class MeteredBackend implements BackendIo {
       this.#statistics.write.done(bytes, performance.now() - startMs);
     }
     return true;
+  }
+
+  mapRead(offset: number, bytes: number): MappedPlace | null {
+    if (this.#limits !== null && !mayBegin(this.#limits, 'read')) return null;
+    return this.#backend.mapRead(offset, bytes);
+  }
+
+  mappedReadDone(bytes: number, elapsedMs: number): void {
+    if (this.#limits !== null) count(this.#limits, 'read', bytes);
+    this.#statistics.read.done(bytes, elapsedMs);
   }
 
   pwriteZeroes(offset: number, bytes: number, flags: number): Promise<void> {

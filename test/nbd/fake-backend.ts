@@ -67,6 +67,12 @@ export class FakeBackend implements BackendIo {
     return false;
   }
 
+  mapRead(): null {
+    return null;
+  }
+
+  mappedReadDone(): void {}
+
   async preadv(offset: number, bytes: number, vec: IoVector, flags: number): Promise<void> {
     await this.#enter('preadv', `preadv ${offset}+${bytes} ${flags}`);
     copyToVector(vec, this.bytes.subarray(offset, offset + bytes));

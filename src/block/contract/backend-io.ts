@@ -22,6 +22,14 @@ export interface BackendDepth {
   readonly depth: number;
 }
 
+/** Where bytes of a node are in the memory of this process: for the kernel to read, never for code of ours. */
+export interface MappedPlace {
+  readonly addr: number;
+  /** The same bytes as part of a file. */
+  readonly fd: number;
+  readonly fileOffset: number;
+}
+
 export interface BackendIo {
   /** Reads [offset, offset+bytes) into `vec` (vec.bytes === bytes). */
   preadv(offset: number, bytes: number, vec: IoVector, flags: number): Promise<void>;
@@ -33,6 +41,13 @@ export interface BackendIo {
   tryPreadv(offset: number, bytes: number, vec: IoVector, short?: ObservedRequest | null): boolean;
   /** Writes; as tryPreadv. */
   tryPwritev(offset: number, bytes: number, vec: IoVector, short?: ObservedRequest | null): boolean;
+  /**
+   * The place of the bytes, if they are in the page cache in one piece. Good within this turn only, in which the data have
+   * to be taken from there: afterwards they may be somebody else's.
+   */
+  mapRead(offset: number, bytes: number): MappedPlace | null;
+  /** A read has been answered from the place that mapRead gave. */
+  mappedReadDone(bytes: number, elapsedMs: number): void;
   pwriteZeroes(offset: number, bytes: number, flags: number): Promise<void>;
   pdiscard(offset: number, bytes: number): Promise<void>;
   flush(): Promise<void>;

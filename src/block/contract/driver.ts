@@ -14,6 +14,7 @@ import type {
 import type { AioEngine, EngineKind } from '../../aio/engine.ts';
 import type { IoVector } from '../../aio/memory.ts';
 import type { BlockChild, BlockNode } from '../graph/node.ts';
+import type { MappedPlace } from './backend-io.ts';
 import type { ChildList } from './child-list.ts';
 import type { CopyRangeCallbacks } from './copy-range.ts';
 import type { BlockDebugger } from './debugger.ts';
@@ -167,6 +168,8 @@ export interface BlockDriver<S = unknown>
     vec: IoVector,
     short: ShortRequest | null,
   ): boolean;
+  /** As BackendIo.mapRead. Drivers that do nothing to a read but to move it pass the question on. */
+  mapRead?(node: BlockNode<S>, guard: GraphReadGuard, offset: number, bytes: number): MappedPlace | null;
   /** Writes at once what can be written without waiting, or begins to; as tryPreadv. */
   tryPwritev?(
     node: BlockNode<S>,

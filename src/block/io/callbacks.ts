@@ -74,7 +74,11 @@ function checked<T extends Readonly<Record<string, Form>>>(table: T): T {
 /** The forms for callers that hold the graph read lock. */
 export const co = checked(forms);
 
-const inTurn = checked({ tryPreadv: ioSync.tryPreadv, tryPwritev: ioSync.tryPwritev });
+const inTurn = checked({
+  tryPreadv: ioSync.tryPreadv,
+  tryPwritev: ioSync.tryPwritev,
+  mapRead: ioSync.mapRead,
+});
 
 type TryForm = (
   node: BlockNode,
@@ -89,7 +93,11 @@ type TryForm = (
  * Callbacks that never wait: for callers that hold the lock for the time of the call and go on in the same turn. With a
  * short request of a ShortIo, its holder keeps the lock until it ends.
  */
-export const sync = inTurn as { readonly tryPreadv: TryForm; readonly tryPwritev: TryForm };
+export const sync = inTurn as {
+  readonly tryPreadv: TryForm;
+  readonly tryPwritev: TryForm;
+  readonly mapRead: typeof ioSync.mapRead;
+};
 
 type Tail<T extends unknown[]> = T extends [unknown, unknown, ...infer Rest] ? Rest : never;
 

@@ -8,19 +8,20 @@
  */
 
 import type { IoVector } from '../../aio/memory.ts';
+import type { MappedPlace } from '../contract/backend-io.ts';
 import type { GraphReadGuard } from '../contract/guard.ts';
 import type { BlockNode } from '../graph/node.ts';
 import { wrote } from './common.ts';
 import type { ShortIo } from './short-io.ts';
 
 /** Whether a request can go to the driver as it is, without waiting for anybody. */
-function isPlain(node: BlockNode, offset: number, bytes: number, vec: IoVector): boolean {
+function isPlain(node: BlockNode, offset: number, bytes: number, segments: number): boolean {
   const { requestAlignment: align, maxTransfer, maxIov } = node.limits;
   return (
     node.tracked.serialising === 0 &&
     (align === 1 || (offset % align === 0 && bytes % align === 0)) &&
     (maxTransfer === 0 || bytes <= maxTransfer) &&
-    vec.segments.length <= maxIov
+    segments <= maxIov
   );
 }
 
@@ -36,7 +37,7 @@ export function tryPreadv(
   const { driver } = node;
   if (
     driver.tryPreadv === undefined ||
-    !isPlain(node, offset, bytes, vec) ||
+    !isPlain(node, offset, bytes, vec.segments.length) ||
     !driver.tryPreadv(node, guard, offset, bytes, vec, short)
   )
     return false;
@@ -60,11 +61,23 @@ export function tryPwritev(
     node.readOnly ||
     node.settings.detectZeroes !== 'off' ||
     node.writeThreshold !== 0 ||
-    !isPlain(node, offset, bytes, vec) ||
+    !isPlain(node, offset, bytes, vec.segments.length) ||
     !driver.tryPwritev(node, guard, offset, bytes, vec, short)
   )
     return false;
   if (short?.isWaiting) short.track(node, offset, bytes, true);
   else wrote(node, offset, bytes);
   return true;
+}
+
+/** Where the bytes are in memory; see BackendIo.mapRead. */
+export function mapRead(
+  node: BlockNode,
+  guard: GraphReadGuard,
+  offset: number,
+  bytes: number,
+): MappedPlace | null {
+  const { driver } = node;
+  if (driver.mapRead === undefined || !isPlain(node, offset, bytes, 1)) return null;
+  return driver.mapRead(node, guard, offset, bytes);
 }

@@ -104,6 +104,10 @@ export const raw: BlockDriver<RawState> = {
     if (state.size !== null && offset + bytes > state.size) return false;
     return sync.tryPreadv(children[0]!.node, guard, offset + state.offset, bytes, vec, short);
   },
+  mapRead({ state, children }, guard, offset, bytes) {
+    if (state.size !== null && offset + bytes > state.size) return null;
+    return sync.mapRead(children[0]!.node, guard, offset + state.offset, bytes);
+  },
   wasProbed(node) {
     node.state.probed = true;
     refreshLimits(node);

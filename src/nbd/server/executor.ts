@@ -5,6 +5,7 @@
  * record. Everything else runs in one async function per request; the commands themselves are in commands.ts.
  */
 
+import type { ByteStream } from '../../aio/engine.ts';
 import { isZeroVector } from '../../aio/memory.ts';
 import { Req } from '../../block/contract/request.ts';
 import { ShortIo } from '../../block/io/short-io.ts';
@@ -24,6 +25,7 @@ import { RequestError, requestError } from './errors.ts';
 import type { NbdExport } from './export.ts';
 import type { ReplyQueue } from './reply-queue.ts';
 import type { NbdRequest } from './request.ts';
+import { StraightReads } from './straight-reads.ts';
 
 /** Holes of files begin and end with blocks of this size: a read inside one is all data or all hole. */
 const BLOCK_BYTES = 4096;
@@ -46,6 +48,7 @@ export interface ExecutorSettings {
   readonly structured: boolean;
   readonly extended: boolean;
   readonly contexts: readonly MetaContext[];
+  readonly stream: ByteStream;
 }
 
 export class Executor {
@@ -55,6 +58,7 @@ export class Executor {
   readonly #contexts: readonly MetaContext[];
   readonly #pool: BufferPool;
   readonly #replies: ReplyQueue;
+  readonly #straight: StraightReads;
   readonly #freeSlots: Slot[] = [];
 
   constructor(settings: ExecutorSettings, pool: BufferPool, replies: ReplyQueue) {
@@ -64,6 +68,10 @@ export class Executor {
     this.#contexts = settings.contexts;
     this.#pool = pool;
     this.#replies = replies;
+    this.#straight = new StraightReads(settings.exp, settings.stream, pool, replies, {
+      readSent: (slot) => this.#freeSlots.push(slot),
+      readOtherwise: (slot) => this.#readIntoBuffer(slot),
+    });
   }
 
   /** Starts a READ. */
@@ -82,9 +90,15 @@ export class Executor {
       this.startCommand(slot);
       return;
     }
+    slot.mayHaveHoles = mayHaveHoles;
+    if (!mayHaveHoles && this.#straight.offer(slot)) return;
+    this.#readIntoBuffer(slot);
+  }
+
+  #readIntoBuffer(slot: Slot): void {
+    const { offset, length } = slot;
     const buffer = this.#pool.take(length);
     slot.buffer = buffer;
-    slot.mayHaveHoles = mayHaveHoles;
     setPayload(buffer, length);
     try {
       if (!this.#exp.backend.tryPreadv(offset, length, buffer.vector, slot.short)) this.#readLong(slot);
@@ -92,6 +106,11 @@ export class Executor {
     } catch (error) {
       this.#fail(slot, error);
     }
+  }
+
+  /** Replies have been sent: there may be room for more. */
+  goOn(): void {
+    this.#straight.goOn();
   }
 
   /** The data of a read are in its buffer. Data of one block that is not all zero has no holes: no need to ask. */

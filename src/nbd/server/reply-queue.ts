@@ -46,6 +46,9 @@ const DONE_DATA = (ChunkFlag.done << 16) | Chunk.OFFSET_DATA;
 const AREA_MIN_BYTES = 1024;
 const AREA_MAX_BYTES = 64 * 1024;
 
+/** Memory of which only the address counts. */
+const NOTHING = Buffer.alloc(0);
+
 interface MutableSegment {
   readonly mem: IoMemory;
   readonly start: number;
@@ -171,6 +174,72 @@ export class ReplyQueue {
     batch.push(reply);
     batch.buffers.push(buffer);
     this.#added(batch, charge);
+  }
+
+  /** Sends what there is; whether nothing is left to be sent. */
+  flushNow(): boolean {
+    if (this.#sending === null) this.#sendNext();
+    return this.#sending === null;
+  }
+
+  /**
+   * Data of a read from memory that may be sent from in this turn only; nothing else is waiting to be sent. What the socket
+   * does not take is brought by `readRest`: a buffer with the payload from a position on, or null when it cannot be had,
+   * which ends the connection. False: nothing has been sent.
+   */
+  straight(
+    to: ReplyTo,
+    addr: number,
+    bytes: number,
+    charge: number,
+    readRest: (from: number) => RequestBuffer | null,
+  ): boolean {
+    if (this.#failed) return false;
+    const batch = this.#current;
+    const headBytes = this.#dataHead(batch, to, bytes);
+    batch.push({ mem: { buf: NOTHING, addr }, start: 0, length: bytes });
+    const sent = this.#stream.send(batch.segments, 0);
+    if (sent <= 0) {
+      batch.reset();
+      return false;
+    }
+    const from = Math.max(0, sent - headBytes);
+    const buffer = from === bytes ? null : readRest(from);
+    batch.segments.pop();
+    if (buffer !== null) {
+      batch.push({ mem: buffer.mem, start: HEADROOM_BYTES + from, length: bytes - from });
+      batch.buffers.push(buffer);
+    }
+    batch.charge = charge;
+    batch.replies = 1;
+    this.#current = this.#takeSpare();
+    this.#sending = batch;
+    if (buffer === null) {
+      this.#finishBatch(from === bytes ? sent : -1);
+    } else {
+      this.#isSending = true;
+      sendAll(this.#stream, batch.segments, Math.min(sent, headBytes), this.#written);
+      this.#isSending = false;
+    }
+    return true;
+  }
+
+  /** Puts the head of a reply with `bytes` of data into the batch; its length. */
+  #dataHead(batch: Batch, to: ReplyTo, bytes: number): number {
+    if (this.#style === 'simple') {
+      const at = batch.reserve(SIMPLE_BYTES);
+      batch.view.setUint32(at, SIMPLE_REPLY_MAGIC);
+      batch.view.setUint32(at + 4, 0);
+      batch.view.setUint32(at + 8, to.cookieHigh);
+      batch.view.setUint32(at + 12, to.cookieLow);
+      return SIMPLE_BYTES;
+    }
+    const headBytes = this.#chunkHeadBytes + DATA_HEAD_BYTES;
+    const at = batch.reserve(headBytes);
+    this.#writeChunkHead(batch.view, at, to, DONE_DATA, bytes + DATA_HEAD_BYTES);
+    batch.view.setUint32(at + headBytes - DATA_HEAD_BYTES, to.offsetHigh);
+    batch.view.setUint32(at + headBytes - DATA_HEAD_BYTES + 4, to.offsetLow);
+    return headBytes;
   }
 
   /** A request without data that succeeded. */

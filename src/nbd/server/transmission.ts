@@ -130,6 +130,7 @@ export class Transmission implements ExportClient, ReplyQueueOwner {
     this.#inFlight -= replies;
     this.#inFlightBytes -= charge;
     clientMemory.remove(this.#holder, charge);
+    this.#executor.goOn();
     if (this.#isHeldUp || this.#isReceiving) this.#receiveNow();
     if (this.#isOver) this.#wakeUp();
   }

@@ -115,6 +115,9 @@ export function abortPermissions({ state }: FileNode): void {
 }
 
 function use(state: FileState, { writable, direct }: Access): void {
+  // It is another description, perhaps of another file.
+  state.mapping?.close();
+  state.mapping = null;
   const changes = state.direct !== direct;
   state.writable = writable;
   if (!changes) return;

@@ -92,6 +92,7 @@ function creationState(layer: BlockLayer, fd: number, filename: string): FileSta
     mayInline: false,
     inlineWrites: false,
     inlineReads: false,
+    mapping: null,
     skipInlineReads: 0,
     canPunchHole: true,
     canZeroRange: true,

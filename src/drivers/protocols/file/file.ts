@@ -28,7 +28,16 @@ import {
 } from './access.ts';
 import { copyRangeFrom, copyRangeTo } from './copy-range.ts';
 import { fileCreation } from './create.ts';
-import { type FileNode, type FileState, flush, preadv, pwritev, tryPreadv, tryPwritev } from './io.ts';
+import {
+  type FileNode,
+  type FileState,
+  flush,
+  mapRead,
+  preadv,
+  pwritev,
+  tryPreadv,
+  tryPwritev,
+} from './io.ts';
 import { FileLocks, probeOfdLocks } from './locks.ts';
 import { getLength, truncate, truncateNow } from './resize.ts';
 
@@ -83,6 +92,7 @@ function makeOpen(driverName: string, accepts: (stat: Stats) => boolean, require
         avoidInlineUntilMs: 0,
         alignment: alignmentOf(fd, direct, isDevice),
         writeback: { from: 0, to: 0, bytes: 0, running: null },
+        mapping: null,
         stats: { discardOk: 0, discardFailed: 0, discardBytesOk: 0 },
       };
     } catch (error) {
@@ -102,6 +112,7 @@ function openLocks(fd: number, filename: string, locking: 'auto' | 'on' | 'off')
 
 async function close(node: FileNode): Promise<void> {
   await node.state.writeback.running;
+  node.state.mapping?.close();
   // Closing the description drops its locks.
   ffi.closeFd(node.state.fd);
 }
@@ -234,6 +245,7 @@ function fileDriver(
     copyRangeFrom,
     copyRangeTo,
     tryPreadv,
+    mapRead,
     tryPwritev,
     preadv,
     pwritev,

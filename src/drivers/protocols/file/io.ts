@@ -18,12 +18,14 @@ import {
   sliceVector,
   vectorOf,
 } from '../../../aio/memory.ts';
+import type { MappedPlace } from '../../../block/contract/backend-io.ts';
 import type { ShortRequest } from '../../../block/contract/short-request.ts';
 import type { BlockNode } from '../../../block/graph/node.ts';
 import { E } from '../../../errors/errno.ts';
 import { ioError } from '../../../errors/error.ts';
 import type { NewDescription } from './access.ts';
 import type { FileLocks } from './locks.ts';
+import { FileMapping } from './mapping.ts';
 
 /** An inline write that takes longer has met dirty-page throttling. */
 const SLOW_WRITE_MS = 8;
@@ -65,6 +67,8 @@ export interface FileState {
   /** Alignment of O_DIRECT requests and memory in bytes; 1 for buffered I/O. */
   alignment: number;
   readonly stats: FileStats;
+  /** Made by the first large read; ends with the description. */
+  mapping: FileMapping | null;
   /** Owned by file-copy-range.ts. */
   readonly writeback: Writeback;
 }
@@ -159,6 +163,19 @@ function readCached(state: FileState, offset: number, bytes: number, vec: IoVect
 /** Whether the engine can be given the vector, of one segment, as it is. */
 function mayBegin(state: FileState, vec: IoVector): boolean {
   return !state.direct || isAlignedVector(vec, state.alignment);
+}
+
+/** Where the bytes are in the page cache; see BackendIo.mapRead. */
+export function mapRead(
+  { state }: FileNode,
+  _guard: unknown,
+  offset: number,
+  bytes: number,
+): MappedPlace | null {
+  if (!state.inlineReads || state.isDevice) return null;
+  state.mapping ??= new FileMapping(state.fd, state.writable);
+  const addr = state.mapping.find(offset, bytes);
+  return addr === null ? null : { addr, fd: state.fd, fileOffset: offset };
 }
 
 /** Writes to the page cache within this turn, unless the kernel has been holding up writers; else begins to write. */

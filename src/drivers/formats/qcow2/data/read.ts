@@ -13,6 +13,7 @@ import {
   sliceVector,
   vectorOf,
 } from '../../../../aio/memory.ts';
+import type { MappedPlace } from '../../../../block/contract/backend-io.ts';
 import type { GraphReadGuard } from '../../../../block/contract/guard.ts';
 import type { ShortRequest } from '../../../../block/contract/short-request.ts';
 import { co, sync } from '../../../../block/io/callbacks.ts';
@@ -70,6 +71,27 @@ export function tryPreadv(
       );
     }
   }
+}
+
+/** Where the data are, if they are one extent of this image's; see BackendIo.mapRead. */
+export function mapRead(
+  node: Qcow2Node,
+  guard: GraphReadGuard,
+  offset: number,
+  bytes: number,
+): MappedPlace | null {
+  const s = node.state;
+  if (s.extras.cipher !== null || s.dead) return null;
+  try {
+    const missing = lookup(s, offset, bytes);
+    if (missing !== null && !(trySatisfy(node, guard, missing) && lookup(s, offset, bytes) === null))
+      return null;
+  } catch {
+    // Damage is met again, and reported, on the long way.
+    return null;
+  }
+  const { kind, bytes: found, host } = s.found;
+  return kind === Mapping.data && found === bytes ? sync.mapRead(s.dataFile.node, guard, host, bytes) : null;
 }
 
 export function preadv(
