@@ -131,6 +131,50 @@ describe.each(['io_uring', 'threads'] as const)('engine %s', (kind) => {
       end();
     });
 
+    test('what arrived before the peer was lost is received piece by piece, then the loss', async () => {
+      const { stream, peer, end } = await pair();
+      peer.pause();
+      // Unread data of ours makes the peer's end an error, of which libuv tells once.
+      await stream.write([{ mem: allocateIoMemory(64), start: 0, length: 64 }]);
+      peer.write(Buffer.alloc(1000, 7));
+      await new Promise((resolve) => setTimeout(resolve, 20));
+      peer.destroy();
+      await new Promise((resolve) => setTimeout(resolve, 20));
+      const memory = allocateIoMemory(10);
+      let bytes = 0;
+      const last = await new Promise<number>((resolve) => {
+        stream.watchReadable(() => {
+          const received = stream.receive(memory, 0, 10);
+          if (received > 0) bytes += received;
+          else if (received !== -E.EAGAIN) resolve(received);
+          return 1;
+        });
+      });
+      expect([0, 1000]).toContain(bytes);
+      expect(last).toBeLessThanOrEqual(0);
+      end();
+    });
+
+    test('send takes what fits and says so, and the rest when it is told that there is room', async () => {
+      const { stream, peer, end } = await pair();
+      peer.pause();
+      const memory = allocateIoMemory(4 << 20);
+      const sent = stream.send([{ mem: memory, start: 0, length: 4 << 20 }], 0);
+      expect(sent).toBeGreaterThan(0);
+      expect(sent).toBeLessThan(4 << 20);
+      expect(stream.send([{ mem: memory, start: 0, length: 4 << 20 }], 0)).toBe(-E.EAGAIN);
+      expect(stream.hasRoomFor(1 << 20)).toBe(false);
+      const hasRoom = new Promise<void>((resolve) => stream.whenWritable(resolve));
+      peer.resume();
+      await hasRoom;
+      expect(stream.send([{ mem: memory, start: 0, length: 100 }], 0)).toBe(100);
+      const told = new Promise<void>((resolve) => stream.whenWritable(resolve));
+      stream.close();
+      await told;
+      expect(stream.send([{ mem: memory, start: 0, length: 100 }], 0)).toBe(-E.EPIPE);
+      end();
+    });
+
     test('a write larger than any socket buffer, in many segments, to a slow reader', async () => {
       const { stream, peer, end } = await pair();
       const segmentCount = 700;

@@ -30,6 +30,7 @@ export interface PollHandle {
 interface Watched {
   readonly memory: Buffer;
   readonly onReady: (events: number) => void;
+  readonly onError: () => void;
 }
 
 /** By the address of the handle's memory, from its making until libuv has let go of it. */
@@ -37,9 +38,11 @@ const handles = new Map<number, Watched>();
 
 const pollCallback = koffi.register(
   (handle: bigint | number, status: number, events: number) => {
+    const watched = handles.get(Number(handle));
+    if (watched === undefined) return;
     // An error of the descriptor: whoever reads or writes it finds out what it is.
-    const ready = status < 0 ? Readiness.readable | Readiness.writable : events;
-    handles.get(Number(handle))?.onReady(ready);
+    if (status < 0) watched.onError();
+    else watched.onReady(events);
   },
   koffi.pointer(koffi.proto('void (uintptr_t handle, int status, int events)')),
 );
@@ -57,9 +60,17 @@ export function openPoll(fd: number, onReady: (events: number) => void): PollHan
   const address = addressOf(memory);
   const result: number = pollInit(defaultLoop(), address, fd);
   if (result < 0) throw -result;
-  handles.set(address, { memory, onReady });
   let watched = 0;
   let isOpen = true;
+  handles.set(address, {
+    memory,
+    onReady,
+    onError: () => {
+      onReady(Readiness.readable | Readiness.writable);
+      // libuv has stopped watching, but there may be more to be read before the error.
+      if (isOpen && watched !== 0) pollStart(address, watched, pollCallback);
+    },
+  });
   return {
     watch: (events) => {
       if (!isOpen || events === watched) return;
