@@ -368,58 +368,6 @@ export function closeFd(fd: number): void {
   }
 }
 
-// ---- files as memory -----------------------------------------------------------------------------------------
-
-const cMapRead = libc.func('mmap', 'uintptr_t', ['uintptr_t', 'size_t', 'int', 'int', 'int', 'long']);
-const cUnmap = libc.func('munmap', 'int', ['uintptr_t', 'size_t']);
-const cMincore = libc.func('mincore', 'int', ['uintptr_t', 'size_t', 'uintptr_t']);
-const PAGE_BYTES = 4096;
-/** One byte a page, enough for 32 MiB. */
-const residence = Buffer.allocUnsafeSlow(8192 + 1);
-const residenceAddr = addressOf(residence);
-
-/** Maps `bytes` of `fd` at `offset` (whole pages), for the kernel to read on our behalf: its address; null: refused. */
-export function mapForReading(fd: number, bytes: number, offset: number): number | null {
-  const PROT_READ = 1;
-  const MAP_SHARED = 1;
-  const addr = Number(cMapRead(0, bytes, PROT_READ, MAP_SHARED, fd, offset));
-  return addr >= 2 ** 63 ? null : addr;
-}
-
-export function unmapAt(addr: number, bytes: number): void {
-  cUnmap(addr, bytes);
-}
-
-/** Whether all pages of the mapped bytes are in memory (mincore(2)). */
-export function isResident(addr: number, bytes: number): boolean {
-  const from = addr - (addr % PAGE_BYTES);
-  const pages = Math.ceil((addr + bytes - from) / PAGE_BYTES);
-  if (pages > residence.length || cMincore(from, pages * PAGE_BYTES, residenceAddr) !== 0) return false;
-  for (let i = 0; i < pages; i++) if ((residence[i]! & 1) === 0) return false;
-  return true;
-}
-
-// ---- a moment's sleep ----------------------------------------------------------------------------------------
-
-const cNanosleep = libc.func('nanosleep', 'int', ['uintptr_t', 'uintptr_t']);
-const cPrctl = libc.func('prctl', 'int', ['int', 'ulong', 'ulong', 'ulong', 'ulong']);
-/** struct timespec. */
-const napMemory = Buffer.allocUnsafeSlow(16).fill(0);
-const napAddr = addressOf(napMemory);
-let isSlackSet = false;
-
-/** Sleeps for so many microseconds, fewer than a thousand; the thread does nothing else. */
-export function nap(us: number): void {
-  if (!isSlackSet) {
-    // The kernel lets sleeps be late by 50 us unless told that this thread is in earnest.
-    const PR_SET_TIMERSLACK = 29;
-    cPrctl(PR_SET_TIMERSLACK, 1000, 0, 0, 0);
-    isSlackSet = true;
-  }
-  napMemory.writeUInt32LE(us * 1000, 8);
-  cNanosleep(napAddr, 0);
-}
-
 // ---- io_uring ------------------------------------------------------------------------------------------------
 
 const cSyscall = libc.func('syscall', 'long', [

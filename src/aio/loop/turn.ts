@@ -16,7 +16,7 @@
  */
 
 import { plug, unplug } from '../defer.ts';
-import { nap } from '../ffi.ts';
+import { nap } from './nap.ts';
 
 /** How long one look lasts at most. */
 const LOOK_MAX_MS = 0.05;

@@ -10,7 +10,7 @@
  */
 
 import { fstatSync } from 'node:fs';
-import * as ffi from '../../../aio/ffi.ts';
+import { isResident, mapForReading, unmapAt } from '../../../aio/loop/mapped-file.ts';
 
 const WINDOW_BYTES = 128 * 1024 * 1024;
 const MAX_WINDOWS = 32;
@@ -42,13 +42,13 @@ export class FileMapping {
     if (at + bytes > WINDOW_BYTES) return null;
     const window = this.#windows.get(number) ?? this.#map(number);
     if (window === null) return null;
-    if (ffi.isResident(window + at, bytes)) return window + at;
+    if (isResident(window + at, bytes)) return window + at;
     this.#skip = READS_AFTER_MISS;
     return null;
   }
 
   #map(number: number): number | null {
-    const addr = ffi.mapForReading(this.#fd, WINDOW_BYTES, number * WINDOW_BYTES);
+    const addr = mapForReading(this.#fd, WINDOW_BYTES, number * WINDOW_BYTES);
     if (addr === null) {
       this.#isRefused = true;
       return null;
@@ -56,7 +56,7 @@ export class FileMapping {
     if (this.#windows.size >= MAX_WINDOWS) {
       const [oldest] = this.#windows.entries();
       if (oldest !== undefined) {
-        ffi.unmapAt(oldest[1], WINDOW_BYTES);
+        unmapAt(oldest[1], WINDOW_BYTES);
         this.#windows.delete(oldest[0]);
       }
     }
@@ -66,7 +66,7 @@ export class FileMapping {
 
   /** Gives all windows back; the descriptor means another file from now on, or none. */
   close(): void {
-    for (const addr of this.#windows.values()) ffi.unmapAt(addr, WINDOW_BYTES);
+    for (const addr of this.#windows.values()) unmapAt(addr, WINDOW_BYTES);
     this.#windows.clear();
     this.#isRefused = true;
   }
