@@ -30,6 +30,7 @@ const programs = {
   'qblock-img': 'src/tools/img/main.ts',
   'qblock-io': 'src/tools/io/main.ts',
   'qblock-nbd': 'src/tools/nbd/main.ts',
+  'qblock-shell': 'src/tools/shell/main.ts',
 };
 
 /** Packages that stay where they are. Those that are ES modules only are bundled: a bundle cannot require them everywhere. */
