@@ -45,6 +45,21 @@ Block storage daemon that speaks QMP
                          export the specified block node over NBD
                          (requires --nbd-server)
 
+  --export [type=]fuse,id=<id>,node-name=<node-name>,mountpoint=<file>
+           [,growable=on|off][,writable=on|off][,allow-other=on|off|auto]
+                         export the specified block node over FUSE
+
+  --export [type=]vhost-user-blk,id=<id>,node-name=<node-name>,
+           addr.type=unix,addr.path=<socket-path>[,writable=on|off]
+           [,logical-block-size=<block-size>][,num-queues=<num-queues>]
+                         export the specified block node as a
+                         vhost-user-blk device over UNIX domain socket
+  --export [type=]vhost-user-blk,id=<id>,node-name=<node-name>,
+           addr.type=fd,addr.str=<fd>[,writable=on|off]
+           [,logical-block-size=<block-size>][,num-queues=<num-queues>]
+                         export the specified block node as a
+                         vhost-user-blk device over file descriptor
+
   --log-file <path>      add the log to a file instead of writing it to
                          standard error, which --daemonize leaves behind
 
