@@ -244,6 +244,7 @@ const benches = {
   'bench-control': 'control',
   'bench-nbd-client': 'nbd-client',
   'bench-exports': 'exports',
+  'bench-network': 'network',
   'bench-start': 'start',
   'bench-tools': 'tools',
 };
@@ -292,6 +293,7 @@ switch (command) {
   case 'bench-control':
   case 'bench-nbd-client':
   case 'bench-exports':
+  case 'bench-network':
   case 'bench-start':
   case 'bench-tools':
     prepare();
@@ -299,6 +301,6 @@ switch (command) {
     break;
   default:
     fail(
-      'Usage: node scripts/run.mjs start|test|quick|soak|graph|bench|bench-qcow2|bench-jobs|bench-control|bench-nbd-client|bench-start|bench-tools [ARGS]',
+      'Usage: node scripts/run.mjs start|test|quick|soak|graph|bench|bench-qcow2|bench-jobs|bench-control|bench-nbd-client|bench-network|bench-start|bench-tools [ARGS]',
     );
 }

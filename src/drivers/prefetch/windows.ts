@@ -19,6 +19,8 @@ import {
   sliceVector,
   vectorOf,
 } from '../../aio/memory.ts';
+import { E } from '../../errors/errno.ts';
+import { errnoOf, ioError } from '../../errors/error.ts';
 
 /** Reads exactly [offset, offset + vec.bytes) into `vec`. */
 export type Fetch = (offset: number, vec: IoVector) => Promise<void>;
@@ -47,6 +49,8 @@ interface Piece {
   /** Resolves with whether the piece can be used. Never rejects. */
   readonly ready: Promise<boolean>;
   arrived: boolean;
+  /** Everything was given up while it was under way, and those who wait for it with it. */
+  cancelled: boolean;
   /** Bytes that readers have taken; a piece all of which was taken has done its work. */
   takenBytes: number;
   /** Readers that copy out of it or wait for it; its memory stays until they are done. */
@@ -116,6 +120,7 @@ export function createReadWindows(
       end,
       memory,
       arrived: false,
+      cancelled: false,
       takenBytes: 0,
       users: 0,
       dropped: false,
@@ -124,9 +129,10 @@ export function createReadWindows(
           piece.arrived = true;
           return true;
         },
-        () => {
+        (error: unknown) => {
           // Whoever needs it fetches it himself, and gets the error if it is still there.
           drop(piece);
+          piece.cancelled = errnoOf(error) === E.ECANCELED;
           return false;
         },
       ),
@@ -211,6 +217,7 @@ export function createReadWindows(
       piece.users--;
       if (piece.takenBytes >= piece.end - piece.offset) drop(piece);
     }
+    if (piece.cancelled) throw ioError(E.ECANCELED);
     await own(offset, vec);
   }
 

@@ -14,13 +14,13 @@ export interface FtpServer {
   kill(): Promise<void>;
 }
 
-/** A certificate for localhost and 127.0.0.1 with its key, as PEM files. `days` may be negative: it has expired. */
-export function makeCertificate(dir: string, days = 2): { readonly cert: string; readonly key: string } {
-  const cert = path.join(dir, `cert${days}.pem`);
-  const key = path.join(dir, `key${days}.pem`);
+/** A certificate for localhost and 127.0.0.1 with its key, as PEM files. */
+export function makeCertificate(dir: string): { readonly cert: string; readonly key: string } {
+  const cert = path.join(dir, 'cert.pem');
+  const key = path.join(dir, 'key.pem');
   const args = ['req', '-x509', '-newkey', 'ec', '-pkeyopt', 'ec_paramgen_curve:P-256', '-nodes'];
   const names = ['-subj', '/CN=localhost', '-addext', 'subjectAltName=DNS:localhost,IP:127.0.0.1'];
-  execFileSync('openssl', [...args, '-keyout', key, '-out', cert, '-days', String(days), ...names], {
+  execFileSync('openssl', [...args, '-keyout', key, '-out', cert, '-days', '2', ...names], {
     stdio: 'ignore',
   });
   return { cert, key };

@@ -12,6 +12,7 @@ import { copyToVector, type IoVector, sliceVector } from '../../../aio/memory.ts
 import { E } from '../../../errors/errno.ts';
 import { BlockError, ioError } from '../../../errors/error.ts';
 import { networkError, PassingError } from '../../net/failures.ts';
+import { trustedAuthorities } from '../../net/trust.ts';
 
 export interface FtpTarget {
   readonly host: string;
@@ -89,7 +90,11 @@ export async function connectFtp(target: FtpTarget, signal: AbortSignal): Promis
       user: target.user,
       password: target.password,
       secure: target.tls ? 'implicit' : false,
-      secureOptions: { rejectUnauthorized: target.verifiesTls, host: target.host },
+      secureOptions: {
+        host: target.host,
+        rejectUnauthorized: target.verifiesTls,
+        ...(target.tls && target.verifiesTls && { secureContext: trustedAuthorities(process.env) }),
+      },
     });
     return createConnection(client, target, await lookAt(client, target.path));
   } catch (error) {

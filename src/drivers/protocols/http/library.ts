@@ -8,6 +8,7 @@ import { copyToVector, type IoVector, sliceVector } from '../../../aio/memory.ts
 import { E } from '../../../errors/errno.ts';
 import { BlockError, ioError } from '../../../errors/error.ts';
 import { networkError, PassingError } from '../../net/failures.ts';
+import { trustedAuthorities } from '../../net/trust.ts';
 import type { Exchange, ResponseHead, Transport } from './exchange.ts';
 import type { HttpProxy } from './proxy.ts';
 
@@ -33,7 +34,7 @@ export function responseHead(status: number, headers: Headers): ResponseHead {
   };
 }
 
-/** Dispatchers by proxy ('' for none), made at first use. */
+/** Dispatchers by the way they go, made at first use. */
 export interface Dispatchers {
   for(url: URL): Promise<Dispatcher>;
   close(): Promise<void>;
@@ -41,10 +42,11 @@ export interface Dispatchers {
 
 export function createDispatchers(settings: LibrarySettings): Dispatchers {
   const made = new Map<string, Promise<Dispatcher>>();
-  async function make(proxy: HttpProxy | null): Promise<Dispatcher> {
+  async function make(proxy: HttpProxy | null, needsTls: boolean): Promise<Dispatcher> {
     const { Agent, ProxyAgent } = await import('undici');
     const { connections, timeoutMs } = settings;
-    const tls = { rejectUnauthorized: settings.verifiesTls };
+    const trust = settings.verifiesTls && needsTls ? { secureContext: trustedAuthorities(process.env) } : {};
+    const tls = { rejectUnauthorized: settings.verifiesTls, ...trust };
     const options = {
       connections,
       pipelining: 1,
@@ -58,6 +60,7 @@ export function createDispatchers(settings: LibrarySettings): Dispatchers {
       uri: proxy.uri,
       ...(proxy.authorization !== null && { token: proxy.authorization }),
       requestTls: { timeout: timeoutMs, ...tls },
+      proxyTls: { timeout: timeoutMs, ...tls },
       // Plain HTTP goes through the proxy as a request to it, as every proxy allows.
       proxyTunnel: false,
     });
@@ -65,8 +68,9 @@ export function createDispatchers(settings: LibrarySettings): Dispatchers {
   return {
     for(url) {
       const proxy = settings.proxyFor(url);
-      const key = proxy === null ? '' : `${proxy.uri} ${proxy.authorization}`;
-      const known = made.get(key) ?? make(proxy);
+      const needsTls = url.protocol === 'https:' || proxy?.uri.startsWith('https:') === true;
+      const key = `${needsTls} ${proxy?.uri} ${proxy?.authorization}`;
+      const known = made.get(key) ?? make(proxy, needsTls);
       made.set(key, known);
       return known;
     },
