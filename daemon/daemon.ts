@@ -8,6 +8,7 @@ import type { EngineKind } from '../src/aio/engine.ts';
 import { cancelDerivations, onLongDerivation } from '../src/aio/host/long-derivation.ts';
 import { asMonitor } from '../src/block/graph/debug.ts';
 import { BlockLayer } from '../src/block/layer.ts';
+import { limitPatience } from '../src/block/patience.ts';
 import { ChardevTable } from '../src/chardev/table.ts';
 import type { CommandContext } from '../src/commands/context.ts';
 import { commandTable } from '../src/commands/table.ts';
@@ -36,9 +37,6 @@ export interface DaemonSettings {
   /** The file that keeps the running configuration (--save); null: none. */
   readonly stateFile: string | null;
 }
-
-/** How long requests to other servers may hold up the end. */
-const PATIENCE_AT_END_MS = 2000;
 
 export class Daemon {
   readonly context: CommandContext;
@@ -177,13 +175,13 @@ export class Daemon {
       }
     };
     // A server that does not answer must not keep the daemon from ending.
-    const impatience = setInterval(() => layer.cancelRequests(), PATIENCE_AT_END_MS);
+    const endPatience = limitPatience(layer);
     cancelDerivations();
     layer.giveUp();
     await attempt('closing the exports', () => exports.closeAll());
     await attempt('ending the jobs', () => endAllJobs(jobs));
     await attempt('closing the nodes', () => layer.closeAll());
-    clearInterval(impatience);
+    endPatience();
     await attempt('sending the last events', () => this.#events.flush());
     for (const listener of this.listeners) await attempt('closing a QMP listener', () => listener.close());
     await attempt('closing the character devices', () => chardevs.closeAll());

@@ -1,6 +1,7 @@
 /** Commands of schema/control.json: negotiation, version, list of commands, end of the daemon. */
 
 import { cancelDerivations } from '../aio/host/long-derivation.ts';
+import { limitPatience } from '../block/patience.ts';
 import { endAllJobs } from '../jobs/end-all.ts';
 import type { JobTable } from '../jobs/job-common.ts';
 import type { Handlers } from '../qmp/dispatch.ts';
@@ -11,6 +12,7 @@ import { VERSION_INFO } from '../qmp/version.ts';
 export interface ControlContext {
   readonly exports: { closeAll(): Promise<void> };
   readonly jobs: JobTable;
+  readonly layer: { cancelRequests(): void };
   readonly requestShutdown: () => void;
 }
 
@@ -27,9 +29,14 @@ export const controlCommands = {
 
   quit: async (context, _args, session) => {
     // Clients of the exports and the jobs are gone, and the monitors know it, when quit is answered.
-    await context.exports.closeAll();
-    cancelDerivations();
-    await endAllJobs(context.jobs);
+    const endPatience = limitPatience(context.layer);
+    try {
+      await context.exports.closeAll();
+      cancelDerivations();
+      await endAllJobs(context.jobs);
+    } finally {
+      endPatience();
+    }
     session.finish(() => context.requestShutdown());
     return {};
   },

@@ -29,7 +29,15 @@ export function testDispatcher(
     ...overrides,
   } as unknown as Handlers<TestContext>;
   const jobs = new JobTable({ emit: () => undefined });
-  return createDispatcher({ requestShutdown, exports: { closeAll: async () => undefined }, jobs }, handlers);
+  return createDispatcher(
+    {
+      requestShutdown,
+      exports: { closeAll: async () => undefined },
+      layer: { cancelRequests: () => undefined },
+      jobs,
+    },
+    handlers,
+  );
 }
 
 export interface QmpTestServer {
