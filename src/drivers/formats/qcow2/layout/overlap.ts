@@ -166,7 +166,9 @@ export function rebuildMetadata(s: Qcow2State): void {
   };
   for (const [, offset, bytes] of fixedRanges(s)) add(offset, bytes);
   s.refcountBlocks.clear();
-  for (const offset of s.refcountTable) {
+  const { refcountTable } = s;
+  for (let i = 0; i < refcountTable.length; i++) {
+    const offset = refcountTable[i]!;
     if (offset === 0) continue;
     add(offset, 1);
     s.refcountBlocks.add(Math.floor(offset / s.clusterBytes));
