@@ -23,6 +23,8 @@ export const PEERS = {
   nbdinfo: { probe: ['nbdinfo', '--version'], debianPackage: 'libnbd-bin' },
   nbdcopy: { probe: ['nbdcopy', '--version'], debianPackage: 'libnbd-bin' },
   nbdsh: { probe: ['/usr/bin/python3', '-c', 'import nbd'], debianPackage: 'python3-libnbd' },
+  pyvmdk: { probe: ['/usr/bin/python3', '-c', 'import pyvmdk'], debianPackage: 'python3-libvmdk' },
+  pyvhdi: { probe: ['/usr/bin/python3', '-c', 'import pyvhdi'], debianPackage: 'python3-libvhdi' },
   python3: { probe: ['python3', '--version'], debianPackage: 'python3' },
   fio: { probe: ['fio', '--version'], debianPackage: 'fio' },
   socat: { probe: ['socat', '-V'], debianPackage: 'socat' },

@@ -175,6 +175,8 @@ async function writeDescriptor(
     await file.truncate(0, false, 'off').catch(() => undefined);
     await file.truncate(bytes.length, false, 'off');
     await writeAt(file, 0, bytes);
+    // A write of whole sectors may have made it longer, and a text file ends where its text does.
+    await file.truncate(bytes.length, true, 'off');
     return;
   }
   if (bytes.length > 20 * SECTOR_BYTES) throw refuse('The descriptor is too long');

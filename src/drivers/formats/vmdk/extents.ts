@@ -116,6 +116,7 @@ export async function openSparse(
     compressed,
     space,
     changed: new Set(),
+    inRound: [],
     tableNumbers: null,
     stream: streams
       ? createStream({
@@ -155,6 +156,7 @@ async function openSeSparse(child: BlockChild, guard: GraphReadGuard, share: num
     compressed: false,
     space: null,
     changed: new Set(),
+    inRound: [],
     tableNumbers: null,
     stream: null,
     lastGrain: Promise.resolve(),

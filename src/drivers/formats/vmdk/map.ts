@@ -192,7 +192,7 @@ async function writeMetadata(
     writes.filter(({ tables }) => tables === part.tables).flatMap((write) => redundantCopy(part, write)),
   );
   await writeTables(guard, [...copies, ...writes]);
-  const changed = parts.filter((part) => part.changed.size > 0);
+  const changed = parts.filter((part) => part.inRound.length > 0);
   if (changed.length === 0) return;
   for (const part of changed) await co.flush(part.tables.child.node, guard);
   for (const part of changed) await writeDirectory(part, guard);
@@ -206,29 +206,28 @@ function redundantCopy(part: SparsePart, write: TableWrite): TableWrite[] {
   return offset === 0 ? [] : [{ ...write, offset }];
 }
 
+/** Entries of tables that this round has written; those that came later stay as they are on the disk. */
 async function writeDirectory(part: SparsePart, guard: GraphReadGuard): Promise<void> {
-  const { directory, redundant, tables, changed } = part;
+  const { directory, redundant, tables, changed, inRound } = part;
   const perSector = SECTOR_BYTES / 4;
-  const sectors = new Set([...changed].map((number) => Math.floor(number / perSector)));
-  const taken = [...changed];
-  changed.clear();
-  try {
-    for (const sector of sectors) {
-      for (const [offsets, start] of [
-        [redundant, part.redundantOffset],
-        [directory, part.directoryOffset],
-      ] as const) {
-        if (offsets === null) continue;
-        const piece = offsets.subarray(sector * perSector, (sector + 1) * perSector);
-        const bytes = Buffer.alloc(piece.length * 4);
-        for (const [i, offset] of piece.entries()) bytes.writeUInt32LE(offset / SECTOR_BYTES, i * 4);
-        await writeBytes(tables.child, guard, start + sector * SECTOR_BYTES, bytes);
-      }
+  const later = new Set(changed);
+  for (const number of inRound) later.delete(number);
+  for (const sector of new Set(inRound.map((number) => Math.floor(number / perSector)))) {
+    for (const [offsets, start] of [
+      [redundant, part.redundantOffset],
+      [directory, part.directoryOffset],
+    ] as const) {
+      if (offsets === null) continue;
+      const first = sector * perSector;
+      const piece = offsets.subarray(first, first + perSector);
+      const bytes = Buffer.alloc(piece.length * 4);
+      for (const [i, offset] of piece.entries())
+        bytes.writeUInt32LE(later.has(first + i) ? 0 : offset / SECTOR_BYTES, i * 4);
+      await writeBytes(tables.child, guard, start + sector * SECTOR_BYTES, bytes);
     }
-  } catch (error) {
-    for (const number of taken) changed.add(number);
-    throw error;
   }
+  for (const number of inRound) changed.delete(number);
+  part.inRound = [];
 }
 
 export const map: BlockMap<VmdkState> = {
@@ -247,6 +246,8 @@ export const map: BlockMap<VmdkState> = {
     tableFiles: (state) => sparseParts(state).flatMap((part) => (part.stream === null ? [part.tables] : [])),
     hasMore: (state) => sparseParts(state).some(({ changed }) => changed.size > 0),
     async prepare({ state }, guard) {
+      // Runs in the turn in which the changed tables were taken.
+      for (const part of sparseParts(state)) part.inRound = [...part.changed];
       for (const { space, stream } of sparseParts(state))
         if (space !== null && stream === null) await extendFile(space, guard);
     },

@@ -28,6 +28,8 @@ export interface SparsePart {
   space: AppendSpace | null;
   /** Entries of the directory that differ from the disk. */
   readonly changed: Set<number>;
+  /** Those of them whose tables are written in the round of write-back under way. */
+  inRound: readonly number[];
   /** Numbers of the tables by their offsets, made when tables are first written. */
   tableNumbers: Map<number, number> | null;
   /** Writes the parts of a stream; null: grains and tables have their places in the file. */
