@@ -29,6 +29,7 @@ import { nbdNames } from './protocols/nbd/names.ts';
 import { nullAioNames, nullCoNames } from './protocols/null-names.ts';
 import { s3Names } from './protocols/s3/names.ts';
 import { sshNames } from './protocols/ssh/names.ts';
+import { vvfatNames } from './protocols/vvfat/names.ts';
 
 const whole = { file, host_cdrom: hostCdrom, host_device: hostDevice, qcow2, raw } as const;
 
@@ -239,6 +240,12 @@ const lazy = {
     supportsBacking: true,
     probe: probeVpc,
     load: async () => (await import('./formats/vpc/driver.ts')).vpc as BlockDriver,
+  },
+  vvfat: {
+    name: 'vvfat',
+    kind: 'protocol',
+    ...vvfatNames,
+    load: async () => (await import('./protocols/vvfat/vvfat.ts')).vvfat as BlockDriver,
   },
 } as const satisfies Readonly<Record<string, LazyDriver>>;
 

@@ -237,6 +237,7 @@ test('only what works is listed', () => {
     'virtio-blk-vhost-user',
     'vmdk',
     'vpc',
+    'vvfat',
   ]);
   expect(variantsOf('block-export-add')).toEqual(['nbd', 'vhost-user-blk', 'fuse']);
 });
