@@ -5,7 +5,7 @@ import { mkdirSync, mkdtempSync, rmSync, symlinkSync } from 'node:fs';
 import { tmpdir } from 'node:os';
 import path from 'node:path';
 import { afterAll, beforeAll, expect, test } from 'vitest';
-import { BACKINGS, FILES, NAME_CASES } from './names-cases.ts';
+import { BACKINGS, FILES, NAME_CASES, type NameCase } from './names-cases.ts';
 import { missingPeer, requirePeer } from './requires.ts';
 import { runTool, TOOLS } from './tool-diff.ts';
 
@@ -36,18 +36,27 @@ function plain(text: string): string {
     .replaceAll(dir, 'DIR');
 }
 
+/** Cases that run side by side. */
+const LANES = 3;
+
+async function expectEqual({ tool, words }: NameCase): Promise<void> {
+  const outcomes = await Promise.all(
+    (['theirs', 'ours'] as const).map(async (side) => {
+      const { status, stdout, stderr } = await runTool(TOOLS[tool][side], words, dir);
+      return { status, stdout: plain(stdout), stderr: plain(stderr) };
+    }),
+  );
+  expect(outcomes[1], `${tool} ${words.join(' ')}`).toEqual(outcomes[0]);
+}
+
 for (const [title, cases] of Object.entries(NAME_CASES)) {
   test(title, { timeout: 300_000 }, async (context) => {
     requirePeer(context, 'qemu-img', 'qemu-io');
-    for (const { tool, words } of cases) {
-      const outcomes = await Promise.all(
-        (['theirs', 'ours'] as const).map(async (side) => {
-          const { status, stdout, stderr } = await runTool(TOOLS[tool][side], words, dir);
-          return { status, stdout: plain(stdout), stderr: plain(stderr) };
-        }),
-      );
-      expect(outcomes[1], `${tool} ${words.join(' ')}`).toEqual(outcomes[0]);
-    }
+    const waiting = [...cases];
+    const lane = async (): Promise<void> => {
+      for (let next = waiting.shift(); next !== undefined; next = waiting.shift()) await expectEqual(next);
+    };
+    await Promise.all(Array.from({ length: LANES }, lane));
   });
 }
 

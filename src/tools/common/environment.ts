@@ -237,7 +237,8 @@ export async function openToolNode(env: ToolEnvironment, request: ImageRequest):
   if (protocolPrefix(name) === 'json') {
     const { openDescribed } = await import('./image-options.ts');
     const options = protocolOptions(layer, name);
-    const described = format === null ? options : { driver: format, file: options.file ?? options };
+    const onTop = options.driver === undefined ? options : { file: options.file ?? options };
+    const described = format === null ? options : { ...onTop, driver: format };
     return openDescribed(layer, described, settings, purpose);
   }
   if (format === null && request.write !== true && /\.ov[af](?:#|$)/i.test(name)) {
