@@ -127,6 +127,17 @@ async function addQmpListener(value: string, { daemon }: Execution): Promise<voi
   daemon.listeners.push(await startQmpListener(parseQmpOption(value), daemon.host));
 }
 
+/** The address is told where no client could know the token otherwise. */
+async function addMetrics(value: string, { daemon }: Execution): Promise<void> {
+  const { parseMetricsOption, startMetrics } = await import('./metrics/server.ts');
+  const options = parseMetricsOption(value);
+  const watched = { context: daemon.context, monitorClients: () => daemon.host.clientCount };
+  const listener = await startMetrics(options, watched, (error) => daemon.reportBug('a scrape', error));
+  daemon.listeners.push(listener);
+  const isKnown = options.token !== null || options.tokenFile !== null;
+  if (!isKnown || options.port === '0') daemon.tell(`Metrics: ${listener.url}\n`);
+}
+
 /** There are no trace events, so that every pattern names one that does not exist. */
 function trace(value: string, { reporter }: Execution): void {
   const types = { enable: 'str', events: 'str', file: 'str' } as const;
@@ -167,6 +178,7 @@ const EXECUTORS: { readonly [K in OptionName]?: Executor } = {
   chardev: addChardev,
   config: addConfig,
   export: addExport,
+  metrics: addMetrics,
   monitor: addMonitor,
   'nbd-server': startNbdServer,
   object: addObject,

@@ -77,7 +77,7 @@ export class Daemon {
       definitions: definitionReader,
       useThrottleGroup: (id) => objects.useThrottleGroup(id),
       report: (text) => reporter.message(text.trimEnd()),
-      tell: (text) => this.#tell(text),
+      tell: (text) => this.tell(text),
     });
     const log: ClientLog = (message, details = {}, level = 'info') => logger[level](details, message);
     this.context = {
@@ -104,9 +104,14 @@ export class Daemon {
   }
 
   /** Writes to standard output, unless that is a monitor's or a character device's. */
-  #tell(text: string): void {
+  tell(text: string): void {
     const isTaken = this.context.chardevs.usesStdio || this.listeners.some(({ url }) => url === 'stdio');
     if (!isTaken) writeAll(1, text);
+  }
+
+  /** Notes an error in the log that is nobody's fault but ours. */
+  reportBug(what: string, error: unknown): void {
+    this.#logger.error({ err: error }, `${what} failed in an unexpected way`);
   }
 
   /** Runs a QMP command on behalf of the command line. */
@@ -183,7 +188,7 @@ export class Daemon {
     await attempt('closing the nodes', () => layer.closeAll());
     endPatience();
     await attempt('sending the last events', () => this.#events.flush());
-    for (const listener of this.listeners) await attempt('closing a QMP listener', () => listener.close());
+    for (const listener of this.listeners) await attempt('closing a listener', () => listener.close());
     await attempt('closing the character devices', () => chardevs.closeAll());
     await attempt('removing the pid file', () => this.pidFile?.remove());
     await attempt('closing the engine', () => layer.engine.close());

@@ -67,6 +67,10 @@ Block storage daemon that speaks QMP
                          least severe messages that are logged (default: warn);
                          info: who connects, debug: every QMP command
 
+  --metrics <host>:<port>[,token=<token>][,token-file=<path>][,remote=on|off]
+                         serve metrics to Prometheus: GET /metrics, with the
+                         token as Bearer or as ?token=
+
   --monitor [chardev=]name[,mode=control][,pretty[=on|off]]
                          configure a QMP monitor
 

@@ -18,6 +18,7 @@ export const OPTIONS = {
   help: { argument: false, short: 'h' },
   'log-file': { argument: true },
   'log-level': { argument: true },
+  metrics: { argument: true },
   monitor: { argument: true },
   'nbd-server': { argument: true },
   object: { argument: true },

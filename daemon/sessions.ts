@@ -56,6 +56,11 @@ export class SessionHost {
     this.#logger = logger;
   }
 
+  /** Clients that are connected now. */
+  get clientCount(): number {
+    return this.#open.size;
+  }
+
   /** Runs `serve` when the command line has been executed: at once if that is so. */
   whenServing(serve: () => void): void {
     if (this.#serving) serve();

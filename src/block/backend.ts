@@ -58,6 +58,11 @@ export class BlockBackend implements BackendIo, RootParent, ShortHolder {
     return this.root.node;
   }
 
+  /** Requests begun and not ended; those that are done within the turn never show here. */
+  get inFlight(): number {
+    return this.#pending;
+  }
+
   get nodeName(): string {
     return this.node.name;
   }

@@ -13,7 +13,15 @@ interface Waiter {
   readonly wake: () => void;
 }
 
+/** How often a side had to wait, and for how long together. */
+export interface WaitCounts {
+  waits: number;
+  waitedMs: number;
+}
+
 export class CoRwlock {
+  readonly readWaits: WaitCounts = { waits: 0, waitedMs: 0 };
+  readonly writeWaits: WaitCounts = { waits: 0, waitedMs: 0 };
   #readers = 0;
   #writing = false;
   #queue: Waiter[] = [];
@@ -36,7 +44,12 @@ export class CoRwlock {
   async readLock(): Promise<void> {
     if (this.tryReadLock()) return;
     // The waker has counted us in before it wakes us.
-    await new Promise<void>((wake) => this.#queue.push({ write: false, wake }));
+    await waited(this.readWaits, new Promise<void>((wake) => this.#queue.push({ write: false, wake })));
+  }
+
+  /** How many wait for either side. */
+  get waiting(): number {
+    return this.#queue.length;
   }
 
   /**
@@ -48,7 +61,7 @@ export class CoRwlock {
       this.#readers++;
       return;
     }
-    await new Promise<void>((wake) => this.#queue.unshift({ write: false, wake }));
+    await waited(this.readWaits, new Promise<void>((wake) => this.#queue.unshift({ write: false, wake })));
   }
 
   /** Another hold of the read side, by somebody who holds it already: no writer can come in between. */
@@ -68,7 +81,7 @@ export class CoRwlock {
       this.#writing = true;
       return;
     }
-    await new Promise<void>((wake) => this.#queue.push({ write: true, wake }));
+    await waited(this.writeWaits, new Promise<void>((wake) => this.#queue.push({ write: true, wake })));
   }
 
   writeUnlock(): void {
@@ -93,4 +106,11 @@ export class CoRwlock {
       next.wake();
     }
   }
+}
+
+async function waited(counts: WaitCounts, waiting: Promise<void>): Promise<void> {
+  const startMs = performance.now();
+  await waiting;
+  counts.waits++;
+  counts.waitedMs += performance.now() - startMs;
 }

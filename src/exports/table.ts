@@ -22,8 +22,18 @@ import { isIdentifier, type ObjectTree } from '../objects/tree.ts';
 import type { ExportType } from './contract.ts';
 import { type BlockExport, createExport, nodeNameOf, shutDownExport } from './export.ts';
 import { NbdService, type Origin } from './nbd/service.ts';
-import { latencyBordersUs, REQUEST_KINDS } from './statistics.ts';
+import { type ExportStatistics, latencyBordersUs, REQUEST_KINDS } from './statistics.ts';
 import { createExportTypes, type ExportTypes } from './types.ts';
+
+/** What can be seen of an export. */
+export interface ExportView {
+  readonly id: string;
+  readonly type: BlockExportInfo['type'];
+  readonly nodeName: string;
+  readonly clients: number;
+  readonly inFlight: number;
+  readonly statistics: ExportStatistics;
+}
 
 export class ExportTable {
   readonly #layer: BlockLayer;
@@ -181,6 +191,20 @@ export class ExportTable {
             'latency-histogram': [...latency],
           };
         }),
+      }));
+  }
+
+  /** Exports as they are now, with their counters; oldest first. For who watches them. */
+  observe(): ExportView[] {
+    return [...this.#exports.values()]
+      .filter((exp) => exp !== null)
+      .map((exp) => ({
+        id: exp.id,
+        type: exp.type,
+        nodeName: nodeNameOf(exp),
+        clients: exp.running.clientCount,
+        inFlight: exp.backend.inFlight,
+        statistics: exp.statistics,
       }));
   }
 

@@ -7,7 +7,7 @@ import { get } from 'node:http';
 import path from 'node:path';
 import { afterAll, beforeAll, describe, expect, test } from 'vitest';
 import WebSocket from 'ws';
-import { refusalOf } from '../../daemon/websocket.ts';
+import { refusalOf } from '../../daemon/web/access.ts';
 import { daemonProgram, makeScratchDir, reportOf } from '../peers/daemons.ts';
 
 const token = 'open sesame/+';
@@ -16,6 +16,11 @@ describe('who may connect', () => {
   const request = (url: string, headers: Record<string, string> = {}): IncomingMessage =>
     ({ url, headers: { host: '127.0.0.1:80', ...headers } }) as unknown as IncomingMessage;
   const good = `/?token=${encodeURIComponent(token)}`;
+
+  test('any name of this host, where other hosts may connect', () => {
+    expect(refusalOf(request(good, { host: 'storage.example:80' }), token, true)).toBe(null);
+    expect(refusalOf(request('/', { host: 'storage.example:80' }), token, true)).toBe(401);
+  });
 
   test.each<[string, IncomingMessage, number | null]>([
     ['a token in the address', request(good), null],
@@ -29,8 +34,13 @@ describe('who may connect', () => {
     ['a page of another host', request(good, { origin: 'http://evil.example' }), 403],
     ['a page without a place', request(good, { origin: 'null' }), 403],
     ['a page of another host with a bad token', request('/', { origin: 'http://evil.example' }), 403],
+    ['a name of another site that leads here', request(good, { host: 'evil.example:80' }), 421],
+    ['a page of such a site', request(good, { host: 'evil.example', origin: 'http://evil.example' }), 421],
+    ['a name that only begins like this host', request(good, { host: 'localhost.evil.example' }), 421],
+    ['a host that is none', request(good, { host: 'a b' }), 421],
+    ['the loopback address of IPv6', request(good, { host: '[::1]:80' }), null],
   ])('%s', (_name, incoming, expected) => {
-    expect(refusalOf(incoming, token)).toBe(expected);
+    expect(refusalOf(incoming, token, false)).toBe(expected);
   });
 });
 

@@ -8,7 +8,7 @@
  * The lock protects the edges. It does not stop I/O: that is drain.ts.
  */
 
-import { CoRwlock } from '../../coroutine/co-rwlock.ts';
+import { CoRwlock, type WaitCounts } from '../../coroutine/co-rwlock.ts';
 import type { GraphReadGuard, GraphWriteGuard } from '../contract/guard.ts';
 import { asHolder, checkAlive, type DebugGuard, debuggingGraph } from './debug.ts';
 
@@ -76,6 +76,16 @@ export class GraphLock {
       await this.#lock.readLockFirst();
       if (debuggingGraph) (guard as unknown as DebugGuard).alive = true;
     }
+  }
+
+  /** Holders, those who wait, and how long others have waited; counted where somebody waits only. */
+  get load(): {
+    readonly readers: number;
+    readonly waiting: number;
+    readonly readWaits: Readonly<WaitCounts>;
+    readonly writeWaits: Readonly<WaitCounts>;
+  } {
+    return this.#lock;
   }
 
   /** Whether a change is being made right now. */
