@@ -19,7 +19,7 @@ import { changeContentId } from './content-id.ts';
 import { creation } from './create.ts';
 import { clusterBytes, specificInfo } from './info.ts';
 import { map } from './map.ts';
-import { open } from './open.ts';
+import { open, startWriting } from './open.ts';
 import { probeVmdk } from './probe.ts';
 import { extentAt, type VmdkNode, type VmdkState } from './state.ts';
 import { finishStream, pwritevCompressed } from './stream-write.ts';
@@ -37,9 +37,11 @@ export const vmdk: BlockDriver<VmdkState> = {
   probe: probeVmdk,
   creation,
   open,
+  afterOpen: startWriting,
   reopenCommit({ state }) {
     state.cidChanged = false;
   },
+  afterReopen: startWriting,
   async close(node) {
     if (!node.readOnly) {
       await node.layer.graphLock.withRead(async (guard) => {

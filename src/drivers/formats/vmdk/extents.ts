@@ -8,7 +8,6 @@ import type { BlockChild } from '../../../block/graph/node.ts';
 import { protocolPrefix } from '../../../block/open/image-name.ts';
 import { E } from '../../../errors/errno.ts';
 import { BlockError, ioError } from '../../../errors/error.ts';
-import { createSpace } from '../shared/append-space.ts';
 import { HOLE, ZERO } from '../shared/flat-table.ts';
 import { TableCache } from '../shared/table-cache.ts';
 import { readBytes, viewOf } from '../shared/table-io.ts';
@@ -73,7 +72,7 @@ export async function openSparse(
   child: BlockChild,
   guard: GraphReadGuard,
   header: SparseHeader,
-  readOnly: boolean,
+  mayWrite: boolean,
   share: number,
 ): Promise<Part> {
   const { grainBytes, entriesPerTable, directoryEntries: entries, compressed } = header;
@@ -81,7 +80,7 @@ export async function openSparse(
     throw invalid(`Unsupported compressed grains of ${grainBytes} bytes`);
   const directory = await readDirectory(child, guard, header.directoryOffset, entries);
   const redundant =
-    header.redundantOffset === null || readOnly
+    header.redundantOffset === null || header.redundantOffset + entries * 4 > child.node.totalBytes
       ? null
       : await readDirectory(child, guard, header.redundantOffset, entries);
   const fileBytes = child.node.totalBytes;
@@ -90,10 +89,7 @@ export async function openSparse(
   }
   const isEmpty = directory.every((offset) => offset === 0);
   // A stream that is complete stays as it is: what follows its end mark nobody would read.
-  const writable = !readOnly && (!header.atEnd || isEmpty);
-  const streams = writable && header.atEnd;
-  const end = streams ? header.overheadBytes : Math.ceil(fileBytes / SECTOR_BYTES) * SECTOR_BYTES;
-  const space = writable ? createSpace(child, end) : null;
+  const writable = mayWrite && (!header.atEnd || isEmpty);
   const part: SparsePart = {
     grainBytes,
     entriesPerTable,
@@ -109,22 +105,25 @@ export async function openSparse(
       if (entry === GTE_ZEROED && header.zeroedGrains) return ZERO;
       const host = entry * SECTOR_BYTES;
       // The rest of the image is missing.
-      if (host >= fileBytes && !(space !== null && host >= end)) throw ioError(E.EIO);
+      if (host >= fileBytes && host < part.ownFrom) throw ioError(E.EIO);
       return host;
     },
     zeroedGrains: header.zeroedGrains,
     compressed,
-    space,
+    writable,
+    space: null,
+    ownFrom: Number.POSITIVE_INFINITY,
     changed: new Set(),
     inRound: [],
     tableNumbers: null,
-    stream: streams
-      ? createStream({
-          capacitySectors: header.capacitySectors,
-          overheadBytes: header.overheadBytes,
-          hasDescriptor: header.descriptorOffset !== 0,
-        })
-      : null,
+    stream:
+      writable && header.atEnd
+        ? createStream({
+            capacitySectors: header.capacitySectors,
+            overheadBytes: header.overheadBytes,
+            hasDescriptor: header.descriptorOffset !== 0,
+          })
+        : null,
     lastGrain: Promise.resolve(),
   };
   return { bytes: header.capacitySectors * SECTOR_BYTES, child, offset: 0, sparse: part, grains: new Map() };
@@ -154,7 +153,9 @@ async function openSeSparse(child: BlockChild, guard: GraphReadGuard, share: num
     },
     zeroedGrains: false,
     compressed: false,
+    writable: false,
     space: null,
+    ownFrom: Number.POSITIVE_INFINITY,
     changed: new Set(),
     inRound: [],
     tableNumbers: null,
@@ -185,7 +186,7 @@ export async function openExtent(
   context: OpenContext,
   withRead: <T>(read: (guard: GraphReadGuard) => Promise<T>) => Promise<T>,
   line: ExtentLine,
-  at: { readonly place: string; readonly index: number; readonly share: number; readonly readOnly: boolean },
+  at: { readonly place: string; readonly index: number; readonly share: number },
 ): Promise<Part> {
   const bytes = line.sectors * SECTOR_BYTES;
   if (line.type === 'ZERO') return { bytes, child: null, offset: 0, sparse: null, grains: new Map() };
@@ -205,6 +206,6 @@ export async function openExtent(
     const isWanted = line.type === 'SPARSE' ? isHosted(start) : isCowd(start);
     if (!isWanted) throw invalid('Image not in VMDK format');
     const header = isHosted(start) ? await readHosted(child, guard, start) : parseCowd(start);
-    return openSparse(child, guard, header, at.readOnly || line.access === 'RDONLY', at.share);
+    return openSparse(child, guard, header, line.access !== 'RDONLY', at.share);
   });
 }

@@ -9,6 +9,7 @@ import { nodeFilename } from '../../../block/open/filename.ts';
 import { placeOf, relativeName } from '../../../block/open/image-name.ts';
 import { E } from '../../../errors/errno.ts';
 import { BlockError } from '../../../errors/error.ts';
+import { createSpace } from '../shared/append-space.ts';
 import { createFound } from '../shared/mapped-image.ts';
 import { readBytes } from '../shared/table-io.ts';
 import { createWriteBack } from '../shared/write-back.ts';
@@ -49,7 +50,7 @@ export async function open(node: VmdkNode, context: OpenContext): Promise<VmdkSt
   const file = (await context.openChild('file', Role.data | Role.metadata | Role.primary, true))!;
   const withRead = <T>(read: (guard: GraphReadGuard) => Promise<T>): Promise<T> =>
     node.layer.graphLock.withRead(read);
-  const start = await withRead((guard) => readStart(file, guard, node.readOnly));
+  const start = await withRead((guard) => readStart(file, guard));
   const extents: Extent[] = [];
   let total = 0;
   if (start.extent === null) {
@@ -61,7 +62,6 @@ export async function open(node: VmdkNode, context: OpenContext): Promise<VmdkSt
         place,
         index,
         share: lines.length,
-        readOnly: node.readOnly,
       });
       extents.push({ ...part, start: total, type: line.type });
       total += part.bytes;
@@ -95,10 +95,10 @@ function invalidPlace(file: BlockChild): never {
   throw invalid(`Cannot use relative extent paths for '${nodeFilename(file.node)}'`);
 }
 
-async function readStart(file: BlockChild, guard: GraphReadGuard, readOnly: boolean): Promise<Start> {
+async function readStart(file: BlockChild, guard: GraphReadGuard): Promise<Start> {
   const start = await readBytes(file, guard, 0, SECTOR_BYTES);
   if (isCowd(start)) {
-    const extent = await openSparse(file, guard, parseCowd(start), readOnly, 1);
+    const extent = await openSparse(file, guard, parseCowd(start), true, 1);
     return { descriptor: NO_DESCRIPTOR, descriptorAt: null, extent };
   }
   if (!isHosted(start)) {
@@ -113,7 +113,7 @@ async function readStart(file: BlockChild, guard: GraphReadGuard, readOnly: bool
   const text = at === 0 || bytes === 0 ? '' : descriptorText(await readBytes(file, guard, at, bytes));
   const descriptor = text === '' ? NO_DESCRIPTOR : parseDescriptor(text);
   if (header.capacitySectors === 0 && text !== '') return { descriptor, descriptorAt: at, extent: null };
-  const extent = await openSparse(file, guard, header, readOnly, 1);
+  const extent = await openSparse(file, guard, header, true, 1);
   return { descriptor, descriptorAt: text === '' ? null : at, extent };
 }
 
@@ -135,4 +135,15 @@ async function openParent(node: VmdkNode, context: OpenContext, state: VmdkState
   );
   if (parent === null || parent.node.driver.name !== 'vmdk') return;
   state.parentMismatch = (parent.node.state as VmdkState).descriptor.cid !== parentCid;
+}
+
+/** Once the image may be written to: new grains go to the ends of the extents' files, as long as these are now. */
+export async function startWriting(node: VmdkNode): Promise<void> {
+  if (node.readOnly) return;
+  for (const { sparse, child } of node.state.extents) {
+    if (sparse === null || !sparse.writable || sparse.space !== null) continue;
+    const fileEnd = Math.ceil(child!.node.totalBytes / SECTOR_BYTES) * SECTOR_BYTES;
+    sparse.ownFrom = sparse.stream?.overheadBytes ?? fileEnd;
+    sparse.space = createSpace(child!, sparse.ownFrom);
+  }
 }

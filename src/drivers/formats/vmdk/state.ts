@@ -24,8 +24,12 @@ export interface SparsePart {
   decode(view: DataView, at: number): number;
   readonly zeroedGrains: boolean;
   readonly compressed: boolean;
-  /** New grains and tables; null: no longer, or never, written to. */
+  /** New grains can be put into it. */
+  readonly writable: boolean;
+  /** New grains and tables; null: the image is not open for writing. */
   space: AppendSpace | null;
+  /** Where `space` began: what lies behind is this node's own. */
+  ownFrom: number;
   /** Entries of the directory that differ from the disk. */
   readonly changed: Set<number>;
   /** Those of them whose tables are written in the round of write-back under way. */
