@@ -1,11 +1,12 @@
 /**
  * vhost-user-blk and FUSE exports beside the original's: requests a second and the server's CPU time a request.
  *
- *   npm run bench:exports -- [--runtime SECONDS] [--rounds N] [--size MiB] [--only vhost|fuse]
+ *   npm run bench:exports -- [--runtime SECONDS] [--rounds N] [--size MiB] [--only vhost|fuse] [--dir FOLDER]
  *
  * Server and client each have a CPU. FUSE is driven by fio on the file; vhost-user-blk by a front end of our own, which
  * is this program started again (`--load`), since no other one does without a virtual machine. The servers of one load
- * run one after another, round by round; only figures of one run may be compared.
+ * run one after another, round by round; only figures of one run may be compared. The image is in memory (/dev/shm) unless
+ * --dir says otherwise: what the disk does with dirty pages is not what is measured.
  */
 
 import { spawnSync } from 'node:child_process';
@@ -160,10 +161,16 @@ async function measure(
 }
 
 async function main(): Promise<void> {
-  const options = parseOptions(process.argv.slice(2), { runtime: '2', rounds: '3', size: '256', only: '' });
+  const options = parseOptions(process.argv.slice(2), {
+    runtime: '2',
+    rounds: '3',
+    size: '256',
+    only: '',
+    dir: '/dev/shm',
+  });
   const [seconds, rounds, sizeMib] = [Number(options.runtime), Number(options.rounds), Number(options.size)];
   const servers = SERVERS.filter((server) => hasProgram(server));
-  const dir = mkdtempSync(path.join(tmpdir(), 'qbb-'));
+  const dir = mkdtempSync(path.join(options.dir, 'qbb-'));
   const image = `${dir}/disk`;
   writeFileSync(image, Buffer.alloc(sizeMib * 2 ** 20, 0x5a));
   syncFile(image);
