@@ -175,6 +175,8 @@ async function measureOpen(server: Server, image: string, folder: string): Promi
     socket,
   );
   try {
+    // The socket is there a moment before anybody listens on it.
+    await sleep(200);
     const client = createConnection(socket).setEncoding('utf8');
     let text = '';
     client.on('data', (part: string) => {

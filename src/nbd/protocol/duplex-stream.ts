@@ -69,17 +69,23 @@ class DuplexStream implements ByteStream {
   #onReadable: (() => number) | null = null;
   #onWritable: (() => void) | null = null;
   #isNotifying = false;
+  #isWriting = false;
   readonly sendsFromAnyMemory = false;
   readonly #notify = (): void => {
     this.#isNotifying = false;
     if (this.#onReadable === null) return;
     plug();
     try {
+      this.#onReadable();
       // The event comes once for what has arrived, which may be more than is taken at a time.
-      if (this.#onReadable() > 0) this.#notifyLater();
+      if (this.#onReadable !== null && this.#hasMore) this.#notifyLater();
     } finally {
       unplug();
     }
+  };
+  readonly #written = (): void => {
+    this.#isWriting = false;
+    this.#drained();
   };
   readonly #drained = (): void => {
     const onWritable = this.#onWritable;
@@ -94,8 +100,12 @@ class DuplexStream implements ByteStream {
       this.#notify();
       this.#drained();
     };
-    duplex.on('readable', this.#notify).on('drain', this.#drained);
+    duplex.on('readable', this.#notify);
     duplex.on('end', end).on('close', end).on('error', end);
+  }
+
+  get #hasMore(): boolean {
+    return this.#rest !== null || this.#duplex.readableLength > 0;
   }
 
   #notifyLater(): void {
@@ -121,20 +131,23 @@ class DuplexStream implements ByteStream {
   }
 
   watchReadable(onReadable: (() => number) | null): void {
+    // Who goes on watching is told when something comes; who begins to, of what is there already.
+    if (onReadable !== null && onReadable !== this.#onReadable) this.#notifyLater();
     this.#onReadable = onReadable;
-    if (onReadable !== null) this.#notifyLater();
   }
 
   /** One copy, so that small replies share a TLS record and the memory is free at once. */
   send(segments: readonly IoSegment[], first: number): number {
     const duplex = this.#duplex;
     if (duplex.destroyed) return -E.EPIPE;
-    if (duplex.writableNeedDrain) return -E.EAGAIN;
+    // What is answered while a record is on its way goes with the next one.
+    if (this.#isWriting) return -E.EAGAIN;
     const parts = segments
       .slice(first)
       .map(({ mem, start, length }) => mem.buf.subarray(start, start + length));
     const bytes = Buffer.concat(parts);
-    duplex.write(bytes);
+    this.#isWriting = true;
+    duplex.write(bytes, this.#written);
     return bytes.length;
   }
 
@@ -143,7 +156,7 @@ class DuplexStream implements ByteStream {
   }
 
   hasRoomFor(): boolean {
-    return !this.#duplex.writableNeedDrain;
+    return !this.#isWriting;
   }
 
   read(segment: IoSegment): Promise<number> {
