@@ -207,6 +207,8 @@ function runSoak(minutes) {
   const files = ['model', 'power-cut', 'fuzz', 'check', 'bitmaps'].map(
     (name) => `test/drivers/qcow2/${name}.test.ts`,
   );
+  // Other formats: random guests and damaged images of each.
+  files.push('test/drivers/formats');
   become(binary('vitest'), ['run', '--test-timeout', String(minutes * 120_000), ...files]);
 }
 
@@ -301,6 +303,6 @@ switch (command) {
     break;
   default:
     fail(
-      'Usage: node scripts/run.mjs start|test|quick|soak|graph|bench|bench-qcow2|bench-jobs|bench-control|bench-nbd-client|bench-network|bench-start|bench-tools [ARGS]',
+      'Usage: node scripts/run.mjs start|test|quick|soak|graph|bench|bench-qcow2|bench-formats|bench-jobs|bench-control|bench-nbd-client|bench-network|bench-start|bench-tools [ARGS]',
     );
 }

@@ -1,9 +1,13 @@
-/** Damaged images of the formats of other virtual machines; more with FUZZ_CASES=100000, FUZZ_SEED=1. */
+/**
+ * Damaged images of the formats of other virtual machines; more with FUZZ_CASES=100000 or FUZZ_SECONDS=60 a format,
+ * FUZZ_SEED=1.
+ */
 
 import { expect, test } from 'vitest';
 import { createEngine } from '../../../src/aio/create-engine.ts';
 import { loadFormats, runFormatCase } from './format-fuzz.ts';
 
+const SECONDS = Number(process.env.FUZZ_SECONDS ?? 0);
 const CASES = Number(process.env.FUZZ_CASES ?? 60);
 const FIRST_SEED = Number(process.env.FUZZ_SEED ?? 1);
 
@@ -15,12 +19,13 @@ for (const format of ['vdi', 'vhdx', 'vmdk', 'vpc']) {
       try {
         const corpus = loadFormats([format]);
         expect(corpus.length).toBeGreaterThan(1);
-        for (let seed = FIRST_SEED; seed < FIRST_SEED + CASES; seed++)
+        const endMs = Date.now() + SECONDS * 1000;
+        for (let seed = FIRST_SEED; seed < FIRST_SEED + CASES || Date.now() < endMs; seed++)
           await runFormatCase(engine, corpus, seed);
       } finally {
         engine.close();
       }
     },
-    Math.max(120_000, CASES * 1000),
+    Math.max(120_000, CASES * 1000, SECONDS * 2000),
   );
 }
