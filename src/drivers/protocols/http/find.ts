@@ -20,7 +20,7 @@ import {
   type Validators,
   validatorsOf,
 } from './exchange.ts';
-import type { SourceSettings } from './source.ts';
+import type { SourceSettings, Transports } from './source.ts';
 
 /** A resource where it is in the end. */
 export interface Found {
@@ -38,12 +38,12 @@ const FINAL_ERRNO: readonly number[] = [E.ECONNREFUSED, E.EHOSTUNREACH, E.ENETUN
 
 export async function findResource(
   settings: SourceSettings,
-  transport: Transport,
+  transports: Transports,
   scope: CancelScope,
 ): Promise<Found> {
   let { url } = settings;
   for (let redirects = 0; ; redirects++) {
-    const head = await repeated(settings.policy, scope, () => look(settings, transport, url));
+    const head = await repeated(settings.policy, scope, () => look(settings, transports.for(url), url));
     const location = REDIRECTS.includes(head.status) ? head.header('location') : undefined;
     if (location === undefined) return { url, redirected: redirects > 0, ...read(head) };
     if (redirects === MAX_REDIRECTS)

@@ -56,18 +56,18 @@ const EXPIRED_ERRNO: readonly number[] = [E.EACCES, E.ENOENT];
 
 export async function openSource(settings: SourceSettings, signal: AbortSignal): Promise<HttpSource> {
   const scope = createCancelScope();
-  const library = createLibraryTransport(settings);
+  const transports = createTransports(settings);
   const giveUp = (): void => {
     scope.close();
-    library.cancel();
+    transports.cancel();
   };
   signal.addEventListener('abort', giveUp);
   try {
     if (signal.aborted) giveUp();
-    const found = await findResource(settings, library, scope);
-    return createSource(settings, scope, library, found);
+    const found = await findResource(settings, transports, scope);
+    return createSource(settings, scope, transports, found);
   } catch (error) {
-    await library.close();
+    await transports.close();
     throw error;
   } finally {
     signal.removeEventListener('abort', giveUp);
@@ -77,12 +77,10 @@ export async function openSource(settings: SourceSettings, signal: AbortSignal):
 function createSource(
   settings: SourceSettings,
   scope: CancelScope,
-  library: Transport,
+  transports: Transports,
   first: Found,
 ): HttpSource {
   let found = first;
-  let transport = transportFor(settings, library, found.url);
-  const retired: Transport[] = [];
   let relocating: Promise<void> | null = null;
   let warned = false;
   const slots = createSlots(settings.connections);
@@ -92,12 +90,9 @@ function createSource(
   function relocate(): Promise<void> {
     relocating ??= (async () => {
       try {
-        const next = await findResource(settings, library, scope);
+        const next = await findResource(settings, transports, scope);
         checkSameResource(next.validators, validators);
         found = next;
-        // Reads are under way on the one so far.
-        retired.push(transport);
-        transport = transportFor(settings, library, next.url);
       } finally {
         relocating = null;
       }
@@ -120,7 +115,7 @@ function createSource(
         const headers = await settings.headers(url, `bytes=${from}-${from + left - 1}`);
         const rest = sliceVector(vec, done, left);
         try {
-          await transport.get({
+          await transports.for(url).get({
             url,
             headers,
             accept(head) {
@@ -177,19 +172,40 @@ function createSource(
     },
     cancel() {
       scope.cancelAll();
-      for (const each of [library, transport, ...retired]) each.cancel();
+      transports.cancel();
     },
     async close() {
       scope.close();
-      for (const each of new Set([library, transport, ...retired])) await each.close();
+      await transports.close();
     },
   };
 }
 
-/** The fast way where it is open: no TLS, no proxy. */
-function transportFor(settings: SourceSettings, library: Transport, url: URL): Transport {
-  if (url.protocol !== 'http:' || settings.proxyFor(url) !== null) return library;
-  return createPlainTransport(settings);
+/** Who carries requests to where: the fast way where it is open (no TLS, no proxy), the library elsewhere. */
+export interface Transports {
+  for(url: URL): Transport;
+  cancel(): void;
+  close(): Promise<void>;
+}
+
+function createTransports(settings: SourceSettings): Transports {
+  /** By origin: connections of the fast way go to one server. */
+  const made = new Map<string, Transport>();
+  return {
+    for(url) {
+      const isPlain = url.protocol === 'http:' && settings.proxyFor(url) === null;
+      const key = isPlain ? url.origin : '';
+      const known = made.get(key) ?? (isPlain ? createPlainTransport : createLibraryTransport)(settings);
+      made.set(key, known);
+      return known;
+    },
+    cancel() {
+      for (const transport of made.values()) transport.cancel();
+    },
+    async close() {
+      for (const transport of made.values()) await transport.close();
+    },
+  };
 }
 
 function checkSameResource(next: Validators, known: Validators): void {
