@@ -17,6 +17,8 @@ const NEWER_COMMANDS = new Set(['block-job-change', 'x-config-save', 'x-query-bl
 /** What the original's 7.2 does not have: [owner, member]. Newer releases of it do, except for what starts with x-. */
 const NEWER = new Set([
   'block-export-add x-throttle-group',
+  // Ours alone: a manager that knows it may rely on it.
+  'blockdev-add untrusted',
   'nbd-server-start handshake-max-seconds',
   'blockdev-add/qcow2 discard-no-unref',
   'blockdev-add/vhdx backing',

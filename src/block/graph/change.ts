@@ -303,6 +303,7 @@ export function makeNode<S>(layer: BlockLayer, driver: BlockDriver<S>, given: Ne
     readOnly: given.readOnly ?? false,
     autoReadOnly: false,
     forceShare: false,
+    untrusted: false,
     discardUnmap: true,
     detectZeroes: 'off',
     cache: { direct: false, noFlush: false },

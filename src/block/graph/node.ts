@@ -78,6 +78,8 @@ export interface NodeSettings {
   readonly readOnly: boolean;
   readonly autoReadOnly: boolean;
   readonly forceShare: boolean;
+  /** The image opens no file that only it names. */
+  readonly untrusted: boolean;
   /** discard=unmap: discards and unmapping zero writes reach the driver. */
   readonly discardUnmap: boolean;
   readonly detectZeroes: 'off' | 'on' | 'unmap';

@@ -10,6 +10,7 @@ import { E } from '../../errors/errno.ts';
 import { BlockError, errnoError, errnoOf, InvariantError, prefixed } from '../../errors/error.ts';
 import type { BlockDriver, OpenContext, OpenPurpose } from '../contract/driver.ts';
 import type { DriverFace } from '../contract/face.ts';
+import type { ImplicitOpenGate } from '../contract/gate.ts';
 import type { BackingName, DriverOptions } from '../contract/image.ts';
 import { Role } from '../contract/request.ts';
 import { changeGraph } from '../graph/change.ts';
@@ -19,6 +20,7 @@ import { type BlockChild, BlockNode, type NodeSettings, refreshLimits } from '..
 import { refreshPermissions } from '../graph/permissions.ts';
 import type { BlockLayer } from '../layer.ts';
 import { isSameName } from './backing-image.ts';
+import { passGate } from './gate.ts';
 import { absoluteBackingName, placeOf, probeFormat, protocolOptions, protocolPrefix } from './image-name.ts';
 import { checkDetectZeroes, recordOptions } from './options.ts';
 
@@ -36,9 +38,10 @@ const COMMON_OPTIONS = new Set([
   'auto-read-only',
   'force-share',
   'detect-zeroes',
+  'untrusted',
 ]);
 
-type Inherited = Pick<NodeSettings, 'readOnly' | 'autoReadOnly' | 'forceShare' | 'cache'> & {
+type Inherited = Pick<NodeSettings, 'readOnly' | 'autoReadOnly' | 'forceShare' | 'cache' | 'untrusted'> & {
   /** The image whose backing image is opened. */
   readonly overlay?: BlockNode;
 };
@@ -199,8 +202,11 @@ async function openBacking(
   if (given === '')
     layer.report('warning: Use of "backing": "" is deprecated; use "backing": null instead\n');
   if (given === null || given === '' || (given === undefined && image === null)) return null;
-  const { forceShare, cache } = parent.settings;
-  const inherited: Inherited = { readOnly: true, autoReadOnly: false, forceShare, cache, overlay: parent };
+  const { forceShare, cache, untrusted } = parent.settings;
+  const inherited: Inherited = {
+    ...{ readOnly: true, autoReadOnly: false, forceShare, cache, untrusted },
+    overlay: parent,
+  };
   const name = given === undefined ? absoluteBackingName(parent, image!.filename) : null;
   // Opening a chain waits for nothing: others have a turn between two images of it.
   await new Promise((resolve) => setImmediate(resolve));
@@ -208,7 +214,10 @@ async function openBacking(
     throw new BlockError(`Backing file '${name}' creates an infinite loop.`, { errno: E.ELOOP });
   try {
     let reference = given;
-    if (name !== null) ({ options: reference } = await imageOptions(layer, name, image!.format, inherited));
+    if (name !== null) {
+      const gate = passGate(parent, 'backing file', name);
+      ({ options: reference } = await namedByImage(gate, layer, name, image!.format, inherited));
+    }
     return await openChild(layer, parent, {
       reference,
       name: 'backing',
@@ -244,12 +253,24 @@ async function openNamedChild(
   },
 ): Promise<BlockChild> {
   // Unlike the name of a backing file this one is relative to the working directory, as in the original.
+  const gate = passGate(parent, request.name.replaceAll('-', ' '), request.filename);
   const { options: reference, probed } = request.probe
-    ? await imageOptions(layer, request.filename, null, parent.settings)
+    ? await namedByImage(gate, layer, request.filename, null, parent.settings)
     : { options: protocolOptions(layer, request.filename), probed: false };
   const child = await openChild(layer, parent, { ...request, reference, required: true });
   if (probed) child!.node.driver.wasProbed?.(child!.node);
   return child!;
+}
+
+/** Options of a node that only an image names. */
+function namedByImage(
+  _gate: ImplicitOpenGate,
+  layer: BlockLayer,
+  name: string,
+  format: string | null,
+  inherited: Inherited,
+): Promise<ImageOptions> {
+  return imageOptions(layer, name, format, inherited);
 }
 
 /** Opens the image `name` as the tools do: a pseudo-protocol name or a path, the format given or probed. */
@@ -260,11 +281,14 @@ export async function openImage(
   settings: DriverOptions,
   purpose: OpenPurpose = 'io',
 ): Promise<BlockNode> {
+  if (settings.untrusted === true && format === null && protocolPrefix(name) !== 'json')
+    throw new BlockError('The format of an untrusted image must be given', { errno: E.EACCES });
   const { options, probed } = await imageOptions(layer, name, format, {
     readOnly: settings['read-only'] === true,
     autoReadOnly: false,
     forceShare: settings['force-share'] === true,
     cache: { direct: false, noFlush: false },
+    untrusted: settings.untrusted === true,
   });
   const node = await openNode(layer, { ...settings, ...options }, null, 0, purpose);
   if (probed) node.driver.wasProbed?.(node);
@@ -374,6 +398,7 @@ function nodeSettings(
     readOnly: flag(options['read-only'], inherited?.readOnly),
     autoReadOnly: flag(options['auto-read-only'], inherited?.autoReadOnly),
     forceShare: flag(options['force-share'], inherited?.forceShare),
+    untrusted: flag(options.untrusted, inherited?.untrusted),
     discardUnmap: options.discard === undefined ? inherited !== null : options.discard === 'unmap',
     detectZeroes: (options['detect-zeroes'] as NodeSettings['detectZeroes'] | undefined) ?? 'off',
     cache: {

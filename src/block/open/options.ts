@@ -18,7 +18,13 @@ const COMMON_MUTABLE: readonly string[] = [
   'read-only',
   'auto-read-only',
 ];
-const COMMON: ReadonlySet<string> = new Set([...COMMON_MUTABLE, 'driver', 'node-name', 'force-share']);
+const COMMON: ReadonlySet<string> = new Set([
+  ...COMMON_MUTABLE,
+  'driver',
+  'node-name',
+  'force-share',
+  'untrusted',
+]);
 
 export function isCommonMutable(name: string): boolean {
   return COMMON_MUTABLE.includes(name);
@@ -81,7 +87,7 @@ export function inside(options: FlatOptions, name: string): FlatOptions {
   );
 }
 
-const INHERITED: readonly string[] = ['cache.direct', 'cache.no-flush', 'force-share'];
+const INHERITED: readonly string[] = ['cache.direct', 'cache.no-flush', 'force-share', 'untrusted'];
 /** A backing image is not written to unless somebody says so; others are what their parent is. */
 const BACKING_DEFAULTS: FlatOptions = { 'read-only': true, 'auto-read-only': false };
 
@@ -100,6 +106,7 @@ function settingsInEffect(settings: NodeSettings): FlatOptions {
     'read-only': settings.readOnly,
     'auto-read-only': settings.autoReadOnly,
     ...(settings.forceShare && { 'force-share': true }),
+    ...(settings.untrusted && { untrusted: true }),
   };
 }
 
@@ -131,6 +138,8 @@ export function reopenedSettings(node: BlockNode, options: FlatOptions, withPare
     readOnly: options['read-only'] === true,
     autoReadOnly: options['auto-read-only'] === true,
     forceShare: settings.forceShare,
+    // Trust does not come with a change of options.
+    untrusted: settings.untrusted,
     discardUnmap,
     detectZeroes,
     cache: {
@@ -161,7 +170,11 @@ export function mayChange(driver: BlockDriver, name: string): boolean {
 /** Whether an option that is given counts as changed, whatever its value. */
 export function isNeverSame(driver: BlockDriver, name: string): boolean {
   // The original has lost force-share when it compares.
-  return name === 'force-share' || driver.mutableOptions?.[firstName(name)] === 'never-same';
+  return (
+    name === 'force-share' ||
+    name === 'untrusted' ||
+    driver.mutableOptions?.[firstName(name)] === 'never-same'
+  );
 }
 
 function firstName(name: string): string {

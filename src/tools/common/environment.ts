@@ -26,6 +26,8 @@ export interface ToolEnvironment {
   /** What --object has made; null when it was never given. */
   objects: ObjectTree | null;
   readonly output: ToolOutput;
+  /** --untrusted: images open no files that only they name, and are not probed. */
+  untrusted: boolean;
   /** Images that are open. */
   readonly images: Set<ToolImage>;
   /** Closes every image that is still open, and the engine. Throws what the first of them could not write. */
@@ -43,6 +45,7 @@ export function createEnvironment(output: ToolOutput): ToolEnvironment {
   const { engine } = createEngine('auto');
   const env: ToolEnvironment = {
     objects: null,
+    untrusted: false,
     output,
     images: new Set(),
     layer: new BlockLayer({
@@ -169,9 +172,10 @@ const OWNER: BackendOwner = {
   drainedEnd: () => undefined,
 };
 
-function nodeSettings(request: ImageRequest): DriverOptions {
+function nodeSettings({ untrusted }: ToolEnvironment, request: ImageRequest): DriverOptions {
   const { cache } = request;
   return {
+    ...(untrusted && { untrusted }),
     'read-only': request.write !== true,
     ...(request.forceShare === true && { 'force-share': true }),
     ...(cache !== undefined && { cache: { direct: cache.direct, 'no-flush': cache.noFlush } }),
@@ -222,7 +226,7 @@ export async function openNamedImage(env: ToolEnvironment, request: ImageRequest
 export async function openToolNode(env: ToolEnvironment, request: ImageRequest): Promise<BlockNode> {
   const { layer, output } = env;
   const { name, format, purpose = 'io', definition } = request;
-  const settings = nodeSettings(request);
+  const settings = nodeSettings(env, request);
   if (request.opener !== undefined) return request.opener(layer);
   if (definition !== undefined) {
     const { openDescribed } = await import('./image-options.ts');

@@ -82,6 +82,8 @@ async function chainOf(context: CommandContext, first: Request, chain: boolean):
     const below: string | undefined = record['full-backing-filename'];
     if (!chain || record['backing-filename'] === undefined) return infos;
     if (below === undefined) return infos;
+    if (env.untrusted)
+      throw new BlockError(`The untrusted image names the backing file '${below}', which it may not open`);
     request = {
       name: below,
       format: record['backing-filename-format'] ?? null,

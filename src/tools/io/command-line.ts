@@ -23,6 +23,7 @@ const OPTIONS = {
   discard: { long: 'discard', short: 'd', argument: true },
   trace: { long: 'trace', short: 'T', argument: true },
   forceShare: { long: 'force-share', short: 'U', argument: false },
+  untrusted: { long: 'untrusted', argument: false },
   help: { long: 'help', short: 'h', argument: false },
   version: { long: 'version', short: 'V', argument: false },
 } as const;
@@ -44,6 +45,7 @@ Reads, writes and inspects a disk image by commands.
   -t, --cache MODE         none, writeback, writethrough, directsync or unsafe
   -d, --discard MODE       ignore or unmap
   -U, --force-share        let other processes write to the image meanwhile
+      --untrusted          the image opens no other file; -f is needed
   -T, --trace SPEC         taken and without effect
   -h, --help               print this help
   -V, --version            print the version
@@ -118,6 +120,9 @@ async function take(
       return (await addObject(env, value)) ? 0 : null;
     case 'cmd':
       commands.push(value);
+      return null;
+    case 'untrusted':
+      env.untrusted = true;
       return null;
     case 'nocache':
       values.set('cache', 'none');

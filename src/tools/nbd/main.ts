@@ -85,6 +85,7 @@ async function run(
     return 0;
   }
   const env = environment();
+  env.untrusted = options.untrusted;
   for (const object of options.objects) if (await addObject(env, object)) return 0;
   if (options.mode === 'list') {
     await list(env, options, listAddressOf(options, words));

@@ -41,6 +41,7 @@ const OPTIONS = {
   discard: { long: 'discard', argument: true },
   detectZeroes: { long: 'detect-zeroes', argument: true },
   imageOpts: { long: 'image-opts', argument: false },
+  untrusted: { long: 'untrusted', argument: false },
 } as const;
 
 export const usage = (program: string): string => `Usage: ${program} [OPTIONS] FILE
@@ -98,6 +99,7 @@ Block device options:
       --discard=MODE        ignore, unmap
       --detect-zeroes=MODE  off, on, unmap
       --image-opts          treat FILE as a full set of image options
+      --untrusted           the image opens no other file; -f is needed
 
 A service manager may hand over the listening socket (LISTEN_FDS).
 `;
@@ -143,6 +145,7 @@ export interface NbdOptions {
   readonly unmap: boolean;
   readonly detectZeroes: 'off' | 'on' | 'unmap';
   readonly imageOpts: boolean;
+  readonly untrusted: boolean;
 }
 
 type Name = keyof typeof OPTIONS;
@@ -219,6 +222,7 @@ export function readCommandLine(output: ToolOutput, words: readonly string[]): N
     unmap,
     detectZeroes,
     imageOpts: values.has('imageOpts'),
+    untrusted: values.has('untrusted'),
   };
 }
 

@@ -36,6 +36,8 @@ export class EarlyExit {
 export const HELP = { long: 'help', short: 'h', argument: false } as const;
 export const OBJECT = { long: 'object', argument: true } as const;
 export const IMAGE_OPTS = { long: 'image-opts', argument: false } as const;
+/** Of every command: what it opens opens nothing else. */
+const UNTRUSTED = { long: 'untrusted', argument: false } as const;
 export const FORCE_SHARE = { long: 'force-share', short: 'U', argument: false } as const;
 
 /**
@@ -49,7 +51,7 @@ export async function readOptions<T extends OptionTable>(
   table: T,
   take: (name: Exclude<keyof T & string, 'help' | 'object'>, value: string) => void,
 ): Promise<readonly string[]> {
-  const getopt = createGetopt(words, table, { program });
+  const getopt = createGetopt(words, { ...table, untrusted: UNTRUSTED }, { program });
   for (;;) {
     const item = getopt.next();
     if (item === null) return getopt.operands;
@@ -57,6 +59,8 @@ export async function readOptions<T extends OptionTable>(
     if (item.name === 'help') {
       context.output.print(usage(context.output.program));
       throw new EarlyExit(0);
+    } else if (item.name === 'untrusted') {
+      context.environment().untrusted = true;
     } else if (item.name === 'object') {
       if (await addObject(context.environment(), item.value)) throw new EarlyExit(0);
     } else {

@@ -1,0 +1,10 @@
+/**
+ * The gate before files that nobody but an image names: backing files, data files, extents. A function that opens one of
+ * them takes this proof; only open/gate.ts hands it out, and not for images that the user does not trust.
+ */
+
+declare const passed: unique symbol;
+
+export interface ImplicitOpenGate {
+  readonly [passed]: true;
+}
