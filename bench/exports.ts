@@ -5,8 +5,8 @@
  *
  * Server and client each have a CPU. FUSE is driven by fio on the file; vhost-user-blk by a front end of our own, which
  * is this program started again (`--load`), since no other one does without a virtual machine. The servers of one load
- * run one after another, round by round; only figures of one run may be compared. The image is in memory (/dev/shm) unless
- * --dir says otherwise: what the disk does with dirty pages is not what is measured.
+ * run one after another, round by round; only figures of one run may be compared. Writes dirty pages of the image: where the
+ * disk holds them up, --dir /dev/shm shows what the servers cost (but there reads cannot be tried without waiting).
  */
 
 import { spawnSync } from 'node:child_process';
@@ -166,7 +166,7 @@ async function main(): Promise<void> {
     rounds: '3',
     size: '256',
     only: '',
-    dir: '/dev/shm',
+    dir: tmpdir(),
   });
   const [seconds, rounds, sizeMib] = [Number(options.runtime), Number(options.rounds), Number(options.size)];
   const servers = SERVERS.filter((server) => hasProgram(server));
