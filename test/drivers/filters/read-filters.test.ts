@@ -8,6 +8,7 @@ import { createEngine } from '../../../src/aio/create-engine.ts';
 import { allocateIoMemory, vectorOf } from '../../../src/aio/memory.ts';
 import type { BlockBackend } from '../../../src/block/backend.ts';
 import { Perm } from '../../../src/block/contract/request.ts';
+import { asMonitor } from '../../../src/block/graph/debug.ts';
 import { drainedBegin } from '../../../src/block/graph/drain.ts';
 import { wrapped } from '../../../src/block/io/callbacks.ts';
 import { BlockLayer } from '../../../src/block/layer.ts';
@@ -36,18 +37,20 @@ beforeEach(async () => {
     events: { emit: () => undefined },
     drivers: { ...drivers, memory: memoryDriver(disk) },
   });
-  await addNode(layer, { driver: 'memory', 'node-name': 'm' });
+  await asMonitor(() => addNode(layer, { driver: 'memory', 'node-name': 'm' }));
 });
 
 afterEach(async () => {
-  await layer.closeAll();
+  await asMonitor(() => layer.closeAll());
   layer.engine.close();
   rmSync(folder, { recursive: true });
 });
 
 async function open(options: Record<string, unknown>): Promise<BlockBackend> {
-  const node = await addNode(layer, { 'node-name': 'f', file: 'm', ...options });
-  return layer.createBackend(node, { perm: Perm.consistentRead | Perm.write, shared: Perm.all }, owner);
+  return asMonitor(async () => {
+    const node = await addNode(layer, { 'node-name': 'f', file: 'm', ...options });
+    return layer.createBackend(node, { perm: Perm.consistentRead | Perm.write, shared: Perm.all }, owner);
+  });
 }
 
 async function read(backend: BlockBackend, offset: number, bytes: number): Promise<Buffer> {
@@ -120,7 +123,7 @@ describe.each(VARIANTS)('%s', (_name, options) => {
     onCall = () => undefined;
     for (let at = 0; at < SIZE; at += 4 * KiB)
       expect((await read(backend, at, 4 * KiB)).equals(model.subarray(at, at + 4 * KiB))).toBe(true);
-    await backend.close();
+    await asMonitor(() => backend.close());
   });
 });
 
@@ -132,7 +135,7 @@ test('readahead: a reader from front to back needs few fetches, one that jumps a
   const before = reads();
   for (let i = 0; i < 20; i++) await read(backend, ((i * 37) % 16) * 64 * KiB + 8 * KiB, 512);
   expect(reads() - before).toBeLessThanOrEqual(22);
-  await backend.close();
+  await asMonitor(() => backend.close());
 });
 
 test('cache: what was read is not read again, what was read longest ago goes first', async () => {
@@ -147,7 +150,7 @@ test('cache: what was read is not read again, what was read longest ago goes fir
   expect(reads()).toBe(3);
   await read(backend, 64 * KiB, 512);
   expect(reads()).toBe(4);
-  await backend.close();
+  await asMonitor(() => backend.close());
 });
 
 test('nobody else may write below a filter that remembers', async () => {
@@ -155,9 +158,9 @@ test('nobody else may write below a filter that remembers', async () => {
     const backend = await open({ driver });
     const node = layer.findNode('m')!;
     const want = { perm: Perm.write, shared: Perm.all };
-    await expect(layer.createBackend(node, want, owner)).rejects.toThrow();
-    await backend.close();
-    await layer.deleteNode('f');
+    await expect(asMonitor(() => layer.createBackend(node, want, owner))).rejects.toThrow();
+    await asMonitor(() => backend.close());
+    await asMonitor(() => layer.deleteNode('f'));
   }
 });
 
@@ -176,8 +179,8 @@ test('retry: how often and what, and not for ever when somebody waits', async ()
   };
   expect(await tries(E.EIO)).toBe(3);
   expect(await tries(E.ENOSPC)).toBe(1);
-  await backend.close();
-  await layer.deleteNode('f');
+  await asMonitor(() => backend.close());
+  await asMonitor(() => layer.deleteNode('f'));
   const slow = await open({ driver: 'retry', retries: 50, 'retry-delay': 100_000 });
   onCall = (name) => {
     if (name === 'preadv') throw ioError(E.EIO);
@@ -187,12 +190,12 @@ test('retry: how often and what, and not for ever when somebody waits', async ()
   (await drainedBegin(layer.findNode('f')!)).end();
   await failing;
   onCall = () => undefined;
-  await slow.close();
+  await asMonitor(() => slow.close());
 });
 
 test('odd options are refused, and a file that is there is left alone', async () => {
   const refused = (options: object): Promise<unknown> =>
-    expect(addNode(layer, { 'node-name': 'f', file: 'm', ...options })).rejects.toThrow();
+    expect(asMonitor(() => addNode(layer, { 'node-name': 'f', file: 'm', ...options }))).rejects.toThrow();
   await refused({ driver: 'cache', 'block-size': 5000 });
   await refused({ driver: 'cache', size: 10 });
   await refused({ driver: 'readahead', initial: 2 ** 20, window: 4096 });
