@@ -8,9 +8,13 @@ import { readFileSync, rmSync, writeFileSync } from 'node:fs';
 import path from 'node:path';
 import { afterAll, describe, expect, test } from 'vitest';
 import { deriveArgon2, derivePortably } from '../../../src/aio/libraries/argon2.ts';
+import { allocateIoMemory, vectorOf } from '../../../src/aio/memory.ts';
+import type { BlockNode } from '../../../src/block/graph/node.ts';
+import { wrapped } from '../../../src/block/io/callbacks.ts';
+import { openFromOptions } from '../../../src/block/open/open.ts';
 import { BlockError } from '../../../src/errors/error.ts';
 import { requirePeer } from '../../peers/requires.ts';
-import { scratch } from '../qcow2/open-layer.ts';
+import { peer, scratch, testLayer } from '../qcow2/open-layer.ts';
 import { createRandom } from '../qcow2/random.ts';
 import { cryptsetup, emptyFile, fillVolume, readVolume, volumeKey } from './luks-tools.ts';
 
@@ -150,3 +154,74 @@ test('damaged and cut headers of version 2: an error, and soon', async (context)
     });
   }
 });
+
+const SHAPES = [
+  'cipher-alg=aes-256',
+  'cipher-alg=aes-192',
+  'cipher-alg=serpent-256,cipher-mode=cbc,ivgen-alg=essiv,ivgen-hash-alg=sha256',
+  'cipher-alg=twofish-128,cipher-mode=ctr',
+  'cipher-alg=cast5-128,cipher-mode=cbc',
+];
+
+for (const shape of SHAPES) {
+  test(`a random guest on an image of ours, read by the original: ${shape}`, async (context) => {
+    requirePeer(context, 'qemu-img');
+    const file = path.join(folder, 'guest.luks');
+    const raw = path.join(folder, 'guest.raw');
+    const model = Buffer.alloc(512 * KIB);
+    const random = createRandom(Number(process.env.MODEL_SEED ?? 1));
+    const values = Object.fromEntries(shape.split(',').map((pair) => pair.split('=') as [string, string]));
+    for (let round = 0; round < 3; round++) {
+      const { layer, close } = testLayer('hunter2');
+      try {
+        if (round === 0) {
+          const more = { 'key-secret': 's', 'iter-time': '1', size: String(model.length) };
+          const { creation } = (await layer.driver('luks'))!;
+          await creation!.createFile(layer, file, { ...values, ...more }, { update: () => undefined });
+        }
+        const node = await openFromOptions(layer, {
+          driver: 'luks',
+          'key-secret': 's',
+          file: { driver: 'file', filename: file },
+        });
+        if (round === 0) await writeAll(node, model);
+        for (let step = 0; step < 10; step++) {
+          await Promise.all(
+            Array.from({ length: 4 }, async (_, i) => {
+              // Apart from each other, at odd places.
+              const from = i * 128 * KIB + random.below(60 * KIB);
+              const part = allocateIoMemory(1 + random.below(60 * KIB));
+              part.buf.fill(random.below(256));
+              part.buf.copy(model, from);
+              await wrapped.pwritev(node, from, part.buf.length, vectorOf(part), 0);
+            }),
+          );
+        }
+        const memory = allocateIoMemory(model.length);
+        await wrapped.preadv(node, 0, model.length, vectorOf(memory), 0);
+        expect(memory.buf.equals(model)).toBe(true);
+      } finally {
+        await close();
+      }
+    }
+    const source = `driver=luks,key-secret=s,file.filename=${file}`;
+    peer(
+      'qemu-img',
+      'convert',
+      '--object',
+      'secret,id=s,data=hunter2',
+      '--image-opts',
+      source,
+      '-O',
+      'raw',
+      raw,
+    );
+    expect(readFileSync(raw).equals(model)).toBe(true);
+  });
+}
+
+async function writeAll(node: BlockNode, content: Buffer): Promise<void> {
+  const memory = allocateIoMemory(content.length);
+  content.copy(memory.buf);
+  await wrapped.pwritev(node, 0, content.length, vectorOf(memory), 0);
+}

@@ -89,7 +89,7 @@ export function parseHeader(bytes: Buffer, fileBytes: number): ParallelsHeader {
 export function markedHeader({ bytes }: ParallelsHeader, inUse: boolean): Buffer {
   bytes.writeUInt32LE(inUse ? IN_USE : 0, IN_USE_AT);
   if (inUse) {
-    bytes.writeUInt32LE(bytes.readUInt32LE(52) & ~1, 52);
+    bytes.writeUInt32LE((bytes.readUInt32LE(52) & ~1) >>> 0, 52);
     bytes.writeBigUInt64LE(0n, 56);
   }
   return bytes;

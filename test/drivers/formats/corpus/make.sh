@@ -19,3 +19,7 @@ make sparse.vmdk vmdk
 make zeroed.vmdk vmdk zeroed_grain=on
 qemu-img convert -f vdi -O vmdk -o subformat=streamOptimized "$tmp/dynamic.vdi" "$tmp/stream.vmdk"
 gzip -9nc "$tmp/stream.vmdk" > stream.vmdk.gz
+make plain.qed qed
+make small.qed qed cluster_size=4k,table_size=2
+make plain.qcow qcow
+make plain.parallels parallels cluster_size=64k
