@@ -101,6 +101,7 @@ const MODULE_ORDER = [
   'error',
   'block-nbd',
   'block-network',
+  'block-storage',
   'block-core',
   'image-formats',
   'block-filters',

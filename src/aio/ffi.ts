@@ -291,7 +291,7 @@ export function ioctlRangeAsync(
   return callAsync(cIoctlRange, fd, request, addressOf(range)).finally(() => range.length);
 }
 
-type Callable = ReturnType<typeof libc.func>;
+export type Callable = ReturnType<typeof libc.func>;
 
 /** koffi refuses more than 256 calls under way at once; the thread pool has a handful of threads anyway. */
 const MAX_ASYNC_CALLS = 64;
@@ -300,12 +300,21 @@ const waitingCalls: (() => void)[] = [];
 
 // koffi keeps errno per thread and copies it to the caller's before the callback runs.
 function callAsync(fn: Callable, ...args: unknown[]): Promise<number> {
+  return pooled(fn, args, negErrno);
+}
+
+/** Calls a function of a foreign library on libuv's thread pool. What it returns, or -EIO when it cannot be called. */
+export function callPooled(fn: Callable, ...args: unknown[]): Promise<number> {
+  return pooled(fn, args, Number);
+}
+
+function pooled(fn: Callable, args: unknown[], finish: (result: number) => number): Promise<number> {
   return new Promise((resolve) => {
     const start = (): void => {
       asyncCalls++;
       fn.async(...args, (error: Error | null, result: number) => {
         asyncCalls--;
-        resolve(error ? -E.EIO : negErrno(result));
+        resolve(error ? -E.EIO : finish(result));
         waitingCalls.shift()?.();
       });
     };

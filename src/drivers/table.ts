@@ -27,6 +27,8 @@ import { file, hostCdrom, hostDevice } from './protocols/file/file.ts';
 import { ftpNames, ftpsNames, httpNames, httpsNames } from './protocols/http/names.ts';
 import { nbdNames } from './protocols/nbd/names.ts';
 import { nullAioNames, nullCoNames } from './protocols/null-names.ts';
+import { nvmeNames } from './protocols/nvme-names.ts';
+import { rbdNames } from './protocols/rbd/names.ts';
 import { s3Names } from './protocols/s3/names.ts';
 import { sshNames } from './protocols/ssh/names.ts';
 import { vvfatNames } from './protocols/vvfat/names.ts';
@@ -127,6 +129,11 @@ const lazy = {
     ...httpsNames,
     load: async () => (await import('./protocols/http/http.ts')).https as BlockDriver,
   },
+  io_uring: {
+    name: 'io_uring',
+    kind: 'protocol',
+    load: async () => (await import('./protocols/io-uring.ts')).ioUring as BlockDriver,
+  },
   nbd: {
     name: 'nbd',
     kind: 'protocol',
@@ -144,6 +151,17 @@ const lazy = {
     ...nullCoNames,
     kind: 'protocol',
     load: async () => (await import('./protocols/null.ts')).nullCo as BlockDriver,
+  },
+  nvme: {
+    name: 'nvme',
+    kind: 'protocol',
+    ...nvmeNames,
+    load: async () => (await import('./protocols/unavailable.ts')).nvme as BlockDriver,
+  },
+  'nvme-io_uring': {
+    name: 'nvme-io_uring',
+    kind: 'protocol',
+    load: async () => (await import('./protocols/unavailable.ts')).nvmeIoUring as BlockDriver,
   },
   parallels: {
     name: 'parallels',
@@ -175,6 +193,12 @@ const lazy = {
     name: 'quorum',
     kind: 'format',
     load: async () => (await import('./filters/quorum/quorum.ts')).quorum as BlockDriver,
+  },
+  rbd: {
+    name: 'rbd',
+    kind: 'protocol',
+    ...rbdNames,
+    load: async () => (await import('./protocols/rbd/rbd.ts')).rbd as BlockDriver,
   },
   readahead: {
     name: 'readahead',
@@ -220,6 +244,16 @@ const lazy = {
     supportsBacking: true,
     probe: probeVhdx,
     load: async () => (await import('./formats/vhdx/driver.ts')).vhdx as BlockDriver,
+  },
+  'virtio-blk-vfio-pci': {
+    name: 'virtio-blk-vfio-pci',
+    kind: 'protocol',
+    load: async () => (await import('./protocols/unavailable.ts')).virtioBlkVfioPci as BlockDriver,
+  },
+  'virtio-blk-vhost-vdpa': {
+    name: 'virtio-blk-vhost-vdpa',
+    kind: 'protocol',
+    load: async () => (await import('./protocols/unavailable.ts')).virtioBlkVhostVdpa as BlockDriver,
   },
   'virtio-blk-vhost-user': {
     name: 'virtio-blk-vhost-user',

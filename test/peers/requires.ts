@@ -39,6 +39,11 @@ export const PEERS = {
   squid: { probe: ['test', '-x', '/usr/sbin/squid'], debianPackage: 'squid' },
   tinyproxy: { probe: ['tinyproxy', '-v'], debianPackage: 'tinyproxy' },
   openssl: { probe: ['openssl', 'version'], debianPackage: 'openssl' },
+  ceph: {
+    probe: ['sh', '-c', 'ceph-mon --version && ceph-osd --version && rbd --version'],
+    debianPackage: 'ceph-mon, ceph-osd, ceph-common',
+  },
+  librbd: { probe: ['sh', '-c', 'ls /usr/lib/*/librbd.so.1'], debianPackage: 'librbd1' },
   'qemu-block-extra': {
     probe: ['sh', '-c', 'ls /usr/lib/*/qemu/block-ssh.so'],
     debianPackage: 'qemu-block-extra',
