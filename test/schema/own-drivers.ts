@@ -20,5 +20,15 @@ export function ownOptions(): string[] {
 
 /** Drivers that Debian's build of the original does not have. */
 export const OWN_DRIVERS: ReadonlySet<string> = new Set([
-  ...['cache', 'readahead', 'retry', 's3', 'virtio-blk-vhost-user'],
+  ...[
+    'cache',
+    'readahead',
+    'retry',
+    's3',
+    'io_uring',
+    'nvme-io_uring',
+    'virtio-blk-vfio-pci',
+    'virtio-blk-vhost-user',
+    'virtio-blk-vhost-vdpa',
+  ],
 ]);
