@@ -18,6 +18,7 @@ import { describeOptions, parseOptions } from './qemu-opts.ts';
 import { parseQmpOption } from './qmp-address.ts';
 import { startQmpListener } from './qmp-listener.ts';
 import { type Reporter, writeAll } from './reporter.ts';
+import { passedSocket } from './systemd/sockets.ts';
 
 /** An option whose work is to print something: the process ends with this status. */
 export class EarlyExit {
@@ -103,7 +104,11 @@ function addMonitor(value: string, { daemon }: Execution): void {
 
 async function startNbdServer(value: string, { daemon }: Execution): Promise<void> {
   const options = parse('NbdServerOptions', value, null);
-  await daemon.context.exports.startNbdServer(options, 'command-line');
+  const { addr } = options;
+  // A name is that of a socket which the service manager has passed.
+  const isName = addr.type === 'fd' && daemon.passedSockets.has(addr.str);
+  const named = isName ? { ...addr, str: passedSocket(daemon.passedSockets, addr.str) } : addr;
+  await daemon.context.exports.startNbdServer({ ...options, addr: named }, 'command-line');
 }
 
 async function addExport(value: string, { daemon }: Execution): Promise<void> {
@@ -124,7 +129,7 @@ function parseExport(value: string): CommandLineTypes['BlockExportOptions'] {
 }
 
 async function addQmpListener(value: string, { daemon }: Execution): Promise<void> {
-  daemon.listeners.push(await startQmpListener(parseQmpOption(value), daemon.host));
+  daemon.listeners.push(await startQmpListener(parseQmpOption(value), daemon.host, daemon.passedSockets));
 }
 
 /** The address is told where no client could know the token otherwise. */

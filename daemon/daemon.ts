@@ -28,6 +28,7 @@ import type { PidFile } from './pid-file.ts';
 import type { QmpListener } from './qmp-listener.ts';
 import { type Reporter, writeAll } from './reporter.ts';
 import { SessionHost } from './sessions.ts';
+import type { PassedSockets } from './systemd/sockets.ts';
 
 export interface DaemonSettings {
   readonly engine: EngineKind | 'auto';
@@ -36,13 +37,19 @@ export interface DaemonSettings {
   readonly reporter: Reporter;
   /** The file that keeps the running configuration (--save); null: none. */
   readonly stateFile: string | null;
+  readonly passedSockets: PassedSockets;
+  /** Called when the end begins. */
+  readonly onEnding: () => void;
 }
 
 export class Daemon {
   readonly context: CommandContext;
   readonly host: SessionHost;
   readonly listeners: QmpListener[] = [];
+  /** Sockets that the service manager has opened for this process. */
+  readonly passedSockets: PassedSockets;
   pidFile: PidFile | null = null;
+  readonly #onEnding: () => void;
   readonly #state: StateFile | null;
   readonly #logger: Logger;
   readonly #events: EventHub;
@@ -50,7 +57,10 @@ export class Daemon {
   #ending: Promise<void> | null = null;
   #onEnded: () => void = () => undefined;
 
-  constructor({ engine: engineKind, daemonized, logger, reporter, stateFile }: DaemonSettings) {
+  constructor(settings: DaemonSettings) {
+    const { engine: engineKind, daemonized, logger, reporter, stateFile } = settings;
+    this.passedSockets = settings.passedSockets;
+    this.#onEnding = settings.onEnding;
     this.#logger = logger;
     this.#events = new EventHub();
     const { engine, fallbackReason } = createEngine(engineKind);
@@ -165,6 +175,7 @@ export class Daemon {
 
   /** Ends everything in order: exports, jobs, nodes, monitors, files. Resolves when the process may exit. */
   shutDown(): Promise<void> {
+    if (this.#ending === null) this.#onEnding();
     this.#ending ??= asMonitor(() => this.#end());
     return this.#ending;
   }

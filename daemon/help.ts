@@ -96,7 +96,10 @@ Block storage daemon that speaks QMP
   --qmp unix:<path>|tcp:<host>:<port>|stdio[,pretty=on|off]
   --qmp ws:<host>:<port>[,token=<token>][,token-file=<path>][,remote=on|off]
         [,pretty=on|off]
-                         serve QMP to several clients at once
+  --qmp fd:<name>|ws-fd:<name>[,...]
+                         serve QMP to several clients at once; fd, ws-fd: on a
+                         socket that the service manager has passed under that
+                         name (also --nbd-server addr.type=fd,addr.str=<name>)
 
   --restore <file>       carry out the configuration that --save has kept in
                          <file>, if there is one

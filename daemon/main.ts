@@ -13,6 +13,8 @@ import { usage, versionText } from './help.ts';
 import { createLogger, isLogLevel, LOG_LEVELS, type LogLevel, openLogFile } from './logger.ts';
 import { type CommandLineItem, type OptionName, parseCommandLine, UsageError } from './options.ts';
 import { createReporter, type Reporter, writeAll } from './reporter.ts';
+import { createNotifier } from './systemd/notify.ts';
+import { takePassedSockets } from './systemd/sockets.ts';
 
 /** Time for what has been written to sockets to be sent before the process ends all the same. */
 const LINGER_MS = 500;
@@ -70,12 +72,16 @@ async function runDaemon(items: readonly CommandLineItem[], reporter: Reporter):
   const logFile = lastValue(items, 'log-file');
   const logFd = logFile === null ? 2 : openLogFile(logFile);
   const logger = createLogger(parseLogLevel(level), logFd);
+  const passedSockets = takePassedSockets(process.env, process.pid);
+  const notifier = createNotifier(process.env, process.pid);
   const daemon = new Daemon({
     engine: parseEngine(lastValue(items, 'engine') ?? process.env.QBLOCKD_ENGINE ?? 'auto'),
     daemonized,
     logger,
     reporter,
     stateFile: lastValue(items, 'save'),
+    passedSockets,
+    onEnding: notifier.stopping,
   });
   let status = 0;
   watchSignals(daemon);
@@ -93,6 +99,7 @@ async function runDaemon(items: readonly CommandLineItem[], reporter: Reporter):
   if (daemonized) (await import('./daemonize.ts')).becomeDaemon(logFd);
   daemon.keepState();
   daemon.host.startServing();
+  notifier.ready();
   logger.info({}, 'ready');
 }
 

@@ -1,6 +1,6 @@
 /**
- * The argument of `--qmp`: ADDRESS[,KEY=VALUE...], with the address one of unix:PATH, tcp:HOST:PORT, ws:HOST:PORT and
- * stdio.
+ * The argument of `--qmp`: ADDRESS[,KEY=VALUE...], with the address one of unix:PATH, tcp:HOST:PORT, ws:HOST:PORT,
+ * stdio, and fd:NAME or ws-fd:NAME for a socket that the service manager has passed.
  */
 
 import { BlockError } from '../src/errors/error.ts';
@@ -8,6 +8,7 @@ import { BlockError } from '../src/errors/error.ts';
 export type QmpAddress =
   | { readonly kind: 'unix'; readonly path: string }
   | { readonly kind: 'tcp' | 'ws'; readonly host: string; readonly port: string }
+  | { readonly kind: 'fd' | 'ws-fd'; readonly name: string }
   | { readonly kind: 'stdio' };
 
 export interface QmpListenOptions {
@@ -37,12 +38,16 @@ function parseAddress(text: string): QmpAddress {
     case 'unix':
       if (rest === '') throw new BlockError(`Invalid address '${text}', expected: unix:PATH`);
       return { kind, path: rest };
+    case 'fd':
+    case 'ws-fd':
+      if (rest === '') throw new BlockError(`Invalid address '${text}', expected: ${kind}:NAME`);
+      return { kind, name: rest };
     case 'tcp':
     case 'ws':
       return parseHostPort(kind, rest);
     default:
       throw new BlockError(
-        `Invalid address '${text}', expected: unix:PATH, tcp:HOST:PORT, ws:HOST:PORT or stdio`,
+        `Invalid address '${text}', expected: unix:PATH, tcp:HOST:PORT, ws:HOST:PORT, fd:NAME, ws-fd:NAME or stdio`,
       );
   }
 }
@@ -69,7 +74,8 @@ export function parseQmpOption(text: string): QmpListenOptions {
     const [key = '', ...values] = part.split('=');
     const value = values.join('=');
     if (key === 'pretty') options = { ...options, pretty: onOff(key, value) };
-    else if (options.address.kind !== 'ws') throw new BlockError(`Invalid parameter '${key}'`);
+    else if (options.address.kind !== 'ws' && options.address.kind !== 'ws-fd')
+      throw new BlockError(`Invalid parameter '${key}'`);
     else if (key === 'token' && value !== '') options = { ...options, token: value };
     else if (key === 'token-file') options = { ...options, tokenFile: value };
     else if (key === 'remote') options = { ...options, remote: onOff(key, value) };

@@ -8,6 +8,7 @@ import { hasHungUp } from '../src/aio/host/hang-up.ts';
 import { listenOn } from '../src/aio/sockets.ts';
 import type { QmpListenOptions } from './qmp-address.ts';
 import { type OpenSession, peerName, type SessionHost } from './sessions.ts';
+import { type PassedSockets, passedSocket } from './systemd/sockets.ts';
 
 /** Clients of one listener; more are turned away. */
 const MAX_CLIENTS = 256;
@@ -60,6 +61,17 @@ function makeWay(clients: ReadonlyMap<Socket, Client>): boolean {
   return false;
 }
 
+function urlOf(address: SocketAddress): string {
+  switch (address.type) {
+    case 'inet':
+      return `tcp:${address.host}:${address.port}`;
+    case 'unix':
+      return `unix:${address.path}`;
+    case 'fd':
+      return `fd:${address.str}`;
+  }
+}
+
 async function listenSocket(
   address: SocketAddress,
   host: SessionHost,
@@ -81,13 +93,14 @@ async function listenSocket(
       client.session = serveSocket(socket, host, pretty, peer);
     });
   };
-  const listener = await listenOn(address, accept, { pauseOnConnect: true, allowHalfOpen: true });
+  const listener = await listenOn(address, accept, {
+    pauseOnConnect: true,
+    allowHalfOpen: true,
+    allowInheritedFd: true,
+  });
   const [bound = address] = listener.addresses;
   return {
-    url:
-      bound.type === 'inet'
-        ? `tcp:${bound.host}:${bound.port}`
-        : `unix:${bound.type === 'unix' ? bound.path : ''}`,
+    url: urlOf(bound),
     close: () => {
       listener.close();
       for (const socket of clients.keys()) socket.destroySoon();
@@ -116,8 +129,12 @@ function serveStdio(host: SessionHost, pretty: boolean): QmpListener {
   return { url: 'stdio', close: () => stdin.pause() };
 }
 
-/** Starts a listener. */
-export async function startQmpListener(options: QmpListenOptions, host: SessionHost): Promise<QmpListener> {
+/** Starts a listener. `sockets`: those that have been passed to the process. */
+export async function startQmpListener(
+  options: QmpListenOptions,
+  host: SessionHost,
+  sockets: PassedSockets = new Map(),
+): Promise<QmpListener> {
   const { address, pretty } = options;
   switch (address.kind) {
     case 'stdio':
@@ -126,10 +143,14 @@ export async function startQmpListener(options: QmpListenOptions, host: SessionH
       return listenSocket({ type: 'unix', path: address.path }, host, pretty);
     case 'tcp':
       return listenSocket({ type: 'inet', host: address.host, port: address.port }, host, pretty);
-    case 'ws': {
+    case 'fd':
+      return listenSocket({ type: 'fd', str: passedSocket(sockets, address.name) }, host, pretty);
+    case 'ws':
+    case 'ws-fd': {
       // Loaded when wanted: most runs have no WebSocket.
       const { startWebSocketListener } = await import('./websocket.ts');
-      return startWebSocketListener(address, options, host, MAX_CLIENTS);
+      const place = 'name' in address ? { fd: Number(passedSocket(sockets, address.name)) } : address;
+      return startWebSocketListener(place, options, host, MAX_CLIENTS);
     }
   }
 }

@@ -14,6 +14,7 @@ import { peerName, type SessionHost } from './sessions.ts';
 import {
   checkAddress,
   IMPATIENCE,
+  type ListenPlace,
   limitSilentClients,
   listenHttp,
   provideToken,
@@ -92,12 +93,12 @@ function serveClient(
 
 /** Starts a WebSocket listener. */
 export async function startWebSocketListener(
-  address: { readonly host: string; readonly port: string },
+  address: ListenPlace,
   options: QmpListenOptions,
   host: SessionHost,
   maxClients: number,
 ): Promise<QmpListener> {
-  checkAddress(address.host, address.port, options, 'WebSocket clients');
+  checkAddress(address, options, 'WebSocket clients');
   const { token, removeFile } = provideToken(options);
   const server = createServer(IMPATIENCE, (_request, response) => {
     const headers = { Upgrade: 'websocket', Connection: 'Upgrade', 'Content-Type': 'text/plain' };
@@ -124,10 +125,9 @@ export async function startWebSocketListener(
       ),
     );
   });
-  const port = await listenHttp(server, address.host, address.port, `ws:${address.host}:${address.port}`);
-  const name = address.host.includes(':') ? `[${address.host}]` : address.host || 'localhost';
+  const where = await listenHttp(server, address, options, 'ws:');
   return {
-    url: `ws://${name}:${port}/?token=${encodeURIComponent(token)}`,
+    url: `ws://${where}/?token=${encodeURIComponent(token)}`,
     close: () => {
       removeFile();
       for (const client of sockets.clients) client.close(1001);

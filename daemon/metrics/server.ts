@@ -88,7 +88,7 @@ export async function startMetrics(
   reportBug: (error: unknown) => void,
 ): Promise<MetricsListener> {
   const { host, port, remote } = options;
-  checkAddress(host, port, options, 'Metrics for clients');
+  checkAddress({ host, port }, options, 'Metrics for clients');
   const { token, removeFile } = provideToken(options);
   const scrape = createScraper(blockFamilies(watched));
   const server = createServer(IMPATIENCE, (request, response) => {
@@ -113,16 +113,15 @@ export async function startMetrics(
     );
   });
   limitSilentClients(server);
-  let boundPort: number;
+  let where: string;
   try {
-    boundPort = await listenHttp(server, host, port, `${host}:${port}`);
+    where = await listenHttp(server, { host, port }, options, '');
   } catch (error) {
     removeFile();
     throw error;
   }
-  const name = host.includes(':') ? `[${host}]` : host || 'localhost';
   return {
-    url: `http://${name}:${boundPort}/metrics?token=${encodeURIComponent(token)}`,
+    url: `http://${where}/metrics?token=${encodeURIComponent(token)}`,
     close: () => {
       removeFile();
       server.close();

@@ -67,8 +67,13 @@ export function refusalOf(request: IncomingMessage, token: string, remote: boole
   }
 }
 
+/** Where to listen: an address, or a socket that was passed to the process. */
+export type ListenPlace = { readonly host: string; readonly port: string } | { readonly fd: number };
+
 /** Throws unless the port is one and the host may be listened on. `what` are the clients, for the message. */
-export function checkAddress(host: string, port: string, { remote }: AccessOptions, what: string): void {
+export function checkAddress(place: ListenPlace, { remote }: AccessOptions, what: string): void {
+  if ('fd' in place) return;
+  const { host, port } = place;
   if (!/^\d{1,5}$/.test(port) || Number(port) > 65535) throw new BlockError(`Invalid port '${port}'`);
   if (!remote && host !== '' && !LOOPBACK.test(host))
     throw new BlockError(`${what} of other hosts need 'remote=on' besides the address '${host}'`);
@@ -126,15 +131,43 @@ export function limitSilentClients(server: Server): void {
   });
 }
 
-/** Listens; resolves to the port. `shown` is the address as messages show it. */
-export function listenHttp(server: Server, host: string, port: string, shown: string): Promise<number> {
+/** HOST:PORT of a server that listens. Throws when others could come to a socket that was passed, and are not to. */
+function placeOf(server: Server, host: string | null, { remote }: AccessOptions): string {
+  const bound = server.address();
+  if (typeof bound !== 'object' || bound === null) return 'localhost';
+  if (host === null && !remote && !LOOPBACK.test(bound.address)) {
+    server.close();
+    throw new BlockError(`Clients of other hosts need 'remote=on': the socket listens on ${bound.address}`);
+  }
+  const name = host ?? bound.address;
+  return `${name.includes(':') ? `[${name}]` : name || 'localhost'}:${bound.port}`;
+}
+
+/** Listens; resolves to HOST:PORT. `scheme` stands in front of the address in messages. */
+export function listenHttp(
+  server: Server,
+  place: ListenPlace,
+  options: AccessOptions,
+  scheme: string,
+): Promise<string> {
+  const [host, where, shown] =
+    'fd' in place
+      ? [null, place, `${scheme}fd ${place.fd}`]
+      : [
+          place.host,
+          { host: place.host === '' ? 'localhost' : place.host, port: Number(place.port) },
+          `${scheme}${place.host}:${place.port}`,
+        ];
   return new Promise((resolve, reject) => {
     server.once('error', (error) => reject(errnoError(`Failed to listen on ${shown}`, errnoOf(error))));
-    server.listen({ host: host === '' ? 'localhost' : host, port: Number(port) }, () => {
+    server.listen(where, () => {
       // From here on errors are failed accepts: the client is lost, the server goes on.
       server.removeAllListeners('error').on('error', () => undefined);
-      const address = server.address();
-      resolve(typeof address === 'object' && address !== null ? address.port : Number(port));
+      try {
+        resolve(placeOf(server, host, options));
+      } catch (error) {
+        reject(error as Error);
+      }
     });
   });
 }

@@ -10,6 +10,8 @@ test.each([
   ['tcp:localhost:80', { kind: 'tcp', host: 'localhost', port: '80' }],
   ['tcp::80', { kind: 'tcp', host: '', port: '80' }],
   ['tcp:[::1]:80', { kind: 'tcp', host: '::1', port: '80' }],
+  ['fd:qmp', { kind: 'fd', name: 'qmp' }],
+  ['ws-fd:ws', { kind: 'ws-fd', name: 'ws' }],
   ['ws:127.0.0.1:0', { kind: 'ws', host: '127.0.0.1', port: '0' }],
 ])('%s', (text, address) => {
   expect(parseQmpOption(text).address).toEqual(address);
@@ -25,10 +27,12 @@ test('options', () => {
 });
 
 test.each([
-  ['', "Invalid address '', expected: unix:PATH, tcp:HOST:PORT, ws:HOST:PORT or stdio"],
+  ['', "Invalid address '', expected: unix:PATH, tcp:HOST:PORT, ws:HOST:PORT, fd:NAME, ws-fd:NAME or stdio"],
   ['unix:', "Invalid address 'unix:', expected: unix:PATH"],
   ['tcp:1', "Invalid address 'tcp:1', expected: tcp:HOST:PORT"],
   ['ws:::1:80', "Invalid address 'ws:::1:80', expected: ws:HOST:PORT"],
+  ['fd:', "Invalid address 'fd:', expected: fd:NAME"],
+  ['fd:qmp,token=x', "Invalid parameter 'token'"],
   ['stdio,foo=1', "Invalid parameter 'foo'"],
   ['stdio,pretty=1', "Parameter 'pretty' expects 'on' or 'off'"],
   ['unix:a,token=x', "Invalid parameter 'token'"],

@@ -57,6 +57,7 @@ export const PEERS = {
     probe: ['sh', '-c', 'ls /lib/modules/*/kernel/drivers/block/virtio_blk.ko && busybox true && mke2fs -V'],
     debianPackage: 'linux-image-cloud-amd64, busybox-static, e2fsprogs',
   },
+  systemd: { probe: ['systemd-analyze', '--version'], debianPackage: 'systemd' },
   strace: { probe: ['strace', '-V'], debianPackage: 'strace' },
   cryptsetup: { probe: ['cryptsetup', '--version'], debianPackage: 'cryptsetup-bin' },
   mtools: { probe: ['mdir', '-V'], debianPackage: 'mtools' },
