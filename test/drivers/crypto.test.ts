@@ -164,8 +164,8 @@ describe('sectors', () => {
 
   test('ciphers this host lacks and keys of the wrong length', () => {
     const spec = { mode: 'xts', ivgen: 'plain64', ivgenHash: null } as const;
-    expect(() => openBlockCipher({ ...spec, algorithm: 'serpent-256' }, randomBytes(64))).toThrow(
-      "Algorithm 'serpent-256' not supported",
+    expect(() => openBlockCipher({ ...spec, algorithm: '3des' }, randomBytes(48))).toThrow(
+      "Algorithm '3des' not supported",
     );
     expect(() => openBlockCipher({ ...spec, algorithm: 'aes-256' }, randomBytes(63))).toThrow(
       'XTS cipher key length should be a multiple of 2',
@@ -274,18 +274,20 @@ describe('LUKS volumes', () => {
       );
       expect(ours).toBe(theirs);
     }
-    await expect(createLuks({ 'cipher-alg': 'twofish-256' }, passphrase)).rejects.toThrow(
-      "Algorithm 'twofish-256' not supported",
+    await expect(createLuks({ 'cipher-alg': 'cast5-128' }, passphrase)).rejects.toThrow(
+      'Unsupported cipher mode xts',
     );
   });
 
-  test('a volume with a cipher this host lacks is described, not opened', async (context) => {
+  test('a volume with a cipher that OpenSSL lacks is described and opened', async (context) => {
     requirePeer(context, 'qemu-img');
     const volume = qemuVolume(dir, 'cipher-alg=serpent-256', Buffer.alloc(SECTOR));
     expect(await readLuksInfo(readerOf(volume))).toEqual(qemuInfo(dir, volume));
-    await expect(openLuks(readerOf(volume), passphrase)).rejects.toThrow(
-      "Algorithm 'serpent-256' not supported",
-    );
+    const { cipher, payloadOffset } = await openLuks(readerOf(volume), passphrase);
+    const sector = Buffer.from(volume.subarray(payloadOffset, payloadOffset + SECTOR));
+    cipher.decrypt(sector, 0);
+    cipher.close();
+    expect(sector.equals(Buffer.alloc(SECTOR))).toBe(true);
   });
 
   test('iteration counts follow the wanted time', async () => {

@@ -178,7 +178,13 @@ export function resolveCipher(name: string, keyBytes: number): CipherSpec {
   return cipherSpec(name.slice(0, Math.max(dash, 0)), name.slice(dash + 1), keyBytes);
 }
 
-function cipherSpec(cipherName: string, cipherMode: string, keyBytes: number): CipherSpec {
+/** `checkHash`: called where the original looks at the header's hash, so that the first error is the same. */
+function cipherSpec(
+  cipherName: string,
+  cipherMode: string,
+  keyBytes: number,
+  checkHash?: () => void,
+): CipherSpec {
   // What cryptsetup called it before 1.0.
   const modeName = cipherMode === 'plain' ? 'cbc-plain' : cipherMode;
   const dash = modeName.indexOf('-');
@@ -188,6 +194,7 @@ function cipherSpec(cipherName: string, cipherMode: string, keyBytes: number): C
   const generatorHash = colon < 0 ? null : luksHash(generator.slice(colon + 1));
   const mode = luksMode(modeName.slice(0, dash));
   const algorithm = luksCipher(cipherName, cipherKeyBytes(mode, keyBytes));
+  checkHash?.();
   const ivgen = luksIvGenerator(colon < 0 ? generator : generator.slice(0, colon));
   if (ivgen !== 'essiv') return { algorithm, mode, ivgen, ivgenHash: null };
   if (generatorHash === null) throw invalid('Missing IV generator hash specification');
@@ -197,8 +204,9 @@ function cipherSpec(cipherName: string, cipherMode: string, keyBytes: number): C
 
 /** What the header's names mean; whether this host can compute it is found out when it is used. */
 export function resolveLuksAlgorithms(header: LuksHeader): LuksAlgorithms {
-  const spec = cipherSpec(header.cipherName, header.cipherMode, header.keyBytes);
-  return { spec, hash: luksHash(header.hashName) };
+  const { cipherName, cipherMode, hashName, keyBytes } = header;
+  const spec = cipherSpec(cipherName, cipherMode, keyBytes, () => void luksHash(hashName));
+  return { spec, hash: luksHash(hashName) };
 }
 
 /** The header's bytes. */
