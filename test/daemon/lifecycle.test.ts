@@ -4,7 +4,7 @@
 
 import { execFile, spawn, spawnSync } from 'node:child_process';
 import { existsSync, readFileSync, rmSync, statSync } from 'node:fs';
-import { connect, createServer } from 'node:net';
+import { connect } from 'node:net';
 import path from 'node:path';
 import { afterEach, beforeEach, describe, expect, test } from 'vitest';
 import { limitMs } from '../patience.ts';
@@ -204,15 +204,16 @@ describe('qblockd', () => {
   });
 
   test('a stale socket is replaced, a file is not', async () => {
-    const stale = createServer();
-    await new Promise<void>((resolve) => stale.listen(file('q.sock'), resolve));
+    // Left behind by a process that was killed.
+    const listen = `require('net').createServer().listen('q.sock', () => process.kill(process.pid, 'SIGKILL'))`;
+    spawnSync(process.execPath, ['-e', listen], { cwd: path.dirname(file('q.sock')) });
+    expect(existsSync(file('q.sock'))).toBe(true);
     const first = start('qblockd', '--qmp', 'unix:q.sock', '--pidfile', 'pid');
     await pidFrom('pid');
     const qmp = await client('q.sock');
     expect(await qmp.next()).toHaveProperty('QMP');
     first.kill('SIGTERM');
     await first.exited;
-    stale.close();
     const { stderr, status } = spawnSync(daemonProgram('qblockd'), ['--qmp', `unix:${import.meta.filename}`]);
     expect(status).toBe(1);
     expect(stderr.toString()).toMatch(/Failed to bind socket to .*: Address already in use\n$/);

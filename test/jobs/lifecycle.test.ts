@@ -82,7 +82,7 @@ describe('one job', () => {
     start(job);
     await settle();
     expect(bugs).toEqual([bug]);
-    expect(job.error?.message).toBe('Internal error: x is not a function');
+    expect(job.error?.message).toMatch(/^Internal error in job 'j'\. This is a bug: please report it/);
     expect(job.status).toBe('concluded');
   });
 

@@ -234,7 +234,15 @@ test('what lies encrypted in a backing image is not copied as it is', async (con
   const base = path.join(dir, 'encrypted.qcow2');
   const secret = ['--object', 'secret,id=key,data=letmein'];
   const encryption = 'encrypt.format=luks,encrypt.key-secret=key,encrypt.iter-time=10';
-  peer('qemu-img', 'create', '-q', '-f', 'qcow2', ...secret, '-o', encryption, base, `${BYTES}`);
+  // It measures its own speed, and fails now and then when the machine is busy.
+  for (let attempt = 1; ; attempt++) {
+    try {
+      peer('qemu-img', 'create', '-q', '-f', 'qcow2', ...secret, '-o', encryption, base, `${BYTES}`);
+      break;
+    } catch (error) {
+      if (attempt === 50) throw error;
+    }
+  }
   const opened = `driver=qcow2,encrypt.key-secret=key,file.filename=${base}`;
   peer('qemu-io', ...secret, '--image-opts', '-c', `write -q -P 7 0 ${1024 * KiB}`, opened);
   const top = path.join(dir, 'over-encrypted.qcow2');
