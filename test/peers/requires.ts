@@ -58,6 +58,10 @@ export const PEERS = {
     debianPackage: 'linux-image-cloud-amd64, busybox-static, e2fsprogs',
   },
   systemd: { probe: ['systemd-analyze', '--version'], debianPackage: 'systemd' },
+  'npm registry': {
+    probe: ['npm', 'view', 'koffi', 'version', '--fetch-retries=0', '--fetch-timeout=5000'],
+    debianPackage: 'npm, and a network',
+  },
   strace: { probe: ['strace', '-V'], debianPackage: 'strace' },
   cryptsetup: { probe: ['cryptsetup', '--version'], debianPackage: 'cryptsetup-bin' },
   mtools: { probe: ['mdir', '-V'], debianPackage: 'mtools' },

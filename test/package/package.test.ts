@@ -1,0 +1,112 @@
+/** The package as a user gets it: packed, installed without scripts into a folder of its own, started, and scripted. */
+
+import { spawn, spawnSync } from 'node:child_process';
+import {
+  existsSync,
+  mkdirSync,
+  readdirSync,
+  readFileSync,
+  rmSync,
+  symlinkSync,
+  writeFileSync,
+} from 'node:fs';
+import path from 'node:path';
+import { afterAll, beforeAll, expect, test } from 'vitest';
+import { PACKAGE_VERSION } from '../../src/qmp/version.ts';
+import { limitMs } from '../patience.ts';
+import { makeScratchDir, reportOf, repositoryRoot } from '../peers/daemons.ts';
+import { requirePeer } from '../peers/requires.ts';
+
+let dir = '';
+const PROGRAMS = ['qblock-img', 'qblock-io', 'qblock-nbd', 'qblock-shell', 'qblockd'];
+
+/** Runs a program to its end, and returns its output; throws with what it said when it fails. */
+function run(program: string, args: readonly string[], cwd = dir): string {
+  const env = { ...process.env, npm_config_update_notifier: 'false' };
+  const { status, stdout, stderr, error } = spawnSync(program, args, { cwd, env, encoding: 'utf8' });
+  if (status !== 0) throw new Error(`${program} ${args.join(' ')}: ${error?.message ?? stderr}`);
+  return stdout;
+}
+
+interface Packed {
+  readonly filename: string;
+  readonly files: readonly { readonly path: string; readonly mode: number }[];
+}
+
+let packed: Packed;
+
+beforeAll(() => {
+  dir = makeScratchDir();
+  // The lifecycle script prints nothing to standard output.
+  const output = run('npm', ['pack', '--json', '--pack-destination', dir], repositoryRoot);
+  [packed] = JSON.parse(output.slice(output.indexOf('['))) as [Packed];
+});
+afterAll(() => rmSync(dir, { recursive: true, force: true }));
+
+test('holds one bundle a program and nothing of the sources or tests', () => {
+  const names = packed.files.map((file) => file.path);
+  for (const program of PROGRAMS) {
+    expect(
+      names.filter((name) => name.startsWith(`dist/bundle/${program}-`) && name.endsWith('.cjs')),
+    ).toHaveLength(1);
+    expect(packed.files.find(({ path: name }) => name === `daemon/bin/${program}`)?.mode).toBe(0o755);
+  }
+  expect(names.filter((name) => /^(src|test|scripts|bench|node_modules)\/|\.map$/.test(name))).toEqual([]);
+  const { scripts } = JSON.parse(readFileSync(path.join(repositoryRoot, 'package.json'), 'utf8'));
+  expect(Object.keys(scripts).filter((name) => /^(pre|post)?install$|^prepare$/.test(name))).toEqual([]);
+});
+
+test('installed, the programs run and the client finds the daemon', async (context) => {
+  requirePeer(context, 'npm registry');
+  const prefix = path.join(dir, 'prefix');
+  const tarball = path.join(dir, packed.filename);
+  const quiet = ['--no-audit', '--no-fund', '--prefer-offline', '--omit=dev'];
+  run('npm', ['install', '-g', '--prefix', prefix, '--ignore-scripts', ...quiet, tarball]);
+  expect(readdirSync(path.join(prefix, 'bin')).sort()).toEqual(PROGRAMS);
+  const bin = (name: string): string => path.join(prefix, 'bin', name);
+  expect(run(bin('qblockd'), ['--version'])).toBe(
+    `qblockd version ${PACKAGE_VERSION} (QMP of qemu-storage-daemon 7.2.22)\n`,
+  );
+  run(bin('qblock-img'), ['create', '-f', 'qcow2', 'disk.qcow2', '1M']);
+  const daemon = spawn(
+    bin('qblockd'),
+    [
+      ...['--blockdev', 'driver=qcow2,node-name=d,file.driver=file,file.filename=disk.qcow2'],
+      ...['--qmp', 'unix:qmp', '--metrics', '127.0.0.1:0,token=t', '--pidfile', 'pid'],
+    ],
+    { cwd: dir, stdio: ['ignore', 'pipe', 'pipe'] },
+  );
+  const report = reportOf(daemon);
+  try {
+    const isUp = (): boolean => existsSync(path.join(dir, 'pid'));
+    await expect.poll(isUp, { timeout: limitMs(30_000) }).toBe(true);
+    // A project that uses the client: its types are checked, and it runs.
+    const project = path.join(dir, 'project');
+    mkdirSync(path.join(project, 'node_modules'), { recursive: true });
+    symlinkSync(path.join(prefix, 'lib/node_modules/qblockd'), path.join(project, 'node_modules/qblockd'));
+    writeFileSync(path.join(project, 'package.json'), '{ "type": "module" }');
+    writeFileSync(
+      path.join(project, 'use.mts'),
+      `import { type Client, connect } from 'qblockd/client';
+const client: Client = await connect('../qmp');
+const nodes = await client.queryNamedBlockNodes();
+const size: number = nodes[0]!.image['virtual-size'];
+// @ts-expect-error there is no such member
+nodes[0]!.nonsense;
+process.stdout.write(String(size));
+await client.quit();
+client.close();
+`,
+    );
+    const tsc = path.join(repositoryRoot, 'node_modules/typescript/bin/tsc');
+    const types = ['--types', 'node', '--typeRoots', path.join(repositoryRoot, 'node_modules/@types')];
+    const how = ['--module', 'nodenext', '--target', 'es2023', '--strict'];
+    run(process.execPath, [tsc, ...how, ...types, 'use.mts'], project);
+    expect(run(process.execPath, ['use.mjs'], project)).toBe('1048576');
+    const { status, stdout } = await report;
+    expect(status).toBe(0);
+    expect(stdout).toMatch(/^Metrics: http:\/\/127\.0\.0\.1:\d+\/metrics\?token=t$/m);
+  } finally {
+    daemon.kill('SIGKILL');
+  }
+});
