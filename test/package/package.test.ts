@@ -15,6 +15,7 @@ import { afterAll, beforeAll, expect, test } from 'vitest';
 import { PACKAGE_VERSION } from '../../src/qmp/version.ts';
 import { limitMs } from '../patience.ts';
 import { makeScratchDir, reportOf, repositoryRoot } from '../peers/daemons.ts';
+import { QmpClient } from '../peers/qmp-client.ts';
 import { requirePeer } from '../peers/requires.ts';
 
 let dir = '';
@@ -108,5 +109,37 @@ client.close();
     expect(stdout).toMatch(/^Metrics: http:\/\/127\.0\.0\.1:\d+\/metrics\?token=t$/m);
   } finally {
     daemon.kill('SIGKILL');
+  }
+});
+
+// In this file since packing writes into dist/, where two at once would meet.
+test('npm run deb: the unit of the package starts the daemon of the package', async (context) => {
+  requirePeer(context, 'npm registry', 'dpkg-deb', 'systemd');
+  const made = spawnSync('npm', ['run', '-s', 'deb'], { cwd: repositoryRoot, encoding: 'utf8' });
+  expect([made.status, made.stderr.replace(/^(npm (warn|notice).*|Building \.\.\.)\n/gim, '')]).toEqual([
+    0,
+    '',
+  ]);
+  const file = made.stdout.trim().split('\n').at(-1) ?? '';
+  const tree = path.join(dir, 'deb');
+  run('dpkg-deb', ['-x', file, tree]);
+  rmSync(file);
+  const unit = readFileSync(path.join(tree, 'usr/lib/systemd/system/qblockd.service'), 'utf8');
+  const [program = '', ...args] = /^ExecStart=(.*)$/m.exec(unit)?.[1]?.split(' ') ?? [];
+  expect(args).toEqual(['--config', '/etc/qblockd', '--qmp', 'fd:qmp']);
+  const socket = path.join(dir, 'deb.sock');
+  const here = args.map((arg) => (arg.startsWith('/') ? path.join(tree, arg) : arg));
+  const launcher = ['--fdname=qmp', '-l', socket, path.join(tree, program), ...here];
+  const manager = spawn('systemd-socket-activate', launcher, { stdio: ['ignore', 'ignore', 'pipe'] });
+  const report = reportOf(manager);
+  try {
+    await expect.poll(() => existsSync(socket), { timeout: limitMs(30_000) }).toBe(true);
+    const client = await QmpClient.connect(socket);
+    await client.execute('qmp_capabilities');
+    expect(await client.execute('query-named-block-nodes')).toEqual([]);
+    await client.execute('quit');
+    expect(await report).toMatchObject({ status: 0 });
+  } finally {
+    manager.kill('SIGKILL');
   }
 });

@@ -62,6 +62,7 @@ export const PEERS = {
     probe: ['npm', 'view', 'koffi', 'version', '--fetch-retries=0', '--fetch-timeout=5000'],
     debianPackage: 'npm, and a network',
   },
+  'dpkg-deb': { probe: ['dpkg-deb', '--version'], debianPackage: 'dpkg' },
   strace: { probe: ['strace', '-V'], debianPackage: 'strace' },
   cryptsetup: { probe: ['cryptsetup', '--version'], debianPackage: 'cryptsetup-bin' },
   mtools: { probe: ['mdir', '-V'], debianPackage: 'mtools' },
