@@ -168,6 +168,16 @@ export function changeEpoll(epoll: number, fd: number, add: boolean, id: number)
   return negErrno(cEpollCtl(epoll, add ? EPOLL_CTL_ADD : EPOLL_CTL_DEL, fd, eventsAddr));
 }
 
+/** Watches `fd` for `wanted` (poll(2)'s bits), level-triggered, whether or not the kernel still knows of it. 0 or -errno. */
+export function renewEpoll(epoll: number, fd: number, wanted: number): number {
+  const EPOLL_CTL_ADD = 1;
+  const EPOLL_CTL_MOD = 3;
+  events.fill(0, 0, EVENT_BYTES);
+  events.writeUInt32LE(wanted, 0);
+  const result = negErrno(cEpollCtl(epoll, EPOLL_CTL_MOD, fd, eventsAddr));
+  return result === -E.ENOENT ? negErrno(cEpollCtl(epoll, EPOLL_CTL_ADD, fd, eventsAddr)) : result;
+}
+
 /** Marks of the descriptors that have something to read, now. */
 export function pollEpoll(epoll: number): number[] {
   const count = negErrno(cEpollWait(epoll, eventsAddr, MAX_EVENTS, 0));

@@ -25,6 +25,7 @@ import { probeVmdk } from './formats/vmdk/probe.ts';
 import { probeVpc } from './formats/vpc/probe.ts';
 import { file, hostCdrom, hostDevice } from './protocols/file/file.ts';
 import { ftpNames, ftpsNames, httpNames, httpsNames } from './protocols/http/names.ts';
+import { iscsiNames } from './protocols/iscsi/names.ts';
 import { nbdNames } from './protocols/nbd/names.ts';
 import { nullAioNames, nullCoNames } from './protocols/null-names.ts';
 import { nvmeNames } from './protocols/nvme-names.ts';
@@ -133,6 +134,12 @@ const lazy = {
     name: 'io_uring',
     kind: 'protocol',
     load: async () => (await import('./protocols/io-uring.ts')).ioUring as BlockDriver,
+  },
+  iscsi: {
+    name: 'iscsi',
+    kind: 'protocol',
+    ...iscsiNames,
+    load: async () => (await import('./protocols/iscsi/iscsi.ts')).iscsi as BlockDriver,
   },
   nbd: {
     name: 'nbd',

@@ -43,6 +43,11 @@ export const PEERS = {
     probe: ['sh', '-c', 'ceph-mon --version && ceph-osd --version && rbd --version'],
     debianPackage: 'ceph-mon, ceph-osd, ceph-common',
   },
+  tgtd: {
+    probe: ['sh', '-c', 'test -x /usr/sbin/tgtd && test "$(id -u)" = 0'],
+    debianPackage: 'tgt, as root',
+  },
+  libiscsi: { probe: ['sh', '-c', 'ls /usr/lib/*/libiscsi.so.7'], debianPackage: 'libiscsi7' },
   librbd: { probe: ['sh', '-c', 'ls /usr/lib/*/librbd.so.1'], debianPackage: 'librbd1' },
   'qemu-block-extra': {
     probe: ['sh', '-c', 'ls /usr/lib/*/qemu/block-ssh.so'],

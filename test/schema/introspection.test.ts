@@ -219,6 +219,7 @@ test('only what works is listed', () => {
     'http',
     'https',
     'io_uring',
+    'iscsi',
     'luks',
     'nbd',
     'null-aio',
