@@ -5,7 +5,7 @@
 
 import { lookup } from 'node:dns/promises';
 import { isIP } from 'node:net';
-import { type ForeignDescriptor, watchForeign } from '../../../aio/foreign-descriptor.ts';
+import { type ForeignDescriptor, watchForeign } from '../../../aio/libraries/foreign-descriptor.ts';
 import {
   dataOf,
   forgetIscsiCommand,

@@ -6,10 +6,10 @@
  * after every service. The library is only called on the main thread.
  */
 
-import { BlockError } from '../errors/error.ts';
-import { createEpoll, renewEpoll } from './descriptors.ts';
-import { closeFd, pollNow } from './ffi.ts';
-import { createWatch } from './poller.ts';
+import { BlockError } from '../../errors/error.ts';
+import { createEpoll, renewEpoll } from '../descriptors.ts';
+import { closeFd, pollNow } from '../ffi.ts';
+import { createWatch } from '../poller.ts';
 
 export interface ForeignOwner {
   /** The descriptor now; negative: there is none. */
