@@ -27,8 +27,8 @@ Block storage daemon that speaks QMP
   --config <path>        carry out a configuration file (YAML or JSON), or all
                          those of a folder in the order of their names; the
                          members object, chardev, blockdev, nbd-server, export,
-                         monitor and qmp hold what the options of these names
-                         take
+                         monitor, qmp and metrics hold what the options of these
+                         names take
 
   --daemonize            daemonize the process, and have the parent exit
                          once startup is complete

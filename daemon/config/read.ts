@@ -11,7 +11,16 @@ import { isMap, isScalar, isSeq, LineCounter, type Node, parseDocument } from 'y
 import { BlockError, errnoError, errnoOf } from '../../src/errors/error.ts';
 
 /** Members of a file that hold one thing or a list of things, in the order in which they are carried out. */
-export const SECTIONS = ['object', 'chardev', 'blockdev', 'nbd-server', 'export', 'monitor', 'qmp'] as const;
+export const SECTIONS = [
+  'object',
+  'chardev',
+  'blockdev',
+  'nbd-server',
+  'export',
+  'monitor',
+  'qmp',
+  'metrics',
+] as const;
 export type Section = (typeof SECTIONS)[number];
 
 /** Larger files are no configuration. */

@@ -2,7 +2,7 @@
 
 import { spawnSync } from 'node:child_process';
 import { once } from 'node:events';
-import { existsSync, rmSync, statSync } from 'node:fs';
+import { existsSync, rmSync, statSync, writeFileSync } from 'node:fs';
 import { type IncomingHttpHeaders, request } from 'node:http';
 import { type AddressInfo, createServer } from 'node:net';
 import path from 'node:path';
@@ -227,4 +227,14 @@ describe('the option', () => {
     expect(status).toBe(1);
     expect(String(stderr)).toContain(message);
   });
+});
+
+test('a configuration file may ask for them', async () => {
+  const dir = makeScratchDir();
+  const port = await freePort();
+  writeFileSync(path.join(dir, 'c.yaml'), `metrics: "127.0.0.1:${port},token=t"\n`);
+  const daemon = await startDaemon('qblockd', { dir, args: ['--config', '$DIR/c.yaml'] });
+  expect((await ask(port, '/metrics?token=t')).status).toBe(200);
+  await daemon.stop();
+  rmSync(dir, { recursive: true });
 });
