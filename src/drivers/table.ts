@@ -27,6 +27,7 @@ import { file, hostCdrom, hostDevice } from './protocols/file/file.ts';
 import { ftpNames, ftpsNames, httpNames, httpsNames } from './protocols/http/names.ts';
 import { iscsiNames } from './protocols/iscsi/names.ts';
 import { nbdNames } from './protocols/nbd/names.ts';
+import { nfsNames } from './protocols/nfs/names.ts';
 import { nullAioNames, nullCoNames } from './protocols/null-names.ts';
 import { nvmeNames } from './protocols/nvme-names.ts';
 import { rbdNames } from './protocols/rbd/names.ts';
@@ -146,6 +147,12 @@ const lazy = {
     kind: 'protocol',
     ...nbdNames,
     load: async () => (await import('./protocols/nbd/nbd.ts')).nbd as BlockDriver,
+  },
+  nfs: {
+    name: 'nfs',
+    kind: 'protocol',
+    ...nfsNames,
+    load: async () => (await import('./protocols/nfs/nfs.ts')).nfs as BlockDriver,
   },
   'null-aio': {
     name: 'null-aio',

@@ -48,6 +48,15 @@ export const PEERS = {
     debianPackage: 'tgt, as root',
   },
   libiscsi: { probe: ['sh', '-c', 'ls /usr/lib/*/libiscsi.so.7'], debianPackage: 'libiscsi7' },
+  'nfs-ganesha': {
+    probe: [
+      'sh',
+      '-c',
+      'ganesha.nfsd -v && test -x /usr/sbin/rpcbind && test "$(id -u)" = 0 && ls /usr/lib/*/ganesha/libfsalvfs.so',
+    ],
+    debianPackage: 'nfs-ganesha, nfs-ganesha-vfs, rpcbind, as root',
+  },
+  libnfs: { probe: ['sh', '-c', 'ls /usr/lib/*/libnfs.so.13'], debianPackage: 'libnfs13' },
   librbd: { probe: ['sh', '-c', 'ls /usr/lib/*/librbd.so.1'], debianPackage: 'librbd1' },
   'qemu-block-extra': {
     probe: ['sh', '-c', 'ls /usr/lib/*/qemu/block-ssh.so'],

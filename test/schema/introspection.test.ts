@@ -222,6 +222,7 @@ test('only what works is listed', () => {
     'iscsi',
     'luks',
     'nbd',
+    'nfs',
     'null-aio',
     'null-co',
     'nvme',
