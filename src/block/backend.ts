@@ -21,7 +21,7 @@ import type { PreallocMode } from './contract/image.ts';
 import { Req, Status } from './contract/request.ts';
 import { asHolder, asMonitor, debuggingGraph } from './graph/debug.ts';
 import { hurry } from './graph/drain.ts';
-import type { BlockChild, BlockNode, RootParent } from './graph/node.ts';
+import { adviseMaxTransfer, type BlockChild, type BlockNode, type RootParent } from './graph/node.ts';
 import { co, sync } from './io/callbacks.ts';
 import type { ShortHolder, ShortIo } from './io/short-io.ts';
 import { blockStatusAbove, type ChainStatus } from './io/status-chain.ts';
@@ -78,6 +78,10 @@ export class BlockBackend implements BackendIo, RootParent, ShortHolder {
 
   get requestAlignmentBytes(): number {
     return this.node.limits.requestAlignment;
+  }
+
+  get maxTransferBytes(): number {
+    return adviseMaxTransfer(this.node);
   }
 
   describe(): string {

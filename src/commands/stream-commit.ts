@@ -110,7 +110,8 @@ function commitTop(
     if (!isInChain(device, node)) throw notInChain(node);
     return node;
   }
-  if (top === undefined || top === nodeFilename(device)) return device;
+  if (top === undefined || top === nodeFilename(device) || top === nodeFilename(skipFilters(device)))
+    return device;
   const found = findBackingImage(device, top);
   if (found === null) throw new BlockError(`Top image file ${top} not found`);
   return found;

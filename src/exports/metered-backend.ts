@@ -130,6 +130,10 @@ export class MeteredBackend implements BackendIo {
     return this.#backend.requestAlignmentBytes;
   }
 
+  get maxTransferBytes(): number {
+    return this.#backend.maxTransferBytes;
+  }
+
   get readOnly(): boolean {
     return this.#backend.readOnly;
   }

@@ -16,6 +16,7 @@ export class FakeBackend implements BackendIo {
   readonly bytes: Buffer;
   readonly granularity = 4096;
   readonly requestAlignmentBytes: number;
+  maxTransferBytes = 0;
   readonly readOnly = false;
   readonly nodeName = 'fake';
   /** Every call, as text. */

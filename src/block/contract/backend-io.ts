@@ -59,6 +59,8 @@ export interface BackendIo {
   getLength(): Promise<number>;
   /** Smallest request the node below handles without read-modify-write; a power of two, at least 1. */
   readonly requestAlignmentBytes: number;
+  /** Longest request that the nodes below pass on in one piece; 0: any. Longer ones are split. */
+  readonly maxTransferBytes: number;
   readonly readOnly: boolean;
   /** Asking for block status costs about as much as reading: whoever reads had better not ask first. */
   readonly statusIsCostly?: boolean;

@@ -190,3 +190,17 @@ export function refreshLimits(node: BlockNode): void {
   }
   node.driver.refreshLimits?.(node, limits);
 }
+
+/**
+ * Longest request, in bytes, that reaches every image below `node` in one piece; 0: any. Advice for users: each node splits by
+ * its own limits, so a longer request is only slower.
+ */
+export function adviseMaxTransfer(node: BlockNode): number {
+  let least = node.limits.maxTransfer;
+  for (const { node: below, roles } of node.children) {
+    if ((roles & (Role.data | Role.filtered | Role.cow)) === 0) continue;
+    const max = adviseMaxTransfer(below);
+    if (max !== 0 && (least === 0 || max < least)) least = max;
+  }
+  return least;
+}

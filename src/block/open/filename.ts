@@ -7,8 +7,16 @@ import { writeOrder } from '../../errors/member-order.ts';
 import { Role } from '../contract/request.ts';
 import type { BlockNode } from '../graph/node.ts';
 
+/** What names a node: filters that jobs put in by themselves go without saying, here as wherever they are in a chain. */
+function namedNode(node: BlockNode): BlockNode {
+  let at = node;
+  while (at.implicit && at.primaryChild !== null) at = at.primaryChild.node;
+  return at;
+}
+
 /** Options that change what a node's content is (or where it comes from), with the nested children's. */
-function strongOptions(node: BlockNode): Record<string, unknown> {
+function strongOptions(shown: BlockNode): Record<string, unknown> {
+  const node = namedNode(shown);
   const options: Record<string, unknown> = {};
   for (const name of node.driver.strongOptions ?? []) {
     const own = node.settings.options[name];
@@ -56,7 +64,8 @@ function isBackingOverridden(node: BlockNode): boolean {
 }
 
 /** The plain file name of the node, or null when only json: can express it. */
-export function exactFilename(node: BlockNode): string | null {
+export function exactFilename(shown: BlockNode): string | null {
+  const node = namedNode(shown);
   if (node.driver.exactFilename !== undefined) return node.driver.exactFilename(node);
   // A filter never goes without saying; a format without options of its own is named like its file, when the file is a protocol: opening that name
   // would put the format on top again.

@@ -293,7 +293,8 @@ async function sendInfos(
       info: Info.BLOCK_SIZE,
       minimum: strict ? alignment : 1,
       preferred: Math.max(4096, alignment),
-      maximumPayload: MAX_PAYLOAD,
+      // Advice, as the original gives it: longer requests are split below.
+      maximumPayload: Math.min(MAX_PAYLOAD, exp.backend.maxTransferBytes || MAX_PAYLOAD),
     }),
   );
   await info(
