@@ -253,7 +253,7 @@ const images: Transcript = {
     { note: 'refused on the way' },
     ...[
       { size: -512 },
-      { size: 2 ** 53 },
+
       { size: 2 ** 40, 'cluster-size': 512 },
       { 'backing-file': 'b'.repeat(1024), 'backing-fmt': 'raw' },
       { 'backing-file': 'b'.repeat(1024) },
