@@ -55,6 +55,8 @@ Parameters of commands:
   --output        human or json
 
 convert:
+  -               as source or target: standard input or output; FIFOs too. Raw (or
+                  raw compressed by gzip, xz, zstd) comes in, raw goes out
   -c              compress (formats that can)
   -n              the target exists: do not make it
   -S              least length of zeroes that become a hole (default 4k);

@@ -94,10 +94,13 @@ export async function convert(context: CommandContext, words: readonly string[])
       'Having a backing file for the target makes no sense when concatenating multiple input images',
     );
   }
-  const progress = createProgress(context.output, switches.progress === true && switches.quiet !== true, 1);
+  // Standard output is the image's then.
+  const shows = switches.progress === true && switches.quiet !== true && operands.at(-1) !== '-';
+  const progress = createProgress(context.output, shows, 1);
   try {
     progress.set(0);
-    await run(context, request, names, progress);
+    if (!(await runThroughPipe(context, request, names, progress)))
+      await run(context, request, names, progress);
     return 0;
   } finally {
     progress.end();
@@ -175,6 +178,33 @@ function checkSwitches({ switches, format, outFormat, options, sparse, snapshot,
     [snapshot !== null && operands.length > 2, 'No support for concatenating multiple snapshot'],
   ];
   for (const [applies, message] of rules) if (applies === true) throw new BlockError(message);
+}
+
+/** One of the ends is a pipe; false: neither is. */
+async function runThroughPipe(
+  { environment }: CommandContext,
+  request: Request,
+  names: readonly string[],
+  progress: Progress,
+): Promise<boolean> {
+  const { isPipe, convertFromPipe, convertToPipe } = await import('./pipe.ts');
+  const [from, to] = [names.some(isPipe), isPipe(request.operands.at(-1)!)];
+  if (!from && !to) return false;
+  if (from && to) throw new BlockError('Only one end of a conversion can be a pipe');
+  if (names.length > 1 || request.snapshot !== null || request.switches.bitmaps === true)
+    throw new BlockError('A pipe goes from one image to one, without snapshots and bitmaps');
+  const leastZeroBytes = request.sparse ?? DEFAULT_SPARSE_BYTES;
+  const source = {
+    name: names[0]!,
+    format: request.format,
+    imageOpts: request.switches.imageOpts === true,
+    rate: request.rate,
+    leastZeroBytes,
+  };
+  const target = targetRequest(request, 0, leastZeroBytes);
+  if (from) await convertFromPipe(environment(), source, target, progress);
+  else await convertToPipe(environment(), source, target, progress);
+  return true;
 }
 
 async function run(
