@@ -405,6 +405,17 @@ export function ioUringEnter(fd: number, submit: number, wait: number, flags: nu
   return negErrno(cEnter(SYS_IO_URING_ENTER, fd, submit, wait, flags, 0, 0));
 }
 
+// ---- keys of the kernel --------------------------------------------------------------------------------------
+
+const SYS_KEYCTL = process.arch === 'x64' ? 250 : 219;
+const KEYCTL_READ = 11;
+
+/** keyctl(2), KEYCTL_READ: copies as much of the key as fits, and gives the length of all of it, or -errno. */
+export function readKernelKey(serial: number, into: Buffer): number {
+  const room = into.length === 0 ? 0 : addressOf(into);
+  return negErrno(cSyscall(SYS_KEYCTL, KEYCTL_READ, serial >>> 0, room, into.length, 0, 0));
+}
+
 export interface MappedMemory {
   readonly memory: ArrayBuffer;
   unmap(): void;

@@ -61,23 +61,40 @@ function ruleMatches(rule: QAuthZListRule, identity: string): boolean {
   return rule.format === 'glob' ? globMatch(rule.match, identity) : rule.match === identity;
 }
 
+interface RuleList {
+  policy: QAuthZListPolicy;
+  rules: readonly QAuthZListRule[];
+}
+
 /** The first rule that matches decides; without one the policy of the list does. */
-export function createAuthzList(options: AuthzListOptions): { authorizer: Authorizer; qom: QomObject } {
-  const state = { policy: options.policy ?? 'deny', rules: options.rules ?? [] };
-  const authorizer: Authorizer = {
+function authorizerOf(list: RuleList): Authorizer {
+  return {
     isAllowed: (identity) => {
-      const rule = state.rules.find((candidate) => ruleMatches(candidate, identity));
-      return (rule?.policy ?? state.policy) === 'allow';
+      const rule = list.rules.find((candidate) => ruleMatches(candidate, identity));
+      return (rule?.policy ?? list.policy) === 'allow';
     },
   };
+}
+
+const parseRules = (value: unknown): QAuthZListRule[] =>
+  expectArray('rules', value).map((rule, index) => parseRule(rule, `rules[${index}]`));
+
+/** A list given as JSON: the properties of authz-list. Throws when it is none. */
+export function authzListOf(value: unknown): Authorizer {
+  const { policy = 'deny', rules = [] } = expectStruct('list', value, ['policy', 'rules']);
+  return authorizerOf({ policy: expectEnum('policy', policy, POLICIES), rules: parseRules(rules) });
+}
+
+export function createAuthzList(options: AuthzListOptions): { authorizer: Authorizer; qom: QomObject } {
+  const state: RuleList = { policy: options.policy ?? 'deny', rules: options.rules ?? [] };
   const accessors = {
     policy: enumProperty(state, 'policy', 'policy', POLICIES),
     rules: {
       get: () => state.rules.map((rule) => ({ ...rule })),
       set: (value: unknown) => {
-        state.rules = expectArray('rules', value).map((rule, index) => parseRule(rule, `rules[${index}]`));
+        state.rules = parseRules(value);
       },
     },
   };
-  return { authorizer, qom: { typeName: 'authz-list', accessors } };
+  return { authorizer: authorizerOf(state), qom: { typeName: 'authz-list', accessors } };
 }

@@ -15,6 +15,8 @@ export interface QomType {
   readonly isInterface?: boolean;
   /** Objects of the type can be made with object-add. */
   readonly userCreatable?: boolean;
+  /** Interfaces that it implements besides. */
+  readonly interfaces?: readonly string[];
   /** Own properties: name and the name of the property's type. */
   readonly properties: readonly (readonly [name: string, type: string])[];
 }
@@ -58,6 +60,13 @@ export function expectInteger(name: string, value: unknown): number {
   if (typeof value === 'number' && Number.isInteger(value)) return value;
   if (typeof value === 'bigint' && value >= INT64_MIN && value <= INT64_MAX) return Number(value);
   throw wrongType(name, 'integer');
+}
+
+/** The value as an int32. */
+export function expectInt32(name: string, value: unknown): number {
+  const number = expectInteger(name, value);
+  if (number !== (number | 0)) throw new BlockError(`Parameter '${name}' expects int32_t`);
+  return number;
 }
 
 /** The value as one of `choices`. */

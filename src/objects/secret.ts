@@ -1,20 +1,22 @@
 /**
- * The secret object: a password or key given as text or in a file, as it is or in base64, in clear or encrypted
- * with another secret (AES-256 in CBC mode with PKCS#7 padding, docs/system/secrets of the QEMU manual).
+ * The secret objects: a password or key given as text, in a file or as a key of the kernel, as it is or in base64, in
+ * clear or encrypted with another secret (AES-256 in CBC mode with PKCS#7 padding, docs/system/secrets of the QEMU manual).
  *
  * The bytes are fixed when the object is made: properties set later with qom-set are shown, and change nothing.
  */
 
 import { createDecipheriv } from 'node:crypto';
 import type { ObjectOptions, QCryptoSecretFormat } from '../../schema/generated/types.ts';
+import { readKernelKey } from '../aio/ffi.ts';
 import { readHostFile } from '../aio/host/files.ts';
 import { bytesOfText } from '../aio/host/names.ts';
 import { E, strerror } from '../errors/errno.ts';
 import { BlockError, errnoOf } from '../errors/error.ts';
 import { decodeBase64 } from './base64.ts';
-import { enumProperty, type QomObject, stringProperty } from './qom.ts';
+import { enumProperty, expectInt32, type QomAccessors, type QomObject, stringProperty } from './qom.ts';
 
 export type SecretOptions = Extract<ObjectOptions, { 'qom-type': 'secret' }>;
+export type SecretKeyringOptions = Extract<ObjectOptions, { 'qom-type': 'secret_keyring' }>;
 
 /** More than any key or password needs; keeps a wrong path (a disk, /dev/zero) from filling the memory. */
 const MAX_SECRET_BYTES = 16 * 1024 * 1024;
@@ -60,29 +62,87 @@ function decrypt(input: Buffer, keyId: string, ivText: string | undefined, looku
   return plain.subarray(0, plain.length - padding);
 }
 
+/** The bytes as they are given, made into those that are meant. */
+function decode(
+  given: Buffer,
+  { keyid, iv, format }: SecretOptions | SecretKeyringOptions,
+  lookup: SecretLookup,
+): Buffer {
+  const data = format === 'base64' ? decodeBase64(given.toString('latin1')) : given;
+  return keyid === undefined ? data : decrypt(data, keyid, iv, lookup);
+}
+
+function commonAccessors({ keyid, iv, format }: SecretOptions | SecretKeyringOptions): QomAccessors {
+  const shown = { keyid: keyid ?? null, iv: iv ?? null, format: format ?? 'raw' };
+  return {
+    iv: stringProperty(shown, 'iv', 'iv'),
+    keyid: stringProperty(shown, 'keyid', 'keyid'),
+    loaded: { get: () => true },
+    format: enumProperty(shown, 'format', 'format', FORMATS),
+  };
+}
+
 /** Makes a secret: its bytes, and what qom-get shows. */
 export async function createSecret(
   options: SecretOptions,
   lookup: SecretLookup,
 ): Promise<{ data: Buffer; qom: QomObject }> {
   if (options.loaded !== undefined) throw new BlockError("Property 'secret.loaded' is not writable");
-  const { data: text, file, keyid, iv, format = 'raw' } = options;
+  const { data: text, file } = options;
   if (file !== undefined && text !== undefined)
     throw new BlockError("'file' and 'data' are mutually exclusive");
   if (file === undefined && text === undefined)
     throw new BlockError("Either 'file' or 'data' must be provided");
-  let data = file === undefined ? bytesOfText(text ?? '') : await readSecretFile(file);
-  if (format === 'base64') data = decodeBase64(data.toString('latin1'));
-  if (keyid !== undefined) data = decrypt(data, keyid, iv, lookup);
+  const given = file === undefined ? bytesOfText(text ?? '') : await readSecretFile(file);
+  const data = decode(given, options, lookup);
 
-  const shown = { data: text ?? null, file: file ?? null, keyid: keyid ?? null, iv: iv ?? null, format };
+  const shown = { data: text ?? null, file: file ?? null };
   const accessors = {
-    iv: stringProperty(shown, 'iv', 'iv'),
-    keyid: stringProperty(shown, 'keyid', 'keyid'),
-    loaded: { get: () => true },
-    format: enumProperty(shown, 'format', 'format', FORMATS),
+    ...commonAccessors(options),
     file: stringProperty(shown, 'file', 'file'),
     data: stringProperty(shown, 'data', 'data'),
   };
   return { data, qom: { typeName: 'secret', accessors } };
+}
+
+/** The key's bytes as they are now. */
+function readKey(serial: number): Buffer {
+  let bytes = Buffer.alloc(0);
+  for (;;) {
+    const length = readKernelKey(serial, bytes);
+    if (length < 0) {
+      const hex = (serial >>> 0).toString(16).padStart(8, '0');
+      throw new BlockError(`Unable to read serial key ${hex}: ${strerror(-length)}`);
+    }
+    // Somebody may have given the key a longer value meanwhile.
+    if (length <= bytes.length) return bytes.subarray(0, length);
+    bytes = Buffer.alloc(length);
+  }
+}
+
+function checkSerial(value: unknown): number {
+  const serial = expectInt32('serial', value);
+  if (serial === 0) throw new BlockError("'serial' should not be equal to 0");
+  return serial;
+}
+
+/** Makes a secret of a key that the kernel keeps (keyrings(7)): its bytes, and what qom-get shows. */
+export function createSecretKeyring(
+  options: SecretKeyringOptions,
+  lookup: SecretLookup,
+): { data: Buffer; qom: QomObject } {
+  if (options.loaded !== undefined) throw new BlockError("Property 'secret_keyring.loaded' is not writable");
+  const serial = checkSerial(options.serial);
+  const data = decode(readKey(serial), options, lookup);
+  const shown = { serial };
+  const accessors = {
+    ...commonAccessors(options),
+    serial: {
+      get: () => shown.serial,
+      set: (value: unknown) => {
+        shown.serial = checkSerial(value);
+      },
+    },
+  };
+  return { data, qom: { typeName: 'secret_keyring', accessors } };
 }

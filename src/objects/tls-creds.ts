@@ -1,5 +1,5 @@
 /**
- * What both kinds of TLS credentials have in common: the record their users see, the properties they share and the
+ * What all kinds of TLS credentials have in common: the record their users see, the properties they share and the
  * search for their files.
  */
 
@@ -40,9 +40,17 @@ export interface TlsPskCredentials {
   findKey(username: string): Buffer | null;
 }
 
-export type TlsCredentials = TlsX509Credentials | TlsPskCredentials;
+export interface TlsAnonCredentials {
+  readonly kind: 'anon';
+  readonly endpoint: QCryptoTLSCredsEndpoint;
+  readonly verifyPeer: boolean;
+  readonly priority: string;
+  readonly dhParams: string | null;
+}
 
-/** Options that both kinds have. */
+export type TlsCredentials = TlsX509Credentials | TlsPskCredentials | TlsAnonCredentials;
+
+/** Options that all kinds have. */
 export interface TlsCommonOptions {
   readonly dir?: string | undefined;
   readonly endpoint?: QCryptoTLSCredsEndpoint | undefined;

@@ -65,11 +65,23 @@ function pskServerOptions(credentials: TlsPskCredentials): TlsOptions {
   };
 }
 
+// Without certificates or keys there is TLS up to 1.2 only, with suites that are off unless they are named.
+const ANON: ConnectionOptions & TlsOptions = { ciphers: 'aNULL:!NULL:@SECLEVEL=0', maxVersion: 'TLSv1.2' };
+
+function serverOptions(credentials: TlsCredentials): TlsOptions {
+  switch (credentials.kind) {
+    case 'x509':
+      return x509ServerOptions(credentials);
+    case 'psk':
+      return pskServerOptions(credentials);
+    case 'anon':
+      return { ...ANON, dhparam: credentials.dhParams ?? 'auto' };
+  }
+}
+
 /** Options for the server side of a session with these credentials. */
 export function tlsServerOptions(credentials: TlsCredentials): TlsOptions {
-  const specific =
-    credentials.kind === 'x509' ? x509ServerOptions(credentials) : pskServerOptions(credentials);
-  return { ...specific, ...tlsVersions(credentials.priority) };
+  return { ...tlsVersions(credentials.priority), ...serverOptions(credentials) };
 }
 
 /** Options for the client side of a session with a server called `hostname`. */
@@ -82,6 +94,9 @@ export function tlsClientOptions(credentials: TlsCredentials, hostname: string):
       ...versions,
       servername: hostname,
     };
+  }
+  if (credentials.kind === 'anon') {
+    return { ...versions, ...ANON, rejectUnauthorized: false, checkServerIdentity: () => undefined };
   }
   const psk = credentials.findKey(credentials.username);
   return {

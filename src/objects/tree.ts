@@ -10,7 +10,7 @@
 import type { ObjectOptions } from '../../schema/generated/types.ts';
 import { assert, BlockError } from '../errors/error.ts';
 import { type Authorizer, createAuthzList, createAuthzSimple } from './authz.ts';
-import { createIothread, type Iothread } from './iothread.ts';
+import { createIothread, createMainLoop, type Iothread } from './iothread.ts';
 import type { QomObject } from './qom.ts';
 import { createThrottleGroup, type ThrottleGroup } from './throttle-group.ts';
 import type { TlsCredentials } from './tls-creds.ts';
@@ -21,7 +21,9 @@ export type ObjectValue =
   | { readonly kind: 'tls-creds'; readonly credentials: TlsCredentials }
   | { readonly kind: 'authz'; readonly authorizer: Authorizer }
   | { readonly kind: 'throttle-group'; readonly group: ThrottleGroup }
-  | { readonly kind: 'iothread'; readonly iothread: Iothread };
+  | { readonly kind: 'iothread'; readonly iothread: Iothread }
+  | { readonly kind: 'main-loop' }
+  | { readonly kind: 'cipher-suites' };
 
 interface UserObject {
   readonly options: ObjectOptions;
@@ -68,7 +70,8 @@ export class ObjectTree {
     const made = await this.#create(options);
     // Creation may have waited: look for the id only now.
     this.publish('objects', id, made.qom);
-    this.#objects.set(id, { ...made, options, users: 0 });
+    // The process uses its loop as long as it runs.
+    this.#objects.set(id, { ...made, options, users: made.value.kind === 'main-loop' ? 1 : 0 });
   }
 
   /** object-del. */
@@ -160,6 +163,13 @@ export class ObjectTree {
         const { authorizer, qom } = createAuthzList(options);
         return { value: { kind: 'authz', authorizer }, qom };
       }
+      case 'authz-list-file':
+      case 'authz-listfile': {
+        this.#refuseDuplicate(options.id);
+        const { createAuthzListFile } = await import('./authz-file.ts');
+        const { authorizer, qom } = createAuthzListFile(options);
+        return { value: { kind: 'authz', authorizer }, qom };
+      }
       case 'authz-simple': {
         const { authorizer, qom } = createAuthzSimple(options);
         return { value: { kind: 'authz', authorizer }, qom };
@@ -167,6 +177,12 @@ export class ObjectTree {
       case 'iothread': {
         const { iothread, qom } = createIothread(options);
         return { value: { kind: 'iothread', iothread }, qom };
+      }
+      case 'main-loop': {
+        const qom = createMainLoop(options);
+        if ([...this.#objects.values()].some(({ value }) => value.kind === 'main-loop'))
+          throw new BlockError('There is a main-loop object already');
+        return { value: { kind: 'main-loop' }, qom };
       }
       case 'throttle-group': {
         const { group, qom } = createThrottleGroup(options);
@@ -178,6 +194,22 @@ export class ObjectTree {
         const { createSecret } = await import('./secret.ts');
         const { data, qom } = await createSecret(options, (id) => this.secret(id));
         return { value: { kind: 'secret', data }, qom };
+      }
+      case 'secret_keyring': {
+        this.#refuseDuplicate(options.id);
+        const { createSecretKeyring } = await import('./secret.ts');
+        const { data, qom } = createSecretKeyring(options, (id) => this.secret(id));
+        return { value: { kind: 'secret', data }, qom };
+      }
+      case 'tls-cipher-suites': {
+        const { createTlsCipherSuites } = await import('./tls-creds-anon.ts');
+        return { value: { kind: 'cipher-suites' }, qom: createTlsCipherSuites(options) };
+      }
+      case 'tls-creds-anon': {
+        this.#refuseDuplicate(options.id);
+        const { createTlsAnon } = await import('./tls-creds-anon.ts');
+        const { credentials, qom } = createTlsAnon(options);
+        return { value: { kind: 'tls-creds', credentials }, qom };
       }
       case 'tls-creds-psk': {
         this.#refuseDuplicate(options.id);

@@ -37,12 +37,17 @@ function abstract(parent: string | null, properties: QomType['properties'] = [])
 export const QOM_TYPES: Readonly<Record<string, QomType>> = {
   interface: { parent: null, abstract: true, isInterface: true, properties: [] },
   'user-creatable': { parent: 'interface', abstract: true, isInterface: true, properties: [] },
+  'fw_cfg-data-generator': { parent: 'interface', abstract: true, isInterface: true, properties: [] },
   object: abstract(null, [['type', 'string']]),
   container: concrete('object'),
   authz: abstract('object'),
   'authz-list': creatable('authz', [
     ['policy', 'QAuthZListPolicy'],
     ['rules', 'QAuthZListRule'],
+  ]),
+  'authz-list-file': creatable('authz', [
+    ['filename', 'string'],
+    ['refresh', 'bool'],
   ]),
   'authz-simple': creatable('authz', [['identity', 'string']]),
   'event-loop-base': abstract('object', EVENT_LOOP),
@@ -51,6 +56,7 @@ export const QOM_TYPES: Readonly<Record<string, QomType>> = {
     ['poll-grow', 'int'],
     ['poll-shrink', 'int'],
   ]),
+  'main-loop': creatable('event-loop-base', []),
   secret_common: abstract('object', [
     ['iv', 'string'],
     ['keyid', 'string'],
@@ -61,6 +67,7 @@ export const QOM_TYPES: Readonly<Record<string, QomType>> = {
     ['file', 'string'],
     ['data', 'string'],
   ]),
+  secret_keyring: creatable('secret_common', [['serial', 'int32_t']]),
   'throttle-group': creatable('object', [
     ['x-bps-write-max-length', 'int'],
     ['x-iops-total-max-length', 'int'],
@@ -84,6 +91,8 @@ export const QOM_TYPES: Readonly<Record<string, QomType>> = {
     ['x-iops-write-max', 'int'],
   ]),
   'tls-creds': abstract('object', TLS_CREDS),
+  'tls-cipher-suites': { ...creatable('tls-creds', []), interfaces: ['fw_cfg-data-generator'] },
+  'tls-creds-anon': creatable('tls-creds', [['loaded', 'bool']]),
   'tls-creds-psk': creatable('tls-creds', [
     ['username', 'string'],
     ['loaded', 'bool'],
@@ -127,6 +136,9 @@ export function isQomSubtype(name: string, ancestor: string): boolean {
   const type = findQomType(name);
   if (type === null) return false;
   if (name === ancestor) return true;
-  if (type.userCreatable === true && (ancestor === 'user-creatable' || ancestor === 'interface')) return true;
+  const interfaces = [...(type.userCreatable === true ? ['user-creatable'] : []), ...(type.interfaces ?? [])];
+  if (interfaces.includes(ancestor)) return true;
+  // With more than one it would not be clear which is meant: the original says no then.
+  if (ancestor === 'interface' && interfaces.length === 1) return true;
   return type.parent !== null && isQomSubtype(type.parent, ancestor);
 }

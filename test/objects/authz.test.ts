@@ -1,9 +1,12 @@
 /** Who is allowed, and shell patterns. */
 
+import { mkdtempSync, rmSync, writeFileSync } from 'node:fs';
+import { tmpdir } from 'node:os';
+import path from 'node:path';
 import fc from 'fast-check';
 import { describe, expect, test } from 'vitest';
 import { globMatch } from '../../src/objects/glob.ts';
-import { treeWith } from './helpers.ts';
+import { messageOf, treeWith } from './helpers.ts';
 
 describe('authz-list', () => {
   test('the first rule that matches decides, then the policy', async () => {
@@ -31,6 +34,44 @@ describe('authz-list', () => {
     expect(tree.authz('a')?.isAllowed('f*')).toBe(true);
     expect(tree.authz('a')?.isAllowed('fred')).toBe(false);
   });
+});
+
+test('authz-list-file follows its file, and a broken one lets nobody in', async () => {
+  const dir = mkdtempSync(path.join(tmpdir(), 'qblockd-authz-'));
+  try {
+    const filename = path.join(dir, 'rules.json');
+    const write = (list: unknown): void => writeFileSync(filename, JSON.stringify(list));
+    const options = { 'qom-type': 'authz-list-file', filename } as const;
+    expect(await messageOf(() => treeWith({ ...options, id: 'a' }))).toBe(
+      `Unable to read ${filename}: No such file or directory`,
+    );
+    for (const bad of ['{', '[]', '{"policy": "x"}', '{"rules": [{"match": "a"}]}', '{"nope": 1}']) {
+      writeFileSync(filename, bad);
+      expect(await messageOf(() => treeWith({ ...options, id: 'a' }))).toContain(
+        `Unable to read ${filename}: `,
+      );
+    }
+    write({ policy: 'deny', rules: [{ match: 'CN=j*', policy: 'allow', format: 'glob' }] });
+    const tree = await treeWith(
+      { ...options, id: 'a' },
+      { ...options, id: 'fixed', refresh: false },
+      { 'qom-type': 'authz-listfile', id: 'schema', filename },
+    );
+    const allowed = (): (boolean | undefined)[] =>
+      ['a', 'schema', 'fixed'].map((id) => tree.authz(id)?.isAllowed('CN=joe'));
+    expect(allowed()).toEqual([true, true, true]);
+    expect(tree.authz('a')?.isAllowed('CN=kim')).toBe(false);
+    write({ policy: 'deny' });
+    expect(allowed()).toEqual([false, false, true]);
+    write({ policy: 'allow' });
+    expect(allowed()).toEqual([true, true, true]);
+    writeFileSync(filename, '{"policy": "allow"');
+    expect(allowed()).toEqual([false, false, true]);
+    rmSync(filename);
+    expect(allowed()).toEqual([false, false, true]);
+  } finally {
+    rmSync(dir, { recursive: true });
+  }
 });
 
 test('authz-simple follows its property', async () => {

@@ -98,6 +98,14 @@ test('authorisation looks at the name in the certificate', async (context) => {
   const deny = 'authz-simple,id=az,identity=C=DE,,O=Test,,CN=client2';
   expect(await connect('x509', [X509, allow], ',tls-authz=az')).toBe('served True');
   expect(await connect('x509', [X509, deny], ',tls-authz=az')).toMatch(/^refused/);
+  writeFileSync(
+    path.join(dir, 'rules.json'),
+    JSON.stringify({ rules: [{ match: '*client1', policy: 'allow', format: 'glob' }] }),
+  );
+  writeFileSync(path.join(dir, 'none.json'), '{}');
+  const file = (name: string): string => `authz-list-file,id=az,filename=$T/${name}`;
+  expect(await connect('x509', [X509, file('rules.json')], ',tls-authz=az')).toBe('served True');
+  expect(await connect('x509', [X509, file('none.json')], ',tls-authz=az')).toMatch(/^refused/);
   expect(await connect('x509', [X509], ',tls-authz=nobody')).toMatch(/^refused/);
 });
 

@@ -1,5 +1,6 @@
 /** Objects and their properties: the same commands on both daemons give the same replies. */
 
+import { execFileSync } from 'node:child_process';
 import { createCipheriv } from 'node:crypto';
 import { mkdirSync, writeFileSync } from 'node:fs';
 import path from 'node:path';
@@ -109,6 +110,99 @@ test('secrets', async (context) => {
   ]);
   expect(ours).toEqual(theirs);
 });
+
+/** A key of the kernel that every process may read, whatever its session. */
+function addKey(value: string): number {
+  const text = execFileSync('keyctl', ['add', 'user', `qblockd-test-${process.pid}`, value, '@u'], {
+    encoding: 'utf8',
+  });
+  const serial = Number(text);
+  execFileSync('keyctl', ['setperm', text.trim(), '0x3f3f3f3f']);
+  return serial;
+}
+
+test('secrets in the key ring', async (context) => {
+  requirePeer(context, 'qemu-storage-daemon');
+  requirePeer(context, 'keyctl');
+  const serial = addKey('c2VjcmV0');
+  const secret = (id: string, options: object): Command =>
+    add({ 'qom-type': 'secret_keyring', id, ...options });
+  try {
+    const { theirs, ours } = await compareCommands([
+      secret('a', {}),
+      secret('a', { serial: 1 }),
+      secret('a', { serial: -1 }),
+      secret('a', { serial: 0 }),
+      secret('a', { serial: 2 ** 31 }),
+      secret('a', { serial: 'x' }),
+      secret('a', { serial, loaded: true }),
+      secret('a', { serial, keyid: 'none' }),
+      secret('a', { serial }),
+      secret('a', { serial }),
+      secret('b', { serial, format: 'base64' }),
+      secret('c', { serial, keyid: 'a' }),
+      ...['serial', 'iv', 'keyid', 'loaded', 'format', 'data', 'type'].map((name) => get('b', name)),
+      ...[0, 'a', 2 ** 31, 1.5, 77].map((value) => set('b', 'serial', value)),
+      get('b', 'serial'),
+      ['object-del', { id: 'b' }],
+    ]);
+    expect(ours).toEqual(theirs);
+  } finally {
+    execFileSync('keyctl', ['unlink', String(serial), '@u']);
+  }
+});
+
+test('the main loop, cipher suites and TLS without credentials', async (context) => {
+  requirePeer(context, 'qemu-storage-daemon');
+  const anon = (id: string, options: object): Command =>
+    add({ 'qom-type': 'tls-creds-anon', id, ...options });
+  const suites = (id: string, options: object): Command =>
+    add({ 'qom-type': 'tls-cipher-suites', id, ...options });
+  const { theirs, ours } = await compareCommands(
+    [
+      add({ 'qom-type': 'main-loop', id: 'm', 'aio-max-batch': 7, 'thread-pool-min': 4 }),
+      ...['aio-max-batch', 'thread-pool-min', 'thread-pool-max', 'type', 'poll-max-ns'].map((name) =>
+        get('m', name),
+      ),
+      set('m', 'aio-max-batch', 9),
+      get('m', 'aio-max-batch'),
+      set('m', 'thread-pool-max', 'x'),
+      ['object-del', { id: 'm' }],
+      suites('c', {}),
+      suites('c', { priority: 'NORMAL', loaded: true }),
+      suites('c', { priority: 'NORMAL', endpoint: 'server' }),
+      suites('c', { priority: 'NORMAL' }),
+      list('/objects/c'),
+      ...['priority', 'endpoint', 'dir', 'verify-peer', 'loaded', 'data'].map((name) => get('c', name)),
+      set('c', 'priority', 'x'),
+      get('c', 'priority'),
+      anon('a', { loaded: true }),
+      anon('a', { endpoint: 'server', dir: '$DIR/dh' }),
+      anon('a', { endpoint: 'server', dir: '$DIR/none', priority: 'NORMAL' }),
+      anon('a', { endpoint: 'server' }),
+      anon('b', { 'verify-peer': false, dir: '$DIR/dh' }),
+      list('/objects/a'),
+      ...['priority', 'endpoint', 'dir', 'verify-peer', 'loaded'].map((name) => get('a', name)),
+      get('b', 'verify-peer'),
+      ['object-del', { id: 'a' }],
+    ],
+    (dir) => {
+      mkdirSync(path.join(dir, 'dh'));
+      writeFileSync(path.join(dir, 'dh', 'dh-params.pem'), 'nothing');
+    },
+  );
+  expect(ours).toEqual(theirs);
+});
+
+// One command each: the original does not survive a second attempt.
+test.for([{ 'aio-max-batch': -3 }, { 'thread-pool-min': 65 }, { 'thread-pool-max': 0 }])(
+  'main loop with %j',
+  async (options, context) => {
+    requirePeer(context, 'qemu-storage-daemon');
+    const { theirs, ours } = await compareCommands([add({ 'qom-type': 'main-loop', id: 'm', ...options })]);
+    expect(ours).toEqual(theirs);
+  },
+);
 
 test('throttle groups', async (context) => {
   requirePeer(context, 'qemu-storage-daemon');

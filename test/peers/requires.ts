@@ -29,6 +29,7 @@ export const PEERS = {
   fio: { probe: ['fio', '--version'], debianPackage: 'fio' },
   socat: { probe: ['socat', '-V'], debianPackage: 'socat' },
   certtool: { probe: ['certtool', '--version'], debianPackage: 'gnutls-bin' },
+  keyctl: { probe: ['keyctl', 'show', '@u'], debianPackage: 'keyutils' },
   psktool: { probe: ['psktool', '--version'], debianPackage: 'gnutls-bin' },
   // Mounting by root; fusermount3 for everybody else.
   fuse: { probe: ['sh', '-c', 'test -w /dev/fuse && fusermount3 --version'], debianPackage: 'fuse3' },

@@ -34,8 +34,8 @@ const NEWER = new Set([
   'blockdev-create.options/luks file',
 ]);
 
-/** Values that no release of the original has: what cryptsetup's volumes may be made with. */
-const OWN_VALUES = new Set(['lrw', 'benbi', 'whirlpool']);
+/** Values that no release of the original has: what cryptsetup's volumes may be made with, and a type by its real name. */
+const OWN_VALUES = new Set(['authz-list-file', 'lrw', 'benbi', 'whirlpool']);
 
 for (const option of ownOptions()) NEWER.add(option);
 
@@ -139,7 +139,7 @@ class Comparison {
     this.#equal(a.tag, b.tag, `${place}: tag`);
     const branches = new Map(b.variants?.map((variant) => [variant.case, variant.type]));
     for (const variant of a.variants ?? []) {
-      if (OWN_DRIVERS.has(variant.case)) continue;
+      if (OWN_VALUES.has(variant.case) || OWN_DRIVERS.has(variant.case)) continue;
       const match = branches.get(variant.case);
       if (match === undefined) this.differences.push(`${place}: no branch ${variant.case}`);
       else this.compare(variant.type, match, `${place}/${variant.case}`, direction);
