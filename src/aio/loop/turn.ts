@@ -29,6 +29,9 @@ const HOLD_OFF_MAX = 1024;
 const FEW = 2;
 /** A client takes about so much in a microsecond, and a nap is not longer than what it has to take lasts. */
 const LEAD_BYTES_A_US = 1024;
+/** With less on its way to the clients together, they would run dry before the nap ends, however short it is: measured
+ *  with 16 requests of 4 KiB under way, naps then cost a third of the requests and save nothing. */
+const LEAD_MIN_BYTES = 96 * 1024;
 /** A shorter nap saves nothing; a longer one saves no more. */
 const NAP_MIN_US = 10;
 const NAP_MAX_US = 50;
@@ -146,14 +149,15 @@ function lookAround(): number {
 function napWhileAhead(): boolean {
   if (overslept > MAX_OVERSLEPT) return false;
   let us = NAP_MAX_US;
-  let isAhead = false;
+  let leadBytes = 0;
   for (const { source } of busy) {
     if (!source.isWaiting) continue;
-    us = Math.min(us, source.leadBytes / LEAD_BYTES_A_US);
+    const lead = source.leadBytes;
+    us = Math.min(us, lead / LEAD_BYTES_A_US);
     if (us < NAP_MIN_US) return false;
-    isAhead = true;
+    leadBytes += lead;
   }
-  if (!isAhead) return false;
+  if (leadBytes < LEAD_MIN_BYTES) return false;
   const startMs = performance.now();
   nap(Math.floor(us));
   if (performance.now() - startMs > OVERSLEPT_MS) overslept++;
