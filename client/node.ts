@@ -26,6 +26,8 @@ async function transportFor(address: string): Promise<Connect> {
   }
   const tcp = /^tcp:(?:\/\/)?(?:\[(.+)\]|([^:]*)):(\d+)$/.exec(address);
   if (tcp !== null) {
+    if (Number(tcp[3]) > 65535)
+      throw new ConnectionLostError(`Cannot connect to ${address}: there is no such port`);
     return connectStream({ host: tcp[1] ?? (tcp[2] || 'localhost'), port: Number(tcp[3]) }, address);
   }
   return connectStream({ path: address.replace(/^unix:/, '') }, address);

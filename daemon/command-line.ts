@@ -10,6 +10,7 @@ import { BlockError } from '../src/errors/error.ts';
 import { parseKeyval } from '../src/qmp/keyval.ts';
 import { type CommandLineTypes, HELP_REQUESTED, parseOption } from '../src/qmp/validate.ts';
 import { CHARDEV_OPTIONS, chardevBackend } from './chardev-option.ts';
+import type { Section } from './config/read.ts';
 import type { Daemon } from './daemon.ts';
 import { chardevKinds, objectHelp } from './help.ts';
 import { attachMonitor } from './monitor.ts';
@@ -32,6 +33,8 @@ export class EarlyExit {
 interface Execution {
   readonly daemon: Daemon;
   readonly reporter: Reporter;
+  /** The saved configuration that is carried out, too (--restore); null: there is none. */
+  readonly saved: string | null;
 }
 
 /** Reads an option's argument; asking for help is an error where there is none. */
@@ -167,7 +170,9 @@ async function addBlockNode(value: string, { daemon }: Execution): Promise<void>
 /** A configuration file or folder: its entries are executed like options. */
 async function addConfig(value: string, execution: Execution): Promise<void> {
   const { applyConfig } = await import('./config/apply.ts');
-  await applyConfig(value, execution.reporter, (section, text) => EXECUTORS[section]?.(text, execution));
+  const { reporter, saved } = execution;
+  const execute = (section: Section, text: string) => EXECUTORS[section]?.(text, execution);
+  await applyConfig(value, reporter, execute, saved === value ? null : saved);
 }
 
 /** A saved configuration; there is none before the first save. */
@@ -193,7 +198,13 @@ const EXECUTORS: { readonly [K in OptionName]?: Executor } = {
 };
 
 /** Executes all options. Throws the error of the first that fails; `reporter.location` then names it. */
-export async function executeOptions(items: readonly CommandLineItem[], execution: Execution): Promise<void> {
+export async function executeOptions(
+  items: readonly CommandLineItem[],
+  { daemon, reporter }: Omit<Execution, 'saved'>,
+): Promise<void> {
+  const restored = items.find((item) => item.kind === 'option' && item.name === 'restore');
+  const saved = restored?.kind === 'option' && existsSync(restored.value) ? restored.value : null;
+  const execution: Execution = { daemon, reporter, saved };
   for (const item of items) {
     execution.reporter.location = item.text;
     if (item.kind === 'operand') throw new BlockError('Unexpected argument');

@@ -143,9 +143,8 @@ export class Daemon {
           return this.#finishState().then(() => dispatcher.execute(name, args, session));
         }
         const result = dispatcher.execute(name, args, session);
-        if (result instanceof Promise) result.then(state.changed, () => undefined);
-        else state.changed();
-        return result;
+        // Whoever has the answer finds the change after a crash, too.
+        return Promise.resolve(result).then((value) => state.keep().then(() => value));
       },
     };
   }

@@ -102,9 +102,11 @@ Block storage daemon that speaks QMP
                          name (also --nbd-server addr.type=fd,addr.str=<name>)
 
   --restore <file>       carry out the configuration that --save has kept in
-                         <file>, if there is one
+                         <file>, if there is one; nodes, NBD server and exports
+                         of --config are left out then
   --save <file>          keep the running objects, block nodes, NBD server and
-                         exports in <file>, and write it after every change
+                         exports in <file>; a command is answered when its
+                         change is in there
 
 Environment:
   QBLOCKD_LOG            level of the log when --log-level is not given

@@ -15,14 +15,28 @@ const CHILD_MEMBERS: ReadonlySet<string> = new Set([
   ...['file', 'backing', 'data-file', 'header', 'target', 'image', 'test', 'raw', 'log', 'children'],
 ]);
 
-/** Reads the configuration and executes it. Errors begin with FILE:LINE:COLUMN. */
-export async function applyConfig(name: string, reporter: Reporter, execute: ExecuteEntry): Promise<void> {
-  const items = readConfig(name);
+/** Reads the configuration and executes it; where a saved one follows (`saved`), that one's word counts. Errors begin with FILE:LINE:COLUMN. */
+export async function applyConfig(
+  name: string,
+  reporter: Reporter,
+  execute: ExecuteEntry,
+  saved: string | null = null,
+): Promise<void> {
+  const later = saved === null ? null : readConfig(saved);
+  const items = readConfig(name).filter((item) => later === null || !isSaved(item, later));
+  if (items.length === 0 && later === null) reporter.message(`warning: there is nothing in '${name}'`);
   warnOfOpenSecrets(items, reporter);
   for (const section of SECTIONS) {
     const entries = items.filter((item) => item.section === section);
     for (const item of section === 'blockdev' ? inOrder(entries) : entries) await executeItem(item, execute);
   }
+}
+
+/** Whether a saved configuration has its own word on the entry: the graph as it was, and objects of the same id. */
+function isSaved({ section, value }: ConfigItem, saved: readonly ConfigItem[]): boolean {
+  if (section === 'blockdev' || section === 'nbd-server' || section === 'export') return true;
+  if (section !== 'object' || typeof value === 'string') return false;
+  return saved.some((item) => item.section === 'object' && (item.value as { id?: unknown }).id === value.id);
 }
 
 async function executeItem(item: ConfigItem, execute: ExecuteEntry): Promise<void> {

@@ -1,6 +1,6 @@
 /**
  * `--save FILE`: the running configuration is kept in a file, so that the next start has it (`--restore FILE`). Written
- * soon after a command that may have changed something, and at the end; and kept locked, so that no second daemon
+ * before a command that may have changed something is answered, soon after what jobs change, and at the end; and kept locked, so that no second daemon
  * restores what this one has open.
  */
 
@@ -16,8 +16,10 @@ const DELAY_MS = 200;
 
 export interface StateFile {
   readonly file: string;
-  /** Something may have changed. */
+  /** Something may have changed, and nobody waits for it to be kept. */
   changed(): void;
+  /** Writes what there is now; resolves when it is on the disk, or has failed and that has been told. */
+  keep(): Promise<void>;
   /** Writes what there is now, for the last time: what follows is the end, which takes everything apart. */
   finish(): Promise<void>;
 }
@@ -60,18 +62,27 @@ export function createStateFile(
     await writeConfig(file, config);
     last = text;
   };
+  /** One after another; a write that finds nothing new is none. */
+  let writing: Promise<void> = Promise.resolve();
+  const keep = (): Promise<void> => {
+    if (finished) return Promise.resolve();
+    writing = writing.then(save).catch((error: unknown) => report((error as Error).message));
+    return writing;
+  };
   return {
     file,
+    keep,
     finish: async () => {
       if (finished) return;
       finished = true;
+      await writing;
       await save();
     },
     changed: () => {
       if (finished) return;
       timer ??= setTimeout(() => {
         timer = null;
-        save().catch((error: unknown) => report((error as Error).message));
+        void keep();
       }, DELAY_MS);
       timer.unref();
     },

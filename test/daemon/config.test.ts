@@ -225,6 +225,20 @@ describe('the saved configuration', () => {
     }
   });
 
+  test('what is answered is kept, and the same command line starts again', async () => {
+    const state = path.join(dir, 'state.json');
+    const config = write('c.yaml', 'blockdev: {driver: null-co, node-name: first, size: 1048576}');
+    const words = ['--config', config, '--restore', state, '--save', state];
+    const before = await start(...words);
+    for (let i = 0; i < 20; i++) {
+      await before.client.blockdevAdd({ driver: 'null-co', 'node-name': `n${i}`, size: 1048576 });
+    }
+    before.running.process.kill('SIGKILL');
+    await before.running.exited;
+    const { client } = await start(...words);
+    expect((await client.queryNamedBlockNodes({ flat: true })).length).toBe(21);
+  });
+
   test('no two daemons restore the same state', async () => {
     const state = path.join(dir, 'state.json');
     const { running } = await start('--restore', state, '--save', state);

@@ -68,6 +68,16 @@ const CASES: Readonly<Record<string, ToolCase>> = {
     ],
     images: ['v2', 'q'],
   },
+  'what a longer image would show of a longer backing file': {
+    run: [
+      'create -q -f qed -b full -F raw q 64k',
+      'resize q 2M',
+      'create -q -f qcow2 -b q -F qed r 2M',
+      'convert -f qcow2 -O raw r before',
+      'compare -f raw -F qcow2 before r',
+    ],
+    images: ['q'],
+  },
   'rebase, command lines': {
     run: [
       'rebase',

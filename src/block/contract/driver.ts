@@ -82,6 +82,8 @@ export interface BlockDriver<S = unknown>
   readonly growsWithZeroes?: boolean;
   /** What has never been written does not read as zeroes, whatever the file below does. */
   readonly freshIsNoise?: boolean;
+  /** What a longer image is longer by reads as zeroes when it is asked to, whatever a backing image has there. */
+  readonly growsZeroed?: boolean;
   /** A truncate waits for all requests and holds back new ones: it rebuilds what they rely on. */
   readonly exclusiveTruncate?: boolean;
   /** Runs when the node is open and has its permissions: what an opening has to write. */

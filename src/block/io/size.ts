@@ -47,6 +47,8 @@ export async function coTruncate(
     // A longer backing image would show in what is added.
     const backing = node.child('backing')?.node;
     const covered = length > node.totalBytes && backing !== undefined && backing.totalBytes > node.totalBytes;
+    if (covered && node.driver.growsZeroed !== true)
+      throw new BlockError('Block driver does not support requested flags', { errno: E.ENOTSUP });
     await node.driver.truncate(node, guard, length, exact, prealloc, zeroFill || covered);
     await coRefreshLength(node, guard);
     node.writeGeneration++;

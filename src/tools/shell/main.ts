@@ -48,6 +48,8 @@ actions follow line by line until ")". Tab completes commands, arguments and nam
 `;
 
 const HISTORY_LINES = 1000;
+/** A character device serves one client at a time: the next one waits. */
+const GREETING_MS = 10_000;
 
 interface Shell {
   readonly client: Client;
@@ -230,7 +232,14 @@ async function run(output: ToolOutput, words: readonly string[]): Promise<number
   const wrapped = flags.has('wrap') ? await wrap(getopt.operands) : null;
   let good = true;
   try {
-    const client = await connect(wrapped?.address ?? addressOf(first));
+    const greeting = AbortSignal.timeout(GREETING_MS);
+    const client = await connect(wrapped?.address ?? addressOf(first), { signal: greeting }).catch(
+      (error: Error) => {
+        throw greeting.aborted
+          ? new LineError(`${first} does not greet: is there another client, or no QMP?`)
+          : error;
+      },
+    );
     const shell: Shell = {
       client,
       output,

@@ -135,6 +135,7 @@ export const qcow2: BlockDriver<Qcow2State> = {
   kind: 'format',
   supportsBacking: true,
   exclusiveTruncate: true,
+  growsZeroed: true,
   supportedWriteFlags: 0,
   supportedZeroFlags: Req.mayUnmap | Req.noFallback,
   strongOptions: ['encrypt.key-secret'],
