@@ -81,7 +81,8 @@ export class BlockBackend implements BackendIo, RootParent, ShortHolder {
   }
 
   get maxTransferBytes(): number {
-    return adviseMaxTransfer(this.node);
+    // A look within one turn, in which nobody changes the graph.
+    return asMonitor(() => adviseMaxTransfer(this.node));
   }
 
   describe(): string {
