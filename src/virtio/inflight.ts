@@ -40,15 +40,15 @@ export class InflightRecord {
 
   /**
    * Reads what a device before this one left, given the used ring's index; returns the heads of the requests to carry
-   * out again, oldest first. A new record has none.
+   * out again, oldest first. Null: the record is new.
    */
-  recover(usedIndex: number): number[] {
+  recover(usedIndex: number): number[] | null {
     const view = this.#view;
     if (view.getUint16(Head.version, true) !== VERSION) {
       view.setUint16(Head.version, VERSION, true);
       view.setUint16(Head.descriptors, this.#size, true);
       view.setUint16(Head.usedIndex, usedIndex, true);
-      return [];
+      return null;
     }
     // The last batch was made known to the guest, but not crossed out here.
     let left = (usedIndex - view.getUint16(Head.usedIndex, true)) & 0xffff;

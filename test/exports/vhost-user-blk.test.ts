@@ -4,9 +4,10 @@
  */
 
 import { readdirSync, readFileSync, rmSync } from 'node:fs';
-import { afterEach, beforeEach, describe, expect, test } from 'vitest';
+import { afterEach, beforeEach, describe, expect, test, vi } from 'vitest';
 import { allocateIoMemory, type IoVector, vectorOf } from '../../src/aio/memory.ts';
 import { VirtioBlockDriver } from '../../src/virtio/block-driver.ts';
+import { DriverQueue } from '../../src/virtio/driver-queue.ts';
 import { Feature, hasFeature } from '../../src/virtio/ring.ts';
 import { ProtocolFeature } from '../../src/virtio/vhost-user/messages.ts';
 import { type DaemonKind, makeScratchDir, type RunningDaemon, startDaemon } from '../peers/daemons.ts';
@@ -173,11 +174,12 @@ test('read-only exports take no writes', async () => {
   await driver.read(0, memoryOf(512, 1).vec);
 });
 
-describe('the daemon is killed under load and started again', () => {
+describe('the daemon is ended under load and started again', () => {
   test.each([
-    ['with a record of requests under way', true],
-    ['with rings made anew', false],
-  ])('%s', async (_name, tracks) => {
+    ['killed, with a record of requests under way', true, 'SIGKILL'],
+    ['killed, with rings made anew', false, 'SIGKILL'],
+    ['told to end, with a record of requests under way', true, 'SIGTERM'],
+  ] as const)('%s', async (_name, tracks, signal) => {
     await start('qblockd');
     const { multiQueue, replyAck, config, inflightShmFd } = ProtocolFeature;
     const driver = await open({
@@ -193,7 +195,7 @@ describe('the daemon is killed under load and started again', () => {
     for (; !done && kills < 4; kills++) {
       await new Promise((resolve) => setTimeout(resolve, 60));
       qmp.close();
-      daemon.process.kill('SIGKILL');
+      daemon.process.kill(signal);
       await daemon.exited;
       await start('qblockd');
     }
@@ -202,6 +204,33 @@ describe('the daemon is killed under load and started again', () => {
     await driver.flush();
     expect(readFileSync(`${dir}/disk`).equals(model)).toBe(true);
   });
+});
+
+test('with a record, a base that is too old takes no request twice', async () => {
+  await start('qblockd');
+  const { multiQueue, replyAck, config, inflightShmFd } = ProtocolFeature;
+  const driver = await open({
+    reconnect: true,
+    protocolFeatures: [multiQueue, replyAck, config, inflightShmFd],
+  });
+  for (let i = 0; i < 8; i++) await driver.write(0, memoryOf(512, i).vec);
+  // As of a front end that looked while the daemon, its socket closed already, still gave requests back.
+  const { get } = Object.getOwnPropertyDescriptor(DriverQueue.prototype, 'usedIndex')!;
+  const older = vi.spyOn(DriverQueue.prototype, 'usedIndex', 'get').mockImplementation(function (
+    this: DriverQueue,
+  ) {
+    const known: number = get!.call(this);
+    return known > 0 ? known - 1 : 0;
+  });
+  qmp.close();
+  daemon.process.kill('SIGTERM');
+  await daemon.exited;
+  await start('qblockd');
+  for (let i = 0; i < 8; i++) await driver.write(0, memoryOf(512, i + 8).vec);
+  expect(older).toHaveBeenCalled();
+  older.mockRestore();
+  await driver.flush();
+  expect(readFileSync(`${dir}/disk`).subarray(0, 512).equals(Buffer.alloc(512, 15))).toBe(true);
 });
 
 test('drained sections and removal under load', async () => {

@@ -213,12 +213,16 @@ export class VhostDevice {
 
   /** Carries out what an earlier session has begun and not finished. */
   #recover(index: number, queue: DeviceQueue): void {
+    // A second kick descriptor for a queue at work: what the record holds is under way here.
+    if (queue.pending > 0) return;
     queue.inflight = null;
     const record = this.#inflightOf(index);
     if (record === null) return;
     const heads = record.recover(queue.usedIndex);
     queue.inflight = record;
-    if (heads.length === 0) return;
+    if (heads === null) return;
+    // Also when nothing is left over: the front end's base may be older, if the session before this one gave requests
+    // back after its socket was closed. Taking those again would complete them twice.
     queue.availableIndex = (queue.usedIndex + heads.length) & 0xffff;
     for (const head of heads) {
       const chain = queue.takeHead(head);
