@@ -14,6 +14,7 @@ import { co, sync } from '../../../block/io/callbacks.ts';
 import { E } from '../../../errors/errno.ts';
 import { ioError } from '../../../errors/error.ts';
 import { type BlockMap, type Found, type MappedState, Place } from './mapped-image.ts';
+import { addPart, runParts } from './parts.ts';
 import { loadTable, tryLoadTable } from './table-io.ts';
 
 /** Extents of one request that are read at the same time. */
@@ -107,31 +108,20 @@ async function readExtents<S extends MappedState>(
   bytes: number,
   vec: IoVector,
 ): Promise<void> {
-  const pending = new Set<Promise<void>>();
-  let failure: { readonly error: unknown } | null = null;
-  try {
-    for (let at = 0; at < bytes && failure === null; ) {
-      const missing = map.lookup(node, offset + at, bytes - at);
-      if (missing !== null) {
-        await loadTable(missing, guard);
-        continue;
-      }
-      const length = node.state.found.bytes;
-      const read: Promise<void> = readFound(map, node, guard, offset + at, sliceVector(vec, at, length))
-        .catch((error: unknown) => {
-          failure ??= { error };
-        })
-        .finally(() => pending.delete(read));
-      pending.add(read);
-      if (pending.size >= MAX_PARALLEL) await Promise.race(pending);
-      at += length;
+  let at = 0;
+  await runParts(MAX_PARALLEL, async (parts) => {
+    if (at >= bytes) return false;
+    const missing = map.lookup(node, offset + at, bytes - at);
+    if (missing !== null) {
+      await loadTable(missing, guard);
+      return true;
     }
-  } catch (error) {
-    failure ??= { error };
-  }
-  // The buffers belong to the caller again when we return: nothing may still be filling them.
-  await Promise.all(pending);
-  if (failure !== null) throw (failure as { readonly error: unknown }).error;
+    const length = node.state.found.bytes;
+    const read = readFound(map, node, guard, offset + at, sliceVector(vec, at, length));
+    at += length;
+    await addPart(parts, read);
+    return true;
+  });
 }
 
 /** Reads the extent that the last lookup has found. Starts synchronously: it is used before anything waits. */

@@ -21,6 +21,7 @@ import { E } from '../../../errors/errno.ts';
 import { ioError } from '../../../errors/error.ts';
 import { type Allocation, type BlockMap, isNeed, type MappedState, Place } from './mapped-image.ts';
 import { tryLookup } from './mapped-read.ts';
+import { addPart, runParts } from './parts.ts';
 import { loadTable, tryLoadTable } from './table-io.ts';
 import { scheduleWriteBack } from './write-back.ts';
 
@@ -113,54 +114,43 @@ async function writeExtents<S extends MappedState>(
   vec: IoVector,
 ): Promise<void> {
   const s = node.state;
-  const pending = new Set<Promise<void>>();
-  let failure: { readonly error: unknown } | null = null;
-  try {
-    for (let at = 0; at < bytes && failure === null; ) {
-      const start = offset + at;
-      const missing = map.lookup(node, start, bytes - at);
-      if (missing !== null) {
-        await loadTable(missing, guard);
-        continue;
-      }
-      const { kind, host, child } = s.found;
-      let length = s.found.bytes;
-      let step: Promise<void>;
-      if (kind === Place.data) {
-        step = co.pwritev(child!.node, guard, host, length, sliceVector(vec, at, length), 0);
-      } else {
-        // Compressed blocks cannot be written to again, as in the original.
-        if (kind === Place.packed || map.plan === undefined) throw ioError(E.EIO);
-        const conflict = findAllocation(s.allocations, start, start + 1);
-        if (conflict !== null) {
-          await conflict.waiters.wait();
-          continue;
-        }
-        const planned = map.plan(node, start);
-        if (isNeed(planned)) {
-          await loadTable(planned, guard);
-          continue;
-        }
-        length = Math.min(bytes - at, planned.end - start);
-        const readsAsZero = kind === Place.zero;
-        s.allocations.push(planned);
-        const part = sliceVector(vec, at, length);
-        step = writeAllocating(map, node, guard, planned, start, part, readsAsZero);
-      }
-      const write: Promise<void> = step
-        .catch((error: unknown) => {
-          failure ??= { error };
-        })
-        .finally(() => pending.delete(write));
-      pending.add(write);
-      at += length;
-      if (pending.size >= MAX_PARALLEL) await Promise.race(pending);
+  let at = 0;
+  await runParts(MAX_PARALLEL, async (parts) => {
+    if (at >= bytes) return false;
+    const start = offset + at;
+    const missing = map.lookup(node, start, bytes - at);
+    if (missing !== null) {
+      await loadTable(missing, guard);
+      return true;
     }
-  } catch (error) {
-    failure ??= { error };
-  }
-  await Promise.all(pending);
-  if (failure !== null) throw (failure as { readonly error: unknown }).error;
+    const { kind, host, child } = s.found;
+    let length = s.found.bytes;
+    let write: Promise<void>;
+    if (kind === Place.data) {
+      write = co.pwritev(child!.node, guard, host, length, sliceVector(vec, at, length), 0);
+    } else {
+      // Compressed blocks cannot be written to again, as in the original.
+      if (kind === Place.packed || map.plan === undefined) throw ioError(E.EIO);
+      const conflict = findAllocation(s.allocations, start, start + 1);
+      if (conflict !== null) {
+        await conflict.waiters.wait();
+        return true;
+      }
+      const planned = map.plan(node, start);
+      if (isNeed(planned)) {
+        await loadTable(planned, guard);
+        return true;
+      }
+      length = Math.min(bytes - at, planned.end - start);
+      const readsAsZero = kind === Place.zero;
+      s.allocations.push(planned);
+      const part = sliceVector(vec, at, length);
+      write = writeAllocating(map, node, guard, planned, start, part, readsAsZero);
+    }
+    at += length;
+    await addPart(parts, write);
+    return true;
+  });
 }
 
 async function writeAllocating<S extends MappedState>(

@@ -19,6 +19,7 @@ import { CoQueue } from '../../../../coroutine/co-queue.ts';
 import { E } from '../../../../errors/errno.ts';
 import { ioError } from '../../../../errors/error.ts';
 import { compressCluster } from '../../../compress/codec.ts';
+import { addPart, runParts } from '../../shared/parts.ts';
 import { encodeCompressedHi, entryOffset, HI_COMPRESSED, offsetLo } from '../layout/layout.ts';
 import type { Allocation, Need, Qcow2Node, Qcow2State } from '../layout/state.ts';
 import { toRequestError } from '../metadata/corruption.ts';
@@ -29,7 +30,7 @@ import { allocateRun, changeRefcount, getRefcount, giveBackBytes, isNeed } from 
 import { scheduleWriteBack, withSpace } from '../metadata/writeback.ts';
 import { abandonAllocation, endAllocation, freeOld, ownSlice } from './allocation.ts';
 import { codecOf } from './compressed-read.ts';
-import { addPart, planOn, runParts } from './parts.ts';
+import { planOn } from './plan-on.ts';
 import { writeExtents } from './write.ts';
 
 /** Clusters of one request that are compressed at the same time. */

@@ -17,7 +17,7 @@ import { checkOverlap } from '../metadata/metadata-io.ts';
 import { satisfy } from '../metadata/needs.ts';
 import { flushMetadata } from '../metadata/writeback.ts';
 import { abandonAllocation, copyOnWriteRange, linkAllocation, planWrite } from './allocation.ts';
-import { planOn } from './parts.ts';
+import { planOn } from './plan-on.ts';
 
 export function copyRangeVia(node: Qcow2Node): BlockNode | null {
   const { extras, dead, dataFile } = node.state;

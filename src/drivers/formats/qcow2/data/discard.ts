@@ -28,7 +28,7 @@ import { satisfy } from '../metadata/needs.ts';
 import { isNeed } from '../metadata/refcount.ts';
 import { scheduleWriteBack } from '../metadata/writeback.ts';
 import { freeOld, ownSlice } from './allocation.ts';
-import { planOn } from './parts.ts';
+import { planOn } from './plan-on.ts';
 import { readsAsZero } from './write.ts';
 
 /** Runs `step` over [offset, offset+bytes); it does as much as one slice holds and returns the bytes done. */

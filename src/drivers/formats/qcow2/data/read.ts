@@ -17,6 +17,7 @@ import type { MappedPlace } from '../../../../block/contract/backend-io.ts';
 import type { GraphReadGuard } from '../../../../block/contract/guard.ts';
 import type { ShortRequest } from '../../../../block/contract/short-request.ts';
 import { co, sync } from '../../../../block/io/callbacks.ts';
+import { addPart, runParts } from '../../shared/parts.ts';
 import { checkAlive } from '../layout/damage.ts';
 import { Mapping, type Qcow2Node } from '../layout/state.ts';
 import { toRequestError } from '../metadata/corruption.ts';
@@ -24,7 +25,6 @@ import { debugEvent, isDebugged } from '../metadata/debug.ts';
 import { lookup } from '../metadata/mapping.ts';
 import { satisfy, trySatisfy } from '../metadata/needs.ts';
 import { readCompressed } from './compressed-read.ts';
-import { addPart, runParts } from './parts.ts';
 
 /** Extents of one request that are read at the same time. */
 const MAX_PARALLEL = 8;

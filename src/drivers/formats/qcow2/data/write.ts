@@ -15,6 +15,7 @@ import type { ShortRequest } from '../../../../block/contract/short-request.ts';
 import { co, sync } from '../../../../block/io/callbacks.ts';
 import { E } from '../../../../errors/errno.ts';
 import { ioError } from '../../../../errors/error.ts';
+import { addPart, runParts } from '../../shared/parts.ts';
 import { mayOverlap } from '../layout/overlap.ts';
 import { type Allocation, Mapping, type Qcow2Node, type Qcow2State } from '../layout/state.ts';
 import { toRequestError } from '../metadata/corruption.ts';
@@ -33,7 +34,7 @@ import {
   planWrite,
   type WritePlan,
 } from './allocation.ts';
-import { addPart, planOn, runParts } from './parts.ts';
+import { planOn } from './plan-on.ts';
 import { readExtents } from './read.ts';
 
 /** Parts of one request that are written at the same time. */

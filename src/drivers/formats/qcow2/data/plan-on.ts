@@ -1,7 +1,4 @@
-/**
- * Requests part by part: several parts of one at the same time, and the loop in front of every change of the mapping,
- * which waits for what is in the way.
- */
+/** The loop in front of every change of the mapping, which waits for what is in the way. */
 
 import type { GraphReadGuard } from '../../../../block/contract/guard.ts';
 import { checkAlive } from '../layout/damage.ts';
@@ -10,46 +7,6 @@ import { satisfy } from '../metadata/needs.ts';
 import { isNeed } from '../metadata/refcount.ts';
 import { withSpace } from '../metadata/writeback.ts';
 import { findAllocation } from './allocation.ts';
-
-/** The parts of one request that are under way. */
-export interface Parts {
-  readonly max: number;
-  readonly pending: Set<Promise<void>>;
-  /** The first that went wrong; no more are begun then. */
-  failure: { readonly error: unknown } | null;
-}
-
-/** `max`: parts at the same time. */
-export function createParts(max: number): Parts {
-  return { max, pending: new Set(), failure: null };
-}
-
-/** One more part is under way. Resolves when the next may be begun. */
-export async function addPart(parts: Parts, part: Promise<void>): Promise<void> {
-  const { pending } = parts;
-  const settled: Promise<void> = part
-    .catch((error: unknown) => {
-      parts.failure ??= { error };
-    })
-    .finally(() => pending.delete(settled));
-  pending.add(settled);
-  if (pending.size >= parts.max) await Promise.race(pending);
-}
-
-/** Begins parts one after another until `next` says there are none left; throws what went wrong when all have ended. */
-export async function runParts(max: number, next: (parts: Parts) => Promise<boolean>): Promise<void> {
-  const parts = createParts(max);
-  try {
-    while (parts.failure === null && (await next(parts))) {
-      // Until there is nothing left to begin.
-    }
-  } catch (error) {
-    parts.failure ??= { error };
-  }
-  // The buffers belong to the caller again when we return: nothing may still be using them.
-  await Promise.all(parts.pending);
-  if (parts.failure !== null) throw parts.failure.error;
-}
 
 /**
  * How much of [start, start+bytes) can be planned now: up to the next cluster that is being allocated; or the
