@@ -23,7 +23,7 @@ import { Mapping, type Qcow2Node } from '../layout/state.ts';
 import { toRequestError } from '../metadata/corruption.ts';
 import { debugEvent, isDebugged } from '../metadata/debug.ts';
 import { lookup } from '../metadata/mapping.ts';
-import { satisfy, trySatisfy } from '../metadata/needs.ts';
+import { satisfy, tryLookup } from '../metadata/needs.ts';
 import { readCompressed } from './compressed-read.ts';
 
 /** Extents of one request that are read at the same time. */
@@ -38,16 +38,8 @@ export function tryPreadv(
   vec: IoVector,
   short: ShortRequest | null,
 ): boolean {
+  if (!tryLookup(node, guard, offset, bytes)) return false;
   const s = node.state;
-  if (s.extras.cipher !== null || s.dead) return false;
-  try {
-    const missing = lookup(s, offset, bytes);
-    if (missing !== null && !(trySatisfy(node, guard, missing) && lookup(s, offset, bytes) === null))
-      return false;
-  } catch {
-    // Damage is met again, and reported, on the long way.
-    return false;
-  }
   const { found } = s;
   if (found.bytes !== bytes) return false;
   switch (found.kind) {
@@ -80,16 +72,8 @@ export function mapRead(
   offset: number,
   bytes: number,
 ): MappedPlace | null {
+  if (!tryLookup(node, guard, offset, bytes)) return null;
   const s = node.state;
-  if (s.extras.cipher !== null || s.dead) return null;
-  try {
-    const missing = lookup(s, offset, bytes);
-    if (missing !== null && !(trySatisfy(node, guard, missing) && lookup(s, offset, bytes) === null))
-      return null;
-  } catch {
-    // Damage is met again, and reported, on the long way.
-    return null;
-  }
   const { kind, bytes: found, host } = s.found;
   return kind === Mapping.data && found === bytes ? sync.mapRead(s.dataFile.node, guard, host, bytes) : null;
 }

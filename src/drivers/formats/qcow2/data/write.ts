@@ -22,7 +22,7 @@ import { toRequestError } from '../metadata/corruption.ts';
 import { debugEvent, isDebugged } from '../metadata/debug.ts';
 import { lookup } from '../metadata/mapping.ts';
 import { checkOverlap } from '../metadata/metadata-io.ts';
-import { trySatisfy } from '../metadata/needs.ts';
+import { tryLookup, trySatisfy } from '../metadata/needs.ts';
 import { giveBack, isNeed } from '../metadata/refcount.ts';
 import { flushMetadata, withSpace } from '../metadata/writeback.ts';
 import {
@@ -54,12 +54,9 @@ export function tryPwritev(
   vec: IoVector,
   short: ShortRequest | null,
 ): boolean {
+  if (!tryLookup(node, guard, offset, bytes)) return false;
   const s = node.state;
-  if (s.extras.cipher !== null || s.dead) return false;
   try {
-    const missing = lookup(s, offset, bytes);
-    if (missing !== null && !(trySatisfy(node, guard, missing) && lookup(s, offset, bytes) === null))
-      return false;
     const { found } = s;
     if (found.kind === Mapping.data && found.copied) {
       return (

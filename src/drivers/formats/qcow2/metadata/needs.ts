@@ -15,7 +15,7 @@ import type { CachedTable } from '../../shared/table-cache.ts';
 import { hex, ImageCorruption } from '../layout/damage.ts';
 import type { Need, Qcow2Node, Qcow2State } from '../layout/state.ts';
 import { debugEvent } from './debug.ts';
-import { isL2Copied, l2TableOffset, setL1Entry } from './mapping.ts';
+import { isL2Copied, l2TableOffset, lookup, setL1Entry } from './mapping.ts';
 import { checkTablePlace, readInto, readMetadata, writeMetadata } from './metadata-io.ts';
 import { allocateRun, deferFree, giveBack, isNeed } from './refcount.ts';
 import { addRefcountBlock } from './refcount-blocks.ts';
@@ -92,6 +92,21 @@ export function trySatisfy(node: Qcow2Node, guard: GraphReadGuard, need: Need): 
   const read = (mem: IoMemory): boolean =>
     sync.tryPreadv(s.file.node, guard, offset, mem.buf.length, vectorOf(mem));
   return s.l2Cache.tryLoad(offset, read) !== undefined;
+}
+
+/**
+ * Looks up [offset, offset+bytes) within this turn, for what needs no cipher. False: that needs waiting, or there is
+ * damage, which is met again, and reported, on the long way.
+ */
+export function tryLookup(node: Qcow2Node, guard: GraphReadGuard, offset: number, bytes: number): boolean {
+  const s = node.state;
+  if (s.extras.cipher !== null || s.dead) return false;
+  try {
+    const missing = lookup(s, offset, bytes);
+    return missing === null || (trySatisfy(node, guard, missing) && lookup(s, offset, bytes) === null);
+  } catch {
+    return false;
+  }
 }
 
 function loadRefcounts(node: Qcow2Node, guard: GraphReadGuard, offset: number): Promise<CachedTable> {
