@@ -28,6 +28,28 @@ export const passOn = {
     co.truncate(filtered(node), guard, length, exact, prealloc, zeroFill),
 } satisfies Pick<BlockDriver, Shared>;
 
+type Changes = 'pwritev' | 'pwriteZeroes' | 'pdiscard' | 'pwritevCompressed' | 'truncate';
+
+/** Everything that changes the node below goes there inside of `changing`, which gets the range that is changed. */
+export function passChanges<S>(
+  changing: (node: BlockNode<S>, offset: number, bytes: number, change: () => Promise<void>) => Promise<void>,
+): Required<Pick<BlockDriver<S>, Changes>> {
+  return {
+    pwritev: (node, guard, offset, bytes, vec, flags) =>
+      changing(node, offset, bytes, () => co.pwritev(filtered(node), guard, offset, bytes, vec, flags)),
+    pwriteZeroes: (node, guard, offset, bytes, flags) =>
+      changing(node, offset, bytes, () => co.pwriteZeroes(filtered(node), guard, offset, bytes, flags)),
+    pdiscard: (node, guard, offset, bytes) =>
+      changing(node, offset, bytes, () => co.pdiscard(filtered(node), guard, offset, bytes)),
+    pwritevCompressed: (node, guard, offset, bytes, vec) =>
+      changing(node, offset, bytes, () => co.pwritevCompressed(filtered(node), guard, offset, bytes, vec)),
+    truncate: (node, guard, length, exact, prealloc, zeroFill) =>
+      changing(node, 0, Number.MAX_SAFE_INTEGER, () =>
+        co.truncate(filtered(node), guard, length, exact, prealloc, zeroFill),
+      ),
+  };
+}
+
 /** Permissions of a filter that remembers what it has read: nobody else may change what is below. */
 export function soleWriter(
   _node: BlockNode,

@@ -25,7 +25,7 @@ import type { BlockNode } from '../../../block/graph/node.ts';
 import { co } from '../../../block/io/callbacks.ts';
 import { E } from '../../../errors/errno.ts';
 import { BlockError } from '../../../errors/error.ts';
-import { filtered, passOn, soleWriter } from '../pass-on.ts';
+import { filtered, passChanges, passOn, soleWriter } from '../pass-on.ts';
 import { type BlockStore, fileStore, memoryStore } from './store.ts';
 
 interface Slot {
@@ -278,16 +278,5 @@ export const cache: BlockDriver<CacheState> = {
   async reopenPrepare() {},
   ...passOn,
   preadv,
-  pwritev: (node, guard, offset, bytes, vec, flags) =>
-    changing(node, offset, bytes, () => co.pwritev(filtered(node), guard, offset, bytes, vec, flags)),
-  pwriteZeroes: (node, guard, offset, bytes, flags) =>
-    changing(node, offset, bytes, () => co.pwriteZeroes(filtered(node), guard, offset, bytes, flags)),
-  pdiscard: (node, guard, offset, bytes) =>
-    changing(node, offset, bytes, () => co.pdiscard(filtered(node), guard, offset, bytes)),
-  pwritevCompressed: (node, guard, offset, bytes, vec) =>
-    changing(node, offset, bytes, () => co.pwritevCompressed(filtered(node), guard, offset, bytes, vec)),
-  truncate: (node, guard, length, exact, prealloc, zeroFill) =>
-    changing(node, 0, Number.MAX_SAFE_INTEGER, () =>
-      co.truncate(filtered(node), guard, length, exact, prealloc, zeroFill),
-    ),
+  ...passChanges(changing),
 };
