@@ -3,6 +3,7 @@
 import { createEngine } from '../../src/aio/create-engine.ts';
 import { copyFromVector, copyToVector } from '../../src/aio/memory.ts';
 import type { BlockDriver } from '../../src/block/contract/driver.ts';
+import { emptyCheckResult } from '../../src/block/contract/image.ts';
 import type { BlockLimits } from '../../src/block/contract/request.ts';
 import type { BlockNode } from '../../src/block/graph/node.ts';
 import { BlockLayer } from '../../src/block/layer.ts';
@@ -100,18 +101,7 @@ export function memoryDriver(disk: MemoryDisk): BlockDriver {
     pwritevCompressed: () => plain('pwritevCompressed'),
     async check() {
       await plain('check');
-      return {
-        corruptions: 0,
-        leaks: 0,
-        checkErrors: 0,
-        corruptionsFixed: 0,
-        leaksFixed: 0,
-        imageEndOffset: 0,
-        totalClusters: 0,
-        allocatedClusters: 0,
-        fragmentedClusters: 0,
-        compressedClusters: 0,
-      };
+      return emptyCheckResult();
     },
     amend: () => plain('amend'),
     changeBackingFile: () => plain('changeBackingFile'),

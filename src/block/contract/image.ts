@@ -23,6 +23,22 @@ export interface ImageCheckResult {
   compressedClusters: number;
 }
 
+/** A check that has found nothing and counted nothing yet. */
+export function emptyCheckResult(): ImageCheckResult {
+  return {
+    corruptions: 0,
+    leaks: 0,
+    checkErrors: 0,
+    corruptionsFixed: 0,
+    leaksFixed: 0,
+    imageEndOffset: 0,
+    totalClusters: 0,
+    allocatedClusters: 0,
+    fragmentedClusters: 0,
+    compressedClusters: 0,
+  };
+}
+
 export interface ImageCheckRequest {
   readonly fixLeaks: boolean;
   readonly fixErrors: boolean;

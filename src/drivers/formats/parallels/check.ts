@@ -1,7 +1,11 @@
 /** Checking Parallels images: the mark of an open one, clusters outside the file or in one place, what is left over. */
 
 import type { GraphReadGuard } from '../../../block/contract/guard.ts';
-import type { ImageCheckRequest, ImageCheckResult } from '../../../block/contract/image.ts';
+import {
+  emptyCheckResult,
+  type ImageCheckRequest,
+  type ImageCheckResult,
+} from '../../../block/contract/image.ts';
 import { co } from '../../../block/io/callbacks.ts';
 import { tablePieces } from '../shared/flat-table.ts';
 import { addBit, createBits } from '../shared/sparse-bits.ts';
@@ -19,18 +23,7 @@ export async function check(
   const { clusterBytes, unitBytes, dataOffset } = header;
   if (!node.readOnly) await flushMapped(map, node, guard);
   const fileBytes = file.node.totalBytes;
-  const result: ImageCheckResult = {
-    corruptions: 0,
-    leaks: 0,
-    checkErrors: 0,
-    corruptionsFixed: 0,
-    leaksFixed: 0,
-    imageEndOffset: 0,
-    totalClusters: header.entries,
-    allocatedClusters: 0,
-    fragmentedClusters: 0,
-    compressedClusters: 0,
-  };
+  const result: ImageCheckResult = { ...emptyCheckResult(), totalClusters: header.entries };
   const wrong = (what: string): boolean => {
     request.report(`${request.fixErrors ? 'Repairing' : 'ERROR'} ${what}`);
     result.corruptions++;

@@ -10,26 +10,23 @@ import { BlockError } from '../../../errors/error.ts';
 import { decompressCluster } from '../../compress/codec.ts';
 import type { BlockCipher } from '../../crypto/block-cipher.ts';
 import { decryptBulk } from '../../crypto/bulk.ts';
-import { type AppendSpace, extendFile } from '../shared/append-space.ts';
 import { HOLE, PACKED } from '../shared/flat-table.ts';
-import { type BlockMap, type MappedState, Place, type TableNeed } from '../shared/mapped-image.ts';
+import { type BlockMap, Place, type TableNeed } from '../shared/mapped-image.ts';
 import {
   abandonTwoLevel,
   linkTwoLevel,
   lookupTwoLevel,
   planTwoLevel,
+  type TwoLevelState,
   type TwoLevelTable,
-  takeL1Changes,
-  writeL1Changes,
+  twoLevelWriteBack,
 } from '../shared/two-level.ts';
 import type { QcowHeader } from './header.ts';
 
-export interface QcowState extends MappedState {
+export interface QcowState extends TwoLevelState {
   readonly file: BlockChild;
   readonly header: QcowHeader;
   readonly backing: BackingName | null;
-  readonly table: TwoLevelTable;
-  readonly space: AppendSpace;
   /** Of an encrypted image; null: none, or it was opened for information. */
   readonly cipher: BlockCipher | null;
   readonly isEncrypted: boolean;
@@ -118,15 +115,7 @@ export const map: BlockMap<QcowState> = {
   abandon: ({ state }, allocation, untouched) =>
     abandonTwoLevel(state.table, state.space, allocation, untouched),
   readPacked,
-  writeBack: {
-    tableFiles: ({ table }) => [table.tables],
-    hasMore: ({ table }) => table.changed.size + table.taken.size > 0,
-    async prepare({ state }, guard) {
-      takeL1Changes(state.table);
-      await extendFile(state.space, guard);
-    },
-    finish: ({ state }, guard) => writeL1Changes(state.table, guard),
-  },
+  writeBack: twoLevelWriteBack,
 };
 
 async function readPacked(

@@ -1,7 +1,11 @@
 /** Checking qed images: offsets that cannot be, clusters used twice, clusters nobody uses. */
 
 import type { GraphReadGuard } from '../../../block/contract/guard.ts';
-import type { ImageCheckRequest, ImageCheckResult } from '../../../block/contract/image.ts';
+import {
+  emptyCheckResult,
+  type ImageCheckRequest,
+  type ImageCheckResult,
+} from '../../../block/contract/image.ts';
 import { addBit, createBits, type SparseBits } from '../shared/sparse-bits.ts';
 import { readBytes, viewOf, writeBytes } from '../shared/table-io.ts';
 import { readEntry, writeEntry } from '../shared/two-level.ts';
@@ -100,16 +104,8 @@ export async function check(
   if (!node.readOnly) await flushMapped(map, node, guard);
   const end = file.node.totalBytes;
   const result: ImageCheckResult = {
-    corruptions: 0,
-    leaks: 0,
-    checkErrors: 0,
-    corruptionsFixed: 0,
-    leaksFixed: 0,
-    imageEndOffset: 0,
+    ...emptyCheckResult(),
     totalClusters: Math.ceil(header.size / clusterBytes),
-    allocatedClusters: 0,
-    fragmentedClusters: 0,
-    compressedClusters: 0,
   };
   const used = createBits();
   const fix = request.fixErrors && !node.readOnly;

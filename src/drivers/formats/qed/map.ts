@@ -5,9 +5,8 @@ import type { BackingName } from '../../../block/contract/image.ts';
 import type { BlockChild, BlockNode } from '../../../block/graph/node.ts';
 import { E } from '../../../errors/errno.ts';
 import { BlockError, ioError } from '../../../errors/error.ts';
-import { type AppendSpace, extendFile } from '../shared/append-space.ts';
 import { HOLE, ZERO } from '../shared/flat-table.ts';
-import { type BlockMap, isNeed, type MappedState, Place } from '../shared/mapped-image.ts';
+import { type BlockMap, isNeed, Place } from '../shared/mapped-image.ts';
 import {
   abandonTwoLevel,
   linkTwoLevel,
@@ -15,20 +14,17 @@ import {
   pageForChange,
   planTwoLevel,
   readEntry,
-  type TwoLevelTable,
-  takeL1Changes,
+  type TwoLevelState,
+  twoLevelWriteBack,
   writeEntry,
-  writeL1Changes,
 } from '../shared/two-level.ts';
 import type { QedHeader } from './header.ts';
 
-export interface QedState extends MappedState {
+export interface QedState extends TwoLevelState {
   readonly file: BlockChild;
   readonly header: QedHeader;
   readonly purpose: OpenPurpose;
   backing: BackingName | null;
-  readonly table: TwoLevelTable;
-  readonly space: AppendSpace;
   /** Clears the need-check flag when nothing has been allocated for a while. */
   checkTimer: NodeJS.Timeout | null;
   lastAllocationMs: number;
@@ -65,15 +61,7 @@ export const map: BlockMap<QedState> = {
   abandon: ({ state }, allocation, untouched) =>
     abandonTwoLevel(state.table, state.space, allocation, untouched),
   zero: zeroClusters,
-  writeBack: {
-    tableFiles: ({ table }) => [table.tables],
-    hasMore: ({ table }) => table.changed.size + table.taken.size > 0,
-    async prepare({ state }, guard) {
-      takeL1Changes(state.table);
-      await extendFile(state.space, guard);
-    },
-    finish: ({ state }, guard) => writeL1Changes(state.table, guard),
-  },
+  writeBack: twoLevelWriteBack,
 };
 
 /** Marks whole clusters without a place as zero; a cluster with data keeps its place and is cleared there. */

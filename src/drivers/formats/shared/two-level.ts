@@ -12,9 +12,17 @@ import type { BlockChild } from '../../../block/graph/node.ts';
 import { CoQueue } from '../../../coroutine/co-queue.ts';
 import { E } from '../../../errors/errno.ts';
 import { ioError } from '../../../errors/error.ts';
-import { type AppendSpace, giveBack, takeSpace } from './append-space.ts';
+import { type AppendSpace, extendFile, giveBack, takeSpace } from './append-space.ts';
 import { HOLE, ZERO } from './flat-table.ts';
-import { type Allocation, type Found, Place, type TableFile, type TableNeed } from './mapped-image.ts';
+import {
+  type Allocation,
+  type Found,
+  type MappedState,
+  Place,
+  type TableFile,
+  type TableNeed,
+  type WriteBackSteps,
+} from './mapped-image.ts';
 import { type CachedTable, TableCache } from './table-cache.ts';
 import { writeBytes } from './table-io.ts';
 
@@ -50,6 +58,12 @@ export interface TwoLevelTable extends TwoLevelShape {
   readonly l2Bytes: number;
   /** Guest bytes that an L2 table maps. */
   readonly spanBytes: number;
+}
+
+/** What an image of this kind has, besides what is the format's own. */
+export interface TwoLevelState extends MappedState {
+  readonly table: TwoLevelTable;
+  readonly space: AppendSpace;
 }
 
 export function createTwoLevel(child: BlockChild, l1: DataView, shape: TwoLevelShape): TwoLevelTable {
@@ -224,14 +238,25 @@ export function abandonTwoLevel(
 
 // ---- write-back ----------------------------------------------------------------------------------------------
 
-/** To be called by the map's `prepare`: L1 entries that change later wait for the next round. */
-export function takeL1Changes({ changed, taken }: TwoLevelTable): void {
+/** Write-back of a format whose only metadata are its tables: the file grows, L2 tables are written, and then L1. */
+export const twoLevelWriteBack: WriteBackSteps<TwoLevelState> = {
+  tableFiles: ({ table }) => [table.tables],
+  hasMore: ({ table }) => table.changed.size + table.taken.size > 0,
+  async prepare({ state }, guard) {
+    takeL1Changes(state.table);
+    await extendFile(state.space, guard);
+  },
+  finish: ({ state }, guard) => writeL1Changes(state.table, guard),
+};
+
+/** L1 entries that change later wait for the next round. */
+function takeL1Changes({ changed, taken }: TwoLevelTable): void {
   for (const index of changed) taken.add(index);
   changed.clear();
 }
 
 /** Writes the L1 entries taken by takeL1Changes. */
-export async function writeL1Changes(table: TwoLevelTable, guard: GraphReadGuard): Promise<void> {
+async function writeL1Changes(table: TwoLevelTable, guard: GraphReadGuard): Promise<void> {
   const { taken, l1, l1Offset, tables } = table;
   const perPiece = L1_PIECE_BYTES / ENTRY_BYTES;
   const pieces = new Set([...taken].map((index) => Math.floor(index / perPiece)));

@@ -1,7 +1,11 @@
 /** Checking the block map of a VDI image: numbers out of range or used twice, and the count in the header. */
 
 import type { GraphReadGuard } from '../../../block/contract/guard.ts';
-import type { ImageCheckRequest, ImageCheckResult } from '../../../block/contract/image.ts';
+import {
+  emptyCheckResult,
+  type ImageCheckRequest,
+  type ImageCheckResult,
+} from '../../../block/contract/image.ts';
 import { tablePieces } from '../shared/flat-table.ts';
 import { writeBytes } from '../shared/table-io.ts';
 import { flushMapped } from '../shared/write-back.ts';
@@ -48,16 +52,5 @@ export async function check(
       corruptions++;
     }
   }
-  return {
-    corruptions,
-    leaks: 0,
-    checkErrors: 0,
-    corruptionsFixed,
-    leaksFixed: 0,
-    imageEndOffset: 0,
-    totalClusters: 0,
-    allocatedClusters: 0,
-    fragmentedClusters: 0,
-    compressedClusters: 0,
-  };
+  return { ...emptyCheckResult(), corruptions, corruptionsFixed };
 }

@@ -1,7 +1,11 @@
 /** Checking a VHDX image: blocks that lie outside the file, in its metadata, or in one another. */
 
 import type { GraphReadGuard } from '../../../block/contract/guard.ts';
-import type { ImageCheckRequest, ImageCheckResult } from '../../../block/contract/image.ts';
+import {
+  emptyCheckResult,
+  type ImageCheckRequest,
+  type ImageCheckResult,
+} from '../../../block/contract/image.ts';
 import { readBytes, viewOf } from '../shared/table-io.ts';
 import { flushMapped } from '../shared/write-back.ts';
 import { MIB, State } from './layout.ts';
@@ -57,16 +61,5 @@ export async function check(
   }
   const corruptionsFixed = node.state.repaired ? 1 : 0;
   node.state.repaired = false;
-  return {
-    corruptions,
-    leaks: 0,
-    checkErrors: 0,
-    corruptionsFixed,
-    leaksFixed: 0,
-    imageEndOffset: 0,
-    totalClusters: 0,
-    allocatedClusters: 0,
-    fragmentedClusters: 0,
-    compressedClusters: 0,
-  };
+  return { ...emptyCheckResult(), corruptions, corruptionsFixed };
 }

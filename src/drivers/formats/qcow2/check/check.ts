@@ -18,7 +18,11 @@
 
 import { createTurns } from '../../../../aio/host/turns.ts';
 import type { GraphReadGuard } from '../../../../block/contract/guard.ts';
-import type { ImageCheckRequest, ImageCheckResult } from '../../../../block/contract/image.ts';
+import {
+  emptyCheckResult,
+  type ImageCheckRequest,
+  type ImageCheckResult,
+} from '../../../../block/contract/image.ts';
 import { E } from '../../../../errors/errno.ts';
 import { ioError } from '../../../../errors/error.ts';
 import { Incompat } from '../layout/layout.ts';
@@ -32,7 +36,7 @@ import { rebuildRefcounts } from './rebuild.ts';
 import { compareRefcounts, DiskRefcounts } from './refcounts.ts';
 import { ReferenceCounts } from './references.ts';
 import { checkSnapshotL1, readSnapshots, rewriteSnapshots, type SnapshotTable } from './snapshots.ts';
-import { type Check, countRegion, emptyResult, measureFile, readTable } from './state.ts';
+import { type Check, countRegion, measureFile, readTable } from './state.ts';
 import { checkL1 } from './tables.ts';
 
 /**
@@ -52,7 +56,7 @@ export async function check(
     guard,
     s,
     request,
-    result: emptyResult(),
+    result: emptyCheckResult(),
     fileBytes: 0,
     clusters: 0,
     references: new ReferenceCounts(),
@@ -140,7 +144,7 @@ async function rebuild(c: Check, table: SnapshotTable): Promise<void> {
   c.request.report('Rebuilding refcount structure');
   await rebuildRefcounts(c);
   await measureFile(c);
-  c.result = { ...emptyResult(), totalClusters: before.totalClusters };
+  c.result = { ...emptyCheckResult(), totalClusters: before.totalClusters };
   c.rebuild = false;
   await countReferences(c, table);
   // What is found by comparing now was not there before.

@@ -43,21 +43,6 @@ export interface Check {
   repaired: boolean;
 }
 
-export function emptyResult(): ImageCheckResult {
-  return {
-    corruptions: 0,
-    leaks: 0,
-    checkErrors: 0,
-    corruptionsFixed: 0,
-    leaksFixed: 0,
-    imageEndOffset: 0,
-    totalClusters: 0,
-    allocatedClusters: 0,
-    fragmentedClusters: 0,
-    compressedClusters: 0,
-  };
-}
-
 /** Reports an error of the image that stays as it is. */
 export function corruption(c: Check, line: string): void {
   c.result.corruptions++;
