@@ -22,6 +22,7 @@ import {
   findFormat,
   optionHelp,
   parseValues,
+  setBacking,
   type Values,
 } from './common/creation.ts';
 
@@ -115,17 +116,7 @@ async function createImage(context: CommandContext, request: Request): Promise<v
     if (values.has('size')) throw new BlockError('The image size must be specified only once');
     values.set('size', BigInt(request.size).toString());
   }
-  const takes = (name: string): boolean => options.some((option) => option.name === name);
-  if (request.backingFile !== null) {
-    if (!takes('backing_file'))
-      throw new BlockError(`Backing file not supported for file format '${format}'`);
-    values.set('backing_file', request.backingFile);
-  }
-  if (request.backingFormat !== null) {
-    if (!takes('backing_fmt'))
-      throw new BlockError(`Backing format not supported for file format '${format}'`);
-    values.set('backing_fmt', request.backingFormat);
-  }
+  setBacking(values, options, format, request);
   await checkBacking(env, filename, values, request.unsafe);
   if (!values.has('size')) throw new BlockError('Image creation needs a size parameter');
   if (!request.quiet) env.output.print(formattingLine(filename, format, options, values));

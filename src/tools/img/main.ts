@@ -1,10 +1,9 @@
 /** The program: finds the sub-command, runs it, and turns how it ended into messages and an exit status. */
 
-import path from 'node:path';
-import { restoreWords } from '../../aio/host/names.ts';
-import { createEnvironment, type ToolEnvironment } from '../common/environment.ts';
+import type { ToolEnvironment } from '../common/environment.ts';
 import { createGetopt } from '../common/getopt.ts';
-import { createToolOutput, type ToolOutput } from '../common/output.ts';
+import type { ToolOutput } from '../common/output.ts';
+import { runProgram } from '../common/program.ts';
 import { EarlyExit, type ImgCommand, optionError, UsageError } from './common/command.ts';
 
 /** Each loads its command: a tool that runs for the blink of an eye loads no more than it needs. */
@@ -68,28 +67,4 @@ function failureStatus(error: unknown, output: ToolOutput): number {
   return 1;
 }
 
-/** Runs the program with the arguments of the process. */
-async function main(): Promise<void> {
-  const output = createToolOutput(path.basename(process.argv[1] ?? 'qblock-img'));
-  let opened: ToolEnvironment | null = null;
-  const environment = (): ToolEnvironment => {
-    opened ??= createEnvironment(output);
-    return opened;
-  };
-  let status: number;
-  try {
-    status = await run(restoreWords(process.argv.slice(2)), output, environment);
-  } catch (error) {
-    status = failureStatus(error, output);
-  }
-  try {
-    await (opened as ToolEnvironment | null)?.close();
-  } catch (error) {
-    output.error(error);
-    status ||= 1;
-  }
-  output.flush();
-  process.exit(status);
-}
-
-void main();
+void runProgram('qblock-img', run, failureStatus);

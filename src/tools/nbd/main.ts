@@ -4,10 +4,10 @@ import { spawn } from 'node:child_process';
 import { closeSync, openSync, unlinkSync, writeSync } from 'node:fs';
 import path from 'node:path';
 import type { SocketAddress } from '../../../schema/generated/types.ts';
-import { restoreWords } from '../../aio/host/names.ts';
 import { BlockError, errnoError, errnoOf, InvariantError } from '../../errors/error.ts';
-import { addObject, createEnvironment, type ToolEnvironment } from '../common/environment.ts';
-import { createToolOutput, type ToolOutput } from '../common/output.ts';
+import { addObject, type ToolEnvironment } from '../common/environment.ts';
+import type { ToolOutput } from '../common/output.ts';
+import { runProgram } from '../common/program.ts';
 import { connectDevice, disconnectDevice } from './device.ts';
 import { list } from './list.ts';
 import { Finished, type NbdOptions, OptionProblem, readCommandLine } from './options.ts';
@@ -73,8 +73,8 @@ function tellReady(): void {
 }
 
 async function run(
-  output: ToolOutput,
   words: readonly string[],
+  output: ToolOutput,
   environment: () => ToolEnvironment,
 ): Promise<number> {
   const options = readCommandLine(output, words);
@@ -119,27 +119,4 @@ function failureStatus(error: unknown, output: ToolOutput): number {
   return 1;
 }
 
-async function main(): Promise<void> {
-  const output = createToolOutput(path.basename(process.argv[1] ?? 'qblock-nbd'));
-  let opened: ToolEnvironment | null = null;
-  let status: number;
-  try {
-    status = await run(
-      output,
-      restoreWords(process.argv.slice(2)),
-      () => (opened ??= createEnvironment(output)),
-    );
-  } catch (error) {
-    status = failureStatus(error, output);
-  }
-  try {
-    await (opened as ToolEnvironment | null)?.close();
-  } catch (error) {
-    output.error(error);
-    status ||= 1;
-  }
-  output.flush();
-  process.exit(status);
-}
-
-void main();
+void runProgram('qblock-nbd', run, failureStatus);

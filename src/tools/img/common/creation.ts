@@ -76,6 +76,26 @@ export function parseValues(
   return values;
 }
 
+/** Puts -b and -F among the values; throws where `format`, whose options these are, has no backing images. */
+export function setBacking(
+  values: Values,
+  options: readonly CreateOption[],
+  format: string,
+  given: { readonly backingFile: string | null; readonly backingFormat: string | null },
+): void {
+  const takes = (name: string): boolean => options.some((option) => option.name === name);
+  if (given.backingFile !== null) {
+    if (!takes('backing_file'))
+      throw new BlockError(`Backing file not supported for file format '${format}'`);
+    values.set('backing_file', given.backingFile);
+  }
+  if (given.backingFormat !== null) {
+    if (!takes('backing_fmt'))
+      throw new BlockError(`Backing format not supported for file format '${format}'`);
+    values.set('backing_fmt', given.backingFormat);
+  }
+}
+
 function typedText({ name, type }: CreateOption, value: string): string {
   switch (type) {
     case 'string':

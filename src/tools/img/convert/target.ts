@@ -15,7 +15,7 @@ import {
   type ToolImage,
 } from '../../common/environment.ts';
 import { targetCache } from '../common/command.ts';
-import { checkCreatable, findFormat, parseValues, type Values } from '../common/creation.ts';
+import { checkCreatable, findFormat, parseValues, setBacking, type Values } from '../common/creation.ts';
 import { checkBitmaps, keepsBitmaps } from './bitmaps.ts';
 import type { Source } from './copy.ts';
 
@@ -90,18 +90,8 @@ async function plan(env: ToolEnvironment, request: TargetRequest): Promise<Plan>
   checkCreatable(driver, protocol);
   const options = creationOptions(driver, protocol);
   const values = parseValues(options, request.options);
-  const takes = (name: string): boolean => options.some((option) => option.name === name);
   values.set('size', BigInt(request.bytes).toString());
-  if (request.backingFile !== null) {
-    if (!takes('backing_file'))
-      throw new BlockError(`Backing file not supported for file format '${format}'`);
-    values.set('backing_file', request.backingFile);
-  }
-  if (request.backingFormat !== null) {
-    if (!takes('backing_fmt'))
-      throw new BlockError(`Backing format not supported for file format '${format}'`);
-    values.set('backing_fmt', request.backingFormat);
-  }
+  setBacking(values, options, format, request);
   if (values.has('backing_file') && !values.has('backing_fmt'))
     throw new BlockError('Use of backing file requires explicit backing format');
   if (request.compress) checkCompressible(driver, values);
