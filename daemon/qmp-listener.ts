@@ -6,7 +6,7 @@ import type { Socket } from 'node:net';
 import type { SocketAddress } from '../schema/generated/types.ts';
 import { hasHungUp } from '../src/aio/host/hang-up.ts';
 import { listenOn } from '../src/aio/sockets.ts';
-import type { QmpListenOptions } from './qmp-address.ts';
+import type { QmpListenOptions } from './arguments/qmp-address.ts';
 import { type OpenSession, peerName, type SessionHost } from './sessions.ts';
 import { type PassedSockets, passedSocket } from './systemd/sockets.ts';
 

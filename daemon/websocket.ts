@@ -8,7 +8,7 @@ import type { Duplex } from 'node:stream';
 import { type WebSocket, WebSocketServer } from 'ws';
 import { hasHungUp } from '../src/aio/host/hang-up.ts';
 import { JSON_LIMITS } from '../src/qmp/json-parse.ts';
-import type { QmpListenOptions } from './qmp-address.ts';
+import type { QmpListenOptions } from './arguments/qmp-address.ts';
 import type { QmpListener } from './qmp-listener.ts';
 import { peerName, type SessionHost } from './sessions.ts';
 import {

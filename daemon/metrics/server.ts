@@ -4,6 +4,7 @@
 
 import { createServer, type IncomingMessage, type ServerResponse } from 'node:http';
 import { BlockError } from '../../src/errors/error.ts';
+import { onOff, splitAddressOption, splitHostPort } from '../arguments/address-option.ts';
 import {
   type AccessOptions,
   checkAddress,
@@ -29,27 +30,19 @@ export interface MetricsListener {
 
 /** Reads the option's argument: HOST:PORT[,token=...][,token-file=...][,remote=on|off]; commas in values are doubled. */
 export function parseMetricsOption(text: string): MetricsOptions {
-  const [address = '', ...parts] = text
-    .replaceAll(',,', '\0')
-    .split(',')
-    .map((part) => part.replaceAll('\0', ','));
-  const match = /^(?:\[([^\]]*)\]|([^:]*)):([^:]+)$/.exec(address);
-  if (match === null) throw new BlockError(`Invalid address '${address}', expected: HOST:PORT`);
+  const { address, pairs } = splitAddressOption(text);
+  const place = splitHostPort(address);
+  if (place === null) throw new BlockError(`Invalid address '${address}', expected: HOST:PORT`);
   let options: MetricsOptions = {
-    host: match[1] ?? match[2] ?? '',
-    port: match[3] ?? '',
+    ...place,
     token: null,
     tokenFile: null,
     remote: false,
   };
-  for (const part of parts) {
-    const [key = '', ...values] = part.split('=');
-    const value = values.join('=');
+  for (const { key, value } of pairs) {
     if (key === 'token' && value !== '') options = { ...options, token: value };
     else if (key === 'token-file' && value !== '') options = { ...options, tokenFile: value };
-    else if (key === 'remote' && (value === 'on' || value === 'off'))
-      options = { ...options, remote: value === 'on' };
-    else if (key === 'remote') throw new BlockError("Parameter 'remote' expects 'on' or 'off'");
+    else if (key === 'remote') options = { ...options, remote: onOff(key, value) };
     else throw new BlockError(`Invalid parameter '${key}'`);
   }
   return options;

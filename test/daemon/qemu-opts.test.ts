@@ -2,7 +2,7 @@
 
 import fc from 'fast-check';
 import { expect, test } from 'vitest';
-import { parseOptions } from '../../daemon/qemu-opts.ts';
+import { parseOptions } from '../../daemon/arguments/qemu-opts.ts';
 import { BlockError } from '../../src/errors/error.ts';
 
 const types = { kind: 'str', flag: 'bool', count: 'num', size: 'size', nodelay: 'bool' } as const;

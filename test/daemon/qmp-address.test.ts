@@ -1,7 +1,7 @@
 /** The argument of --qmp. */
 
 import { expect, test } from 'vitest';
-import { parseQmpOption } from '../../daemon/qmp-address.ts';
+import { parseQmpOption } from '../../daemon/arguments/qmp-address.ts';
 
 test.each([
   ['stdio', { kind: 'stdio' }],

@@ -4,8 +4,8 @@
  * qemu-storage-daemon 7.2.
  */
 
-import { BlockError } from '../src/errors/error.ts';
-import { identifierError, isIdentifier } from '../src/objects/tree.ts';
+import { BlockError } from '../../src/errors/error.ts';
+import { identifierError, isIdentifier } from '../../src/objects/tree.ts';
 
 export type OptionType = 'str' | 'bool' | 'num' | 'size';
 

@@ -2,8 +2,8 @@
  * The argument of `--chardev`: from its flat pairs to the structure that chardev-add takes.
  */
 
-import type { ChardevBackend, ChardevCommon, SocketAddressLegacy } from '../schema/generated/types.ts';
-import { BlockError } from '../src/errors/error.ts';
+import type { ChardevBackend, ChardevCommon, SocketAddressLegacy } from '../../schema/generated/types.ts';
+import { BlockError } from '../../src/errors/error.ts';
 import type { OptionTypes, ParsedOptions } from './qemu-opts.ts';
 
 /** The keys of all backends together: which of them a backend looks at is its matter, as in the original. */

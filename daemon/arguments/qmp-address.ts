@@ -3,7 +3,8 @@
  * stdio, and fd:NAME or ws-fd:NAME for a socket that the service manager has passed.
  */
 
-import { BlockError } from '../src/errors/error.ts';
+import { BlockError } from '../../src/errors/error.ts';
+import { onOff, splitAddressOption, splitHostPort } from './address-option.ts';
 
 export type QmpAddress =
   | { readonly kind: 'unix'; readonly path: string }
@@ -23,9 +24,9 @@ export interface QmpListenOptions {
 }
 
 function parseHostPort(kind: 'tcp' | 'ws', text: string): QmpAddress {
-  const match = /^(?:\[([^\]]*)\]|([^:]*)):([^:]+)$/.exec(text);
-  if (match === null) throw new BlockError(`Invalid address '${kind}:${text}', expected: ${kind}:HOST:PORT`);
-  return { kind, host: match[1] ?? match[2] ?? '', port: match[3] ?? '' };
+  const place = splitHostPort(text);
+  if (place === null) throw new BlockError(`Invalid address '${kind}:${text}', expected: ${kind}:HOST:PORT`);
+  return { kind, ...place };
 }
 
 function parseAddress(text: string): QmpAddress {
@@ -52,17 +53,9 @@ function parseAddress(text: string): QmpAddress {
   }
 }
 
-function onOff(key: string, value: string): boolean {
-  if (value !== 'on' && value !== 'off') throw new BlockError(`Parameter '${key}' expects 'on' or 'off'`);
-  return value === 'on';
-}
-
 /** Reads the argument; commas in the path are doubled. */
 export function parseQmpOption(text: string): QmpListenOptions {
-  const [address = '', ...parts] = text
-    .replaceAll(',,', '\0')
-    .split(',')
-    .map((part) => part.replaceAll('\0', ','));
+  const { address, pairs } = splitAddressOption(text);
   let options: QmpListenOptions = {
     address: parseAddress(address),
     pretty: false,
@@ -70,9 +63,7 @@ export function parseQmpOption(text: string): QmpListenOptions {
     tokenFile: null,
     remote: false,
   };
-  for (const part of parts) {
-    const [key = '', ...values] = part.split('=');
-    const value = values.join('=');
+  for (const { key, value } of pairs) {
     if (key === 'pretty') options = { ...options, pretty: onOff(key, value) };
     else if (options.address.kind !== 'ws' && options.address.kind !== 'ws-fd')
       throw new BlockError(`Invalid parameter '${key}'`);
