@@ -95,6 +95,11 @@ export interface CreateOption {
 
 export type CreateOptionValues = Readonly<Record<string, string>>;
 
+/** The tools' option `size` in bytes, 0 when it is not given: images end at a sector, so what does not is rounded up. */
+export function sizeOption(values: CreateOptionValues): number {
+  return Math.ceil(Number(values.size ?? 0) / 512) * 512;
+}
+
 /** How images of a format (or files of a protocol) are made. */
 export interface ImageCreation {
   /**

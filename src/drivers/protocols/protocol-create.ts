@@ -7,7 +7,14 @@
 
 import { allocateIoMemory, vectorOf } from '../../aio/memory.ts';
 import type { BackendOwner } from '../../block/contract/backend-io.ts';
-import type { CreateOptionValues, CreateProgress, ImageCreation } from '../../block/contract/image.ts';
+import {
+  type CreateOption,
+  type CreateOptionValues,
+  type CreateProgress,
+  type DriverOptions,
+  type ImageCreation,
+  sizeOption,
+} from '../../block/contract/image.ts';
 import { Perm } from '../../block/contract/request.ts';
 import type { BlockLayer } from '../../block/layer.ts';
 import { protocolOptions, protocolPrefix } from '../../block/open/image-name.ts';
@@ -17,6 +24,7 @@ import { BlockError } from '../../errors/error.ts';
 import { removeHostFile } from './file/create.ts';
 
 const SECTOR_BYTES = 512;
+const SIZE_OPTION: CreateOption = { name: 'size', type: 'size', help: 'Virtual disk size' };
 
 /** The user of a node for the time of a creation. */
 export const CREATE_OWNER: BackendOwner = {
@@ -54,11 +62,24 @@ export function removeProtocolFile(layer: BlockLayer, filename: string): void {
   if (protocolOf(layer, filename) === 'file') removeHostFile(filename);
 }
 
+/** Creation for a protocol whose files have a name and a size, and nothing else to choose. */
+export function sizedFileCreation<Location>(
+  parseName: (filename: string) => DriverOptions,
+  create: (layer: BlockLayer, location: Location, sizeBytes: number) => Promise<void>,
+): ImageCreation {
+  return {
+    create: (layer, options) => create(layer, options.location as Location, Number(options.size)),
+    options: [SIZE_OPTION],
+    createFile: (layer, filename, values) =>
+      create(layer, parseName(filename) as Location, sizeOption(values)),
+  };
+}
+
 /** Creation for a protocol whose objects exist already. */
 export function existingCreation(protocol: string): ImageCreation {
   return {
     options: [
-      { name: 'size', type: 'size', help: 'Virtual disk size' },
+      SIZE_OPTION,
       { name: 'preallocation', type: 'string', help: 'Preallocation mode (allowed values: off)' },
     ],
     createFile: (layer, filename, values) => prepareExisting(layer, protocol, filename, values),

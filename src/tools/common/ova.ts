@@ -15,6 +15,7 @@ import type { DriverOptions } from '../../block/contract/image.ts';
 import type { BlockNode } from '../../block/graph/node.ts';
 import type { BlockLayer } from '../../block/layer.ts';
 import { protocolPrefix } from '../../block/open/image-name.ts';
+import { percentDecoded } from '../../drivers/net/percent.ts';
 import { E } from '../../errors/errno.ts';
 import { BlockError } from '../../errors/error.ts';
 
@@ -133,7 +134,7 @@ export function diskFiles(xml: string): readonly string[] {
     const id = attribute(element, 'id');
     const href = attribute(element, 'href');
     if (id === null || href === null) continue;
-    files.set(id, decodeUri(href));
+    files.set(id, percentDecoded(href));
     if (attribute(element, 'chunkSize') !== null) chunked.add(id);
   }
   const names: string[] = [];
@@ -148,14 +149,6 @@ export function diskFiles(xml: string): readonly string[] {
     if (!names.includes(name)) names.push(name);
   }
   return names;
-}
-
-function decodeUri(text: string): string {
-  try {
-    return decodeURIComponent(text);
-  } catch {
-    return text;
-  }
 }
 
 function disksOfOvf(file: string): readonly Piece[] | null {

@@ -2,11 +2,12 @@
 
 import type { QCryptoBlockCreateOptions } from '../../../../schema/generated/types.ts';
 import type { BlockBackend } from '../../../block/backend.ts';
-import type {
-  CreateOption,
-  CreateOptionValues,
-  CreateProgress,
-  ImageCreation,
+import {
+  type CreateOption,
+  type CreateOptionValues,
+  type CreateProgress,
+  type ImageCreation,
+  sizeOption,
 } from '../../../block/contract/image.ts';
 import type { BlockLayer } from '../../../block/layer.ts';
 import { E } from '../../../errors/errno.ts';
@@ -109,7 +110,7 @@ export const creation: ImageCreation = {
     await createInFiles(layer, [filename], values, progress, async ([file]) => {
       const options: CreateOptions = {
         file,
-        size: Math.ceil(Number(values.size ?? 0) / 512) * 512,
+        size: sizeOption(values),
         ...(backing !== undefined && { 'backing-file': backing }),
         ...encrypt,
       };

@@ -1,7 +1,7 @@
 /** Making qed images: header, backing file's name, and an empty L1 table. */
 
 import type { BlockBackend } from '../../../block/backend.ts';
-import type { CreateProgress, ImageCreation } from '../../../block/contract/image.ts';
+import { type CreateProgress, type ImageCreation, sizeOption } from '../../../block/contract/image.ts';
 import type { BlockLayer } from '../../../block/layer.ts';
 import { choice, createInFiles, createInNode, writeAt } from '../shared/creation.ts';
 import {
@@ -72,7 +72,7 @@ export const creation: ImageCreation = {
     await createInFiles(layer, [filename], values, progress, async ([file]) => {
       const options: CreateOptions = {
         file,
-        size: Math.ceil(Number(values.size ?? 0) / 512) * 512,
+        size: sizeOption(values),
         ...(backing !== undefined && { 'backing-file': backing }),
         ...(format !== undefined && {
           'backing-fmt': choice('backing-fmt', format, Object.keys(layer.drivers)),

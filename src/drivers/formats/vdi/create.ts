@@ -1,7 +1,12 @@
 /** Making VDI images. */
 
 import type { BlockBackend } from '../../../block/backend.ts';
-import type { CreateProgress, ImageCreation, PreallocMode } from '../../../block/contract/image.ts';
+import {
+  type CreateProgress,
+  type ImageCreation,
+  type PreallocMode,
+  sizeOption,
+} from '../../../block/contract/image.ts';
 import type { BlockLayer } from '../../../block/layer.ts';
 import { E } from '../../../errors/errno.ts';
 import { BlockError } from '../../../errors/error.ts';
@@ -56,7 +61,7 @@ export const creation: ImageCreation = {
     { name: 'static', type: 'bool', help: 'VDI static (pre-allocated) image', default: 'off' },
   ],
   async createFile(layer, filename, values, progress) {
-    const size = Math.ceil(Number(values.size ?? 0) / 512) * 512;
+    const size = sizeOption(values);
     await createInFiles(layer, [filename], values, progress, async ([file]) => {
       const preallocation = values.static === 'on' ? 'metadata' : 'off';
       await createImage(layer, { file, size, preallocation }, progress);

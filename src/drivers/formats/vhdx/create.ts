@@ -2,7 +2,7 @@
 
 import { randomBytes } from 'node:crypto';
 import type { BlockBackend } from '../../../block/backend.ts';
-import type { CreateProgress, ImageCreation } from '../../../block/contract/image.ts';
+import { type CreateProgress, type ImageCreation, sizeOption } from '../../../block/contract/image.ts';
 import type { BlockLayer } from '../../../block/layer.ts';
 import { choice, createInFiles, createInNode, writeAt } from '../shared/creation.ts';
 import {
@@ -207,7 +207,7 @@ export const creation: ImageCreation = {
         layer,
         {
           file,
-          size: Math.ceil(Number(values.size ?? 0) / SECTOR_BYTES) * SECTOR_BYTES,
+          size: sizeOption(values),
           ...(logBytes !== undefined && { 'log-size': logBytes }),
           ...(blockBytes !== undefined && { 'block-size': blockBytes }),
           ...(subformat !== undefined && { subformat: choice('subformat', subformat, ['dynamic', 'fixed']) }),

@@ -2,11 +2,12 @@
 
 import path from 'node:path';
 import type { BlockBackend } from '../../../block/backend.ts';
-import type {
-  CreateOptionValues,
-  CreateProgress,
-  DriverOptions,
-  ImageCreation,
+import {
+  type CreateOptionValues,
+  type CreateProgress,
+  type DriverOptions,
+  type ImageCreation,
+  sizeOption,
 } from '../../../block/contract/image.ts';
 import { Perm } from '../../../block/contract/request.ts';
 import type { BlockLayer } from '../../../block/layer.ts';
@@ -201,7 +202,7 @@ function toolOptions(values: CreateOptionValues): Omit<VmdkCreateOptions, 'file'
   if (values.backing_fmt !== undefined && values.backing_fmt !== 'vmdk')
     throw refuse('backing_file must be a vmdk image');
   return {
-    size: Math.ceil(Number(values.size ?? 0) / SECTOR_BYTES) * SECTOR_BYTES,
+    size: sizeOption(values),
     ...(subformat !== undefined && { subformat }),
     ...(values.backing_file !== undefined && { 'backing-file': values.backing_file }),
     ...(adapter !== undefined && { 'adapter-type': adapter }),

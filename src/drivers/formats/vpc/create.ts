@@ -1,7 +1,7 @@
 /** Making VHD images. */
 
 import type { BlockBackend } from '../../../block/backend.ts';
-import type { CreateProgress, ImageCreation } from '../../../block/contract/image.ts';
+import { type CreateProgress, type ImageCreation, sizeOption } from '../../../block/contract/image.ts';
 import type { BlockLayer } from '../../../block/layer.ts';
 import { choice, createInFiles, createInNode, writeAt } from '../shared/creation.ts';
 import {
@@ -96,7 +96,7 @@ export const creation: ImageCreation = {
         layer,
         {
           file,
-          size: Math.ceil(Number(values.size ?? 0) / 512) * 512,
+          size: sizeOption(values),
           ...(subformat !== undefined && {
             subformat: choice('subformat', subformat, ['dynamic', 'fixed']),
           }),

@@ -10,13 +10,14 @@ import { closeSync, constants, unlinkSync } from 'node:fs';
 import * as ffi from '../../../aio/ffi.ts';
 import { openHostFile } from '../../../aio/host/files.ts';
 import { hostPath } from '../../../aio/host/names.ts';
-import type {
-  CreateOption,
-  CreateOptionValues,
-  CreateProgress,
-  DriverOptions,
-  ImageCreation,
-  PreallocMode,
+import {
+  type CreateOption,
+  type CreateOptionValues,
+  type CreateProgress,
+  type DriverOptions,
+  type ImageCreation,
+  type PreallocMode,
+  sizeOption,
 } from '../../../block/contract/image.ts';
 import { Perm } from '../../../block/contract/request.ts';
 import type { BlockLayer } from '../../../block/layer.ts';
@@ -136,7 +137,7 @@ export function createFileFromValues(
     return Promise.reject(new BlockError(`invalid parameter value: ${preallocation}`, { errno: E.EINVAL }));
   }
   // Sizes of raw images end at a sector in the tools.
-  const size = Math.ceil(Number(values.size ?? 0) / 512) * 512;
+  const size = sizeOption(values);
   const options: CreateFileOptions = {
     filename: pathOf(filename),
     size,

@@ -8,17 +8,10 @@ import type { DriverOptions } from '../../../block/contract/image.ts';
 import type { NameCallbacks } from '../../../block/contract/names.ts';
 import { E } from '../../../errors/errno.ts';
 import { BlockError } from '../../../errors/error.ts';
+import { percentDecoded } from '../../net/percent.ts';
 
 /** The password of a name; the schema does not have it. */
 export const PASSWORD_OPTION = 'password';
-
-function decoded(text: string): string {
-  try {
-    return decodeURIComponent(text);
-  } catch {
-    return text;
-  }
-}
 
 /** Options for a name that starts with "iscsi:". */
 export function parseName(name: string): DriverOptions {
@@ -34,10 +27,10 @@ export function parseName(name: string): DriverOptions {
   return {
     transport: scheme === 'iser' ? 'iser' : 'tcp',
     portal,
-    target: decoded(target),
+    target: percentDecoded(target),
     lun,
-    ...(user !== undefined && user !== '' && { user: decoded(user) }),
-    ...(password !== undefined && { [PASSWORD_OPTION]: decoded(password) }),
+    ...(user !== undefined && user !== '' && { user: percentDecoded(user) }),
+    ...(password !== undefined && { [PASSWORD_OPTION]: percentDecoded(password) }),
   };
 }
 

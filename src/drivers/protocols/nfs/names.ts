@@ -8,6 +8,7 @@ import type { DriverOptions } from '../../../block/contract/image.ts';
 import type { NameCallbacks } from '../../../block/contract/names.ts';
 import { E } from '../../../errors/errno.ts';
 import { BlockError } from '../../../errors/error.ts';
+import { percentDecoded } from '../../net/percent.ts';
 
 const PARAMETERS: Readonly<Record<string, string>> = {
   uid: 'user',
@@ -22,14 +23,6 @@ function einval(message: string): BlockError {
   return new BlockError(message, { errno: E.EINVAL });
 }
 
-function decoded(text: string): string {
-  try {
-    return decodeURIComponent(text);
-  } catch {
-    return text;
-  }
-}
-
 /** Options for a name that starts with "nfs:". */
 export function parseName(name: string): DriverOptions {
   const match = /^nfs:\/\/([^/?#]*)(\/[^?#]*)?(?:\?([^#]*))?(?:#.*)?$/.exec(name);
@@ -37,12 +30,12 @@ export function parseName(name: string): DriverOptions {
   const [, host = '', path, query = ''] = match;
   if (host === '' || path === undefined) throw einval('Invalid URI specified');
   const options: Record<string, unknown> = {
-    server: { type: 'inet', host: decoded(host) },
-    path: decoded(path),
+    server: { type: 'inet', host: percentDecoded(host) },
+    path: percentDecoded(path),
   };
   for (const pair of query.split('&')) {
     if (pair === '') continue;
-    const [key = '', value] = pair.split('=').map(decoded);
+    const [key = '', value] = pair.split('=').map(percentDecoded);
     const option = PARAMETERS[key];
     if (value === undefined) throw einval(`Value for NFS param expected: ${key}`);
     if (!/^\d+$/.test(value)) throw einval(`Illegal value for NFS parameter: ${key}`);

@@ -9,12 +9,12 @@ import { addressOf } from '../../../aio/ffi.ts';
 import { copyOut } from '../../../aio/libraries/libnfs.ts';
 import { copyFromVector, copyToVector, fillVector, type IoVector, sliceVector } from '../../../aio/memory.ts';
 import type { BlockDriver, OpenContext } from '../../../block/contract/driver.ts';
-import type { ImageCreation } from '../../../block/contract/image.ts';
 import { Status } from '../../../block/contract/request.ts';
 import type { BlockNode } from '../../../block/graph/node.ts';
 import type { BlockLayer } from '../../../block/layer.ts';
 import { E } from '../../../errors/errno.ts';
 import { BlockError, ioError } from '../../../errors/error.ts';
+import { sizedFileCreation } from '../protocol-create.ts';
 import { type NfsFile, type NfsOptions, openNfsFile, statFile } from './file.ts';
 import { exactName, nfsNames, parseName } from './names.ts';
 
@@ -26,7 +26,6 @@ interface NfsState {
 
 type NfsNode = BlockNode<NfsState>;
 
-const SECTOR_BYTES = 512;
 const MAX_TRANSFER_BYTES = 1024 * 1024;
 
 async function open(node: NfsNode, context: OpenContext): Promise<NfsState> {
@@ -127,15 +126,6 @@ async function create(layer: BlockLayer, location: NfsOptions, size: number): Pr
   }
 }
 
-const creation: ImageCreation = {
-  create: (layer, options) => create(layer, options.location as NfsOptions, Number(options.size)),
-  options: [{ name: 'size', type: 'size', help: 'Virtual disk size' }],
-  createFile(layer, filename, values) {
-    const size = Math.ceil(Number(values.size ?? 0) / SECTOR_BYTES) * SECTOR_BYTES;
-    return create(layer, parseName(filename) as unknown as NfsOptions, size);
-  },
-};
-
 export const nfs: BlockDriver<NfsState> = {
   name: 'nfs',
   kind: 'protocol',
@@ -145,7 +135,7 @@ export const nfs: BlockDriver<NfsState> = {
   ...nfsNames,
   strongOptions: ['server', 'path', 'user', 'group'],
   exactFilename: ({ settings }) => exactName(settings.options),
-  creation,
+  creation: sizedFileCreation<NfsOptions>(parseName, create),
   open,
   close: ({ state }) => state.file.close(),
   async reopenPrepare({ state }, { settings }) {

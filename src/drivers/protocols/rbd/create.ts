@@ -2,7 +2,7 @@
 
 import { addressOf, callPooled } from '../../../aio/ffi.ts';
 import { ENCRYPTION_ALGORITHMS, ENCRYPTION_FORMATS } from '../../../aio/libraries/librbd.ts';
-import type { CreateOptionValues, ImageCreation } from '../../../block/contract/image.ts';
+import { type CreateOptionValues, type ImageCreation, sizeOption } from '../../../block/contract/image.ts';
 import type { BlockLayer } from '../../../block/layer.ts';
 import { E } from '../../../errors/errno.ts';
 import { BlockError } from '../../../errors/error.ts';
@@ -22,7 +22,6 @@ interface NewImage {
   readonly encrypt?: NewEncryption;
 }
 
-const SECTOR_BYTES = 512;
 const MIN_OBJECT_BYTES = 4096;
 
 function einval(message: string): BlockError {
@@ -144,7 +143,7 @@ export const creation: ImageCreation = {
     const encrypt = newEncryption(values);
     return create(layer, {
       location: { ...location, ...(secret !== undefined && { 'key-secret': secret }) },
-      size: Math.ceil(Number(values.size ?? 0) / SECTOR_BYTES) * SECTOR_BYTES,
+      size: sizeOption(values),
       'cluster-size': Number(values.cluster_size ?? 0),
       ...(encrypt !== undefined && { encrypt }),
     });

@@ -6,30 +6,23 @@ import type { DriverOptions } from '../../../block/contract/image.ts';
 import type { NameCallbacks } from '../../../block/contract/names.ts';
 import { E } from '../../../errors/errno.ts';
 import { BlockError } from '../../../errors/error.ts';
+import { percentDecoded } from '../../net/percent.ts';
 
 /** Options that a name can have behind its question mark. */
 const NAMED_OPTIONS = ['endpoint', 'region'] as const;
-
-function decoded(text: string): string {
-  try {
-    return decodeURIComponent(text);
-  } catch {
-    return text;
-  }
-}
 
 /** Options for a name that starts with "s3:". */
 export function parseName(name: string): DriverOptions {
   const match = /^s3:\/\/([^/?#]+)\/([^?#]+)(?:\?(.*))?$/.exec(name);
   if (match === null) throw new BlockError('No valid URL specified', { errno: E.EINVAL });
   const [, bucket = '', key = '', query = ''] = match;
-  const options: Record<string, string> = { bucket: decoded(bucket), key: decoded(key) };
+  const options: Record<string, string> = { bucket: percentDecoded(bucket), key: percentDecoded(key) };
   for (const pair of query.split('&').filter((text) => text !== '')) {
     const at = pair.indexOf('=');
     const option = at < 0 ? pair : pair.slice(0, at);
     if (!NAMED_OPTIONS.some((known) => known === option))
       throw new BlockError(`Invalid parameter '${option}'`, { errno: E.EINVAL });
-    options[option] = decoded(pair.slice(at + 1));
+    options[option] = percentDecoded(pair.slice(at + 1));
   }
   return options;
 }

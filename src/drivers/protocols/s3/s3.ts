@@ -13,7 +13,7 @@
 
 import type { IoVector } from '../../../aio/memory.ts';
 import type { BlockDriver, OpenContext } from '../../../block/contract/driver.ts';
-import type { DriverOptions, ImageCreation } from '../../../block/contract/image.ts';
+import type { DriverOptions } from '../../../block/contract/image.ts';
 import { Req, Status } from '../../../block/contract/request.ts';
 import type { BlockNode } from '../../../block/graph/node.ts';
 import type { BlockLayer } from '../../../block/layer.ts';
@@ -27,6 +27,7 @@ import { createDispatchers } from '../http/library.ts';
 import { connectionsOf, type HttpOptions, readaheadOf, requestHeaders, timeoutOf } from '../http/options.ts';
 import { proxyFor } from '../http/proxy.ts';
 import { openSource, type SourceSettings } from '../http/source.ts';
+import { sizedFileCreation } from '../protocol-create.ts';
 import { callS3, type S3Calls } from './calls.ts';
 import { exactName, parseName, s3Names } from './names.ts';
 import { type S3Options, type S3Target, s3Target } from './target.ts';
@@ -43,7 +44,6 @@ type Options = S3Options & HttpOptions;
 /** Metadata of an object that is to become an image: its length in bytes. */
 const SIZE_HEADER = 'x-amz-meta-image-size';
 const NOT_ANNOUNCED = 'Objects can only be written when they are made';
-const SECTOR_BYTES = 512;
 
 function openError(error: unknown): BlockError {
   const text = error instanceof Error ? error.message : String(error);
@@ -233,15 +233,6 @@ async function announce(layer: BlockLayer, options: Options, sizeBytes: number):
   }
 }
 
-const creation: ImageCreation = {
-  create: (layer, options) => announce(layer, options.location as Options, Number(options.size)),
-  options: [{ name: 'size', type: 'size', help: 'Virtual disk size' }],
-  createFile(layer, filename, values) {
-    const size = Math.ceil(Number(values.size ?? 0) / SECTOR_BYTES) * SECTOR_BYTES;
-    return announce(layer, parseName(filename) as unknown as Options, size);
-  },
-};
-
 // ---- the driver ----------------------------------------------------------------------------------------------
 
 export const s3: BlockDriver<S3State> = {
@@ -251,7 +242,7 @@ export const s3: BlockDriver<S3State> = {
   supportedZeroFlags: Req.mayUnmap,
   strongOptions: ['bucket', 'key', 'endpoint', 'region', 'path-style', 'access-key-id', 'secret-access-key'],
   exactFilename: ({ settings }) => exactName(settings.options),
-  creation,
+  creation: sizedFileCreation<Options>(parseName, announce),
   open,
   close: ({ state }) => state.close(),
   cancelInFlight: ({ state }) => state.cancel(),

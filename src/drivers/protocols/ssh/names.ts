@@ -11,19 +11,12 @@ import type { DriverOptions } from '../../../block/contract/image.ts';
 import type { NameCallbacks } from '../../../block/contract/names.ts';
 import { E } from '../../../errors/errno.ts';
 import { BlockError } from '../../../errors/error.ts';
+import { percentDecoded } from '../../net/percent.ts';
 
 const DEFAULT_PORT = '22';
 
 function einval(message: string): BlockError {
   return new BlockError(message, { errno: E.EINVAL });
-}
-
-function decoded(text: string): string {
-  try {
-    return decodeURIComponent(text);
-  } catch {
-    return text;
-  }
 }
 
 /** Options for a name that starts with "ssh:". */
@@ -36,13 +29,13 @@ export function parseName(name: string): DriverOptions {
   const [, user, host = '', port, path, query = ''] = match;
   if (path === undefined) throw einval('missing remote path in URI');
   const options: Record<string, unknown> = {
-    server: { host: decoded(host.replace(/^\[(.*)\]$/, '$1')), port: port || DEFAULT_PORT },
-    path: decoded(path),
+    server: { host: percentDecoded(host.replace(/^\[(.*)\]$/, '$1')), port: port || DEFAULT_PORT },
+    path: percentDecoded(path),
   };
-  if (user !== undefined && user !== '') options.user = decoded(user);
+  if (user !== undefined && user !== '') options.user = percentDecoded(user);
   for (const pair of query.split('&')) {
     const [key, ...value] = pair.split('=');
-    if (key === 'host_key_check') options['host-key-check'] = parseCheck(decoded(value.join('=')));
+    if (key === 'host_key_check') options['host-key-check'] = parseCheck(percentDecoded(value.join('=')));
   }
   return options;
 }

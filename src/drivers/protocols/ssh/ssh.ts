@@ -10,7 +10,7 @@
 import type { InetSocketAddress } from '../../../../schema/generated/types.ts';
 import { fillVector, type IoVector, sliceVector } from '../../../aio/memory.ts';
 import type { BlockDriver, OpenContext } from '../../../block/contract/driver.ts';
-import type { DriverOptions, ImageCreation } from '../../../block/contract/image.ts';
+import type { DriverOptions } from '../../../block/contract/image.ts';
 import { Status } from '../../../block/contract/request.ts';
 import type { BlockNode } from '../../../block/graph/node.ts';
 import type { BlockLayer } from '../../../block/layer.ts';
@@ -18,6 +18,7 @@ import { E } from '../../../errors/errno.ts';
 import { BlockError } from '../../../errors/error.ts';
 import { PassingError } from '../../net/failures.ts';
 import { retryPolicy } from '../../net/retry.ts';
+import { sizedFileCreation } from '../protocol-create.ts';
 import { openSshFile, type SshFile, type SshFileSettings } from './file.ts';
 import type { HostKeyCheck } from './host-key.ts';
 import { OpenFlag } from './link.ts';
@@ -36,7 +37,6 @@ interface SshOptions {
 type SshNode = BlockNode<SshFile>;
 
 const DEFAULT_TIMEOUT_S = 30;
-const SECTOR_BYTES = 512;
 
 // ---- open ----------------------------------------------------------------------------------------------------
 
@@ -128,15 +128,6 @@ async function create(layer: BlockLayer, location: SshOptions, size: number): Pr
   }
 }
 
-const creation: ImageCreation = {
-  create: (layer, options) => create(layer, options.location as SshOptions, Number(options.size)),
-  options: [{ name: 'size', type: 'size', help: 'Virtual disk size' }],
-  createFile(layer, filename, values) {
-    const size = Math.ceil(Number(values.size ?? 0) / SECTOR_BYTES) * SECTOR_BYTES;
-    return create(layer, parseName(filename) as unknown as SshOptions, size);
-  },
-};
-
 // ---- the driver ----------------------------------------------------------------------------------------------
 
 export const ssh: BlockDriver<SshFile> = {
@@ -148,7 +139,7 @@ export const ssh: BlockDriver<SshFile> = {
   ...sshNames,
   strongOptions: ['host', 'port', 'path', 'user', 'host_key_check', 'server'],
   exactFilename: ({ settings }) => exactName(settings.options),
-  creation,
+  creation: sizedFileCreation<SshOptions>(parseName, create),
   open,
   close: ({ state }) => state.close(),
   async reopenPrepare({ state }, { settings }) {

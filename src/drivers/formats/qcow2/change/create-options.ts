@@ -6,11 +6,12 @@
  */
 
 import type { QCryptoBlockCreateOptions } from '../../../../../schema/generated/types.ts';
-import type {
-  CreateOption,
-  CreateOptionValues,
-  CreateProgress,
-  ImageCreation,
+import {
+  type CreateOption,
+  type CreateOptionValues,
+  type CreateProgress,
+  type ImageCreation,
+  sizeOption,
 } from '../../../../block/contract/image.ts';
 import type { BlockLayer } from '../../../../block/layer.ts';
 import { E } from '../../../../errors/errno.ts';
@@ -125,7 +126,7 @@ function creationOptions(
     ...given('data_file_raw', 'data-file-raw', isOn),
     ...given('extended_l2', 'extended-l2', isOn),
     // A size that is no whole number of sectors is rounded up.
-    size: Math.ceil(Number(values.size ?? 0) / 512) * 512,
+    size: sizeOption(values),
     ...given('compat', 'version', versionOf),
     ...given('backing_file', 'backing-file', (value) => value),
     ...given('backing_fmt', 'backing-fmt', (value) =>
