@@ -138,7 +138,7 @@ export class BlockDevice {
       // There is no place for an answer that could be relied on.
       queue.fail('a request without header or status');
       this.#pending--;
-      queue.give(chain.head, 0);
+      queue.give(chain, 0);
       return;
     }
     const header = this.#header;
@@ -278,7 +278,7 @@ export class BlockDevice {
     const last = chain.writable[chain.writable.length - 1]!;
     last.mem.buf[last.start + last.length - 1] = status;
     this.#pending--;
-    queue.give(chain.head, bytes + 1);
+    queue.give(chain, bytes + 1);
   }
 }
 

@@ -140,6 +140,8 @@ export class VirtioBlockDriver {
   }
 
   #lost(why: string): void {
+    // What has been given back before the end counts.
+    if (this.#failure === null) for (const [queue] of this.#busy.entries()) this.#reap(queue);
     this.#failure ??= why;
     for (const busy of this.#busy) {
       for (const slot of busy.values()) slot.reject?.(ioError(E.EIO, new Error(why)));
@@ -264,12 +266,21 @@ export class VirtioBlockDriver {
     const ring = frontEnd?.queues[queue];
     if (frontEnd === null || ring === undefined) return;
     clearEventFd(frontEnd.callFd(queue));
+    const problem = this.#reap(queue);
+    if (problem !== null) this.#lost(problem);
+  }
+
+  /** Finishes what the device has given back; what is wrong with the ring, if anything is. */
+  #reap(queue: number): string | null {
+    const ring = this.#frontEnd?.queues[queue];
+    if (ring === undefined) return null;
     try {
       do {
         ring.enableCalls();
       } while (ring.reap((head) => this.#finish(queue, head)) > 0);
+      return null;
     } catch (error) {
-      this.#lost(error instanceof Error ? error.message : String(error));
+      return error instanceof Error ? error.message : String(error);
     }
   }
 

@@ -9,6 +9,7 @@
 
 import { clearEventFd, signalEventFd } from '../aio/descriptors.ts';
 import type { IoSegment } from '../aio/memory.ts';
+import type { DirtyLog } from './dirty-log.ts';
 import type { GuestMemory } from './guest-memory.ts';
 import type { InflightRecord } from './inflight.ts';
 import {
@@ -64,6 +65,10 @@ export class DeviceQueue {
   indirect = false;
   eventIndex = false;
   inflight: InflightRecord | null = null;
+  /** Where what is written to guest memory is told, while a front end wants to know. */
+  dirtyLog: DirtyLog | null = null;
+  /** Where the used ring is in the log, if writes to it are to be told. */
+  usedLogAddress: number | null = null;
   /** The next one to look at in the available ring. */
   availableIndex = 0;
   /** Requests taken and not given back. */
@@ -208,8 +213,11 @@ export class DeviceQueue {
   }
 
   /** Gives a request back; `written` bytes of its memory were written to. The guest learns of it by publish(). */
-  give(head: number, written: number): void {
+  give(chain: Chain, written: number): void {
+    const { head } = chain;
     this.pending--;
+    // All of it: what has failed may have written a part.
+    if (this.dirtyLog !== null) this.#logData(this.dirtyLog, chain.writable);
     const ring = this.#ring;
     if (ring === null) return;
     const at = 1 + 2 * ((this.#usedIndex + this.#batch.length) & (this.size - 1));
@@ -230,6 +238,8 @@ export class DeviceQueue {
     Atomics.store(ring.used16, 1, now);
     this.#usedIndex = now;
     this.inflight?.commit(batch, now);
+    this.#logUsed(0, 4);
+    for (let i = 0; i < batch.length; i++) this.#logUsed(4 + 8 * ((old + i) & (this.size - 1)), 8);
     batch.length = 0;
     const wanted = this.eventIndex
       ? needsEvent(Atomics.load(ring.available, 2 + this.size), now, old)
@@ -241,15 +251,39 @@ export class DeviceQueue {
   disableKicks(): void {
     const ring = this.#ring;
     // With event indices there is nothing to do: the guest stays silent until it passes the one it knows.
-    if (ring !== null && !this.eventIndex) Atomics.store(ring.used16, 0, NO_NOTIFICATION);
+    if (ring === null || this.eventIndex) return;
+    Atomics.store(ring.used16, 0, NO_NOTIFICATION);
+    this.#logUsed(0, 4);
   }
 
   /** The guest is to kick for the next request. Whoever calls this looks once more afterwards. */
   enableKicks(): void {
     const ring = this.#ring;
     if (ring === null) return;
-    if (this.eventIndex) Atomics.store(ring.used16, 2 + 4 * this.size, this.availableIndex);
-    else Atomics.store(ring.used16, 0, 0);
+    if (this.eventIndex) {
+      Atomics.store(ring.used16, 2 + 4 * this.size, this.availableIndex);
+      this.#logUsed(4 + 8 * this.size, 2);
+    } else {
+      Atomics.store(ring.used16, 0, 0);
+      this.#logUsed(0, 4);
+    }
+  }
+
+  // ---- the log of a migration --------------------------------------------------------------------------------
+
+  /** These were written to. */
+  #logData(log: DirtyLog, segments: readonly IoSegment[]): void {
+    for (const segment of segments) {
+      const address = this.#memory.addressOf(segment);
+      if (address !== null) log.mark(address, segment.length);
+    }
+    log.tell();
+  }
+
+  /** Bytes of the used ring were written to. */
+  #logUsed(at: number, length: number): void {
+    if (this.dirtyLog === null || this.usedLogAddress === null) return;
+    this.dirtyLog.mark(this.usedLogAddress + at, length);
   }
 
   /** Takes notice of a kick. */

@@ -103,6 +103,16 @@ export class GuestMemory {
     return null;
   }
 
+  /** The guest's address of a part that append() has found; null when its region has gone. */
+  addressOf({ mem, start }: IoSegment): number | null {
+    for (const { memory, guestAddress, bytes } of this.#regions) {
+      const count = Math.ceil(bytes / WINDOW_BYTES);
+      for (let window = 0; window < count; window++)
+        if (memory.window(window) === mem) return guestAddress + window * WINDOW_BYTES + start;
+    }
+    return null;
+  }
+
   /** `length` bytes at the front end's address, in one piece; null where there are none. */
   ringPart(userAddress: number, length: number): IoSegment | null {
     for (const region of this.#regions) {

@@ -257,6 +257,29 @@ test('drained sections and removal under load', async () => {
   expect(await qmp.execute('query-block-exports')).toEqual([]);
 });
 
+test('who is told to go finds everything given back that was begun', async () => {
+  await start('qblockd');
+  await qmp.execute('blockdev-add', {
+    driver: 'null-co',
+    'node-name': 'slow',
+    size: SIZE,
+    'latency-ns': 150_000_000,
+  });
+  await qmp.execute('block-export-add', {
+    type: 'vhost-user-blk',
+    id: 'b',
+    'node-name': 'slow',
+    addr: { type: 'unix', path: `${dir}/v2` },
+  });
+  // Without a record of requests under way: what is not in the used ring by the end would be done again, or be lost.
+  const { config } = ProtocolFeature;
+  const driver = await open({ path: `${dir}/v2`, protocolFeatures: [config] });
+  const reads = Array.from({ length: 8 }, (_, i) => driver.read(i * 4096, memoryOf(4096, 0).vec));
+  await driver.read(0, memoryOf(0, 0).vec);
+  await qmp.execute('block-export-del', { id: 'b' });
+  await Promise.all(reads);
+});
+
 test('one front end after another; nothing is left of them', async () => {
   await start('qblockd');
   const count = (): number => readdirSync(`/proc/${daemon.process.pid}/fd`).length;

@@ -6,7 +6,7 @@
  * HOSTILE_MESSAGES is how many mutated messages are sent (npm run test:vhost sends a million).
  */
 
-import { readdirSync, readFileSync, rmSync, writeFileSync } from 'node:fs';
+import { readdirSync, readFileSync, readlinkSync, rmSync, writeFileSync } from 'node:fs';
 import { connect } from 'node:net';
 import { afterAll, beforeAll, expect, test } from 'vitest';
 import { createEventFd, readInto, sendWithFds, takeSocketDescriptor } from '../../src/aio/descriptors.ts';
@@ -72,6 +72,18 @@ async function expectServed(): Promise<void> {
   await driver.read(8192, vectorOf(mem));
   expect(mem.buf[4095]).toBe(0x5a);
   driver.close();
+}
+
+/** What the daemon's open descriptors are. */
+function descriptors(): string[] {
+  const folder = `/proc/${daemon.process.pid}/fd`;
+  return readdirSync(folder).map((fd) => {
+    try {
+      return readlinkSync(`${folder}/${fd}`);
+    } catch {
+      return 'closed meanwhile';
+    }
+  });
 }
 
 interface Descriptor {
@@ -275,10 +287,28 @@ test('messages cut off, too long, of another version, with too many descriptors'
   await expectServed();
 });
 
+test('descriptors that are of no use are closed', async () => {
+  await expectServed();
+  const before = descriptors().length;
+  const memory = createMemoryFile('hostile', 65536);
+  // A file can be neither watched nor kicked.
+  for (const request of [
+    Request.setBackendReqFd,
+    Request.setVringKick,
+    Request.setVringCall,
+    Request.setLogFd,
+  ])
+    for (let i = 0; i < 8; i++)
+      await sendAll([{ message: encodeMessage(request, 0, encodeU64(0)), fds: [memory] }]);
+  closeFd(memory);
+  await expectServed();
+  expect(descriptors().length, descriptors().join()).toBeLessThanOrEqual(before + 3);
+});
+
 test(`${MESSAGES} mutated messages`, { timeout: 60_000 + MESSAGES * 2 }, async () => {
   const random = createRandom(SEED);
-  const descriptors = (): number => readdirSync(`/proc/${daemon.process.pid}/fd`).length;
-  const before = descriptors();
+  const maps = (): number => readFileSync(`/proc/${daemon.process.pid}/maps`, 'utf8').split('hostile').length;
+  const before = descriptors().length;
   const memory = createMemoryFile('hostile', 65536);
   const event = createEventFd();
   const head = Buffer.alloc(8);
@@ -298,8 +328,8 @@ test(`${MESSAGES} mutated messages`, { timeout: 60_000 + MESSAGES * 2 }, async (
     [Request.setVringCall, encodeU64(0), [event]],
     [Request.setVringEnable, encodeVringState(0, 1), []],
     [Request.getVringBase, encodeVringState(0, 0), []],
-    [Request.setFeatures, encodeU64(0x170007e44), []],
-    [Request.setProtocolFeatures, encodeU64(0x1f62b), []],
+    [Request.setFeatures, encodeU64(0x174007e44), []],
+    [Request.setProtocolFeatures, encodeU64(0x1f62f), []],
     [Request.getInflightFd, Buffer.from(`${'00'.repeat(16)}0200080000000000`, 'hex'), []],
     [
       Request.setInflightFd,
@@ -309,6 +339,8 @@ test(`${MESSAGES} mutated messages`, { timeout: 60_000 + MESSAGES * 2 }, async (
     [Request.getConfig, Buffer.from('000000003c00000000000000'.padEnd(144, '0'), 'hex'), []],
     [Request.setConfig, Buffer.from('20000000010000000000000001', 'hex'), []],
     [Request.setBackendReqFd, Buffer.alloc(0), [event]],
+    [Request.setLogBase, Buffer.concat([encodeU64(4096), encodeU64(0)]), [memory]],
+    [Request.setLogFd, Buffer.alloc(0), [event]],
     [Request.resetDevice, Buffer.alloc(0), []],
     [Request.setStatus, encodeU64(0), []],
   ];
@@ -337,7 +369,8 @@ test(`${MESSAGES} mutated messages`, { timeout: 60_000 + MESSAGES * 2 }, async (
   closeFd(event);
   expect(dealtWith / batches).toBeGreaterThan(0.8);
   await expectServed();
-  for (let tries = 0; descriptors() > before + 3 && tries < 200; tries++)
+  expect(maps(), 'memory that is still mapped').toBe(1);
+  for (let tries = 0; descriptors().length > before + 3 && tries < 200; tries++)
     await new Promise((resolve) => setTimeout(resolve, 10));
-  expect(descriptors()).toBeLessThanOrEqual(before + 3);
+  expect(descriptors().length, descriptors().join()).toBeLessThanOrEqual(before + 3);
 });

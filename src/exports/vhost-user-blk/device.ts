@@ -1,5 +1,6 @@
 /**
- * What a front end sets up: its memory, its queues with their descriptors, and the record of requests under way.
+ * What a front end sets up: its memory, its queues with their descriptors, the record of requests under way, and the
+ * log of memory written to.
  *
  * Memory and rings are only taken away when no request is under way. A queue is served from the moment its kick is
  * given, while it is enabled. When the front end brings a record of what an earlier session left unfinished, that is
@@ -17,7 +18,8 @@ import {
 } from '../../aio/shared-memory.ts';
 import { BlockError } from '../../errors/error.ts';
 import { BlockDevice, type BlockDeviceSettings } from '../../virtio/block-device.ts';
-import { DeviceQueue } from '../../virtio/device-queue.ts';
+import { DeviceQueue, type RingAddresses } from '../../virtio/device-queue.ts';
+import { DirtyLog } from '../../virtio/dirty-log.ts';
 import { GuestMemory } from '../../virtio/guest-memory.ts';
 import { InflightRecord, inflightBytes } from '../../virtio/inflight.ts';
 import { QUEUE_SIZE_MAX } from '../../virtio/ring.ts';
@@ -32,6 +34,8 @@ import {
   REGION_BYTES,
   Request,
   TABLE_REGIONS_MAX,
+  VRING_FLAGS_AT,
+  VRING_LOG,
   VringFd,
 } from '../../virtio/vhost-user/messages.ts';
 
@@ -40,6 +44,10 @@ export const MEMORY_SLOTS = 256;
 
 /** A message that cannot be carried out; the connection goes on if the front end wants to be told. */
 export class Refused extends Error {}
+
+function haveSamePlace(a: RingAddresses | null, b: RingAddresses): boolean {
+  return a !== null && a.descriptors === b.descriptors && a.available === b.available && a.used === b.used;
+}
 
 /** Closes a descriptor that another one takes the place of. */
 function replaced(old: number, fd: number): number {
@@ -54,6 +62,10 @@ export class VhostDevice {
   readonly #watches: (ReadableWatch | null)[];
   #inflight: SharedMemory | null = null;
   #inflightQueueSize = 0;
+  #logMemory: SharedMemory | null = null;
+  #log: DirtyLog | null = null;
+  #logEventFd = -1;
+  #isLogging = false;
   #closed = false;
 
   constructor(settings: BlockDeviceSettings, queues: number) {
@@ -80,6 +92,8 @@ export class VhostDevice {
     }
     this.#memory.clear();
     this.#dropInflight();
+    this.#dropLog();
+    if (this.#logEventFd >= 0) closeFd(this.#logEventFd);
   }
 
   // ---- memory ------------------------------------------------------------------------------------------------
@@ -163,12 +177,17 @@ export class VhostDevice {
   setVringAddr(payload: Buffer): null {
     if (payload.length < 40) throw new BlockError('a malformed message');
     const queue = this.#queue(payload.readUInt32LE(0));
-    if (queue.started) throw new Refused('addresses of a queue at work');
-    queue.addresses = {
+    const addresses = {
       descriptors: Number(payload.readBigUInt64LE(8)),
       used: Number(payload.readBigUInt64LE(16)),
       available: Number(payload.readBigUInt64LE(24)),
     };
+    // A migration that begins or ends tells the addresses of queues at work again, with another flag.
+    if (queue.started && !haveSamePlace(queue.addresses, addresses))
+      throw new Refused('other addresses of a queue at work');
+    queue.addresses = addresses;
+    const isLogged = (payload.readUInt32LE(VRING_FLAGS_AT) & VRING_LOG) !== 0;
+    queue.usedLogAddress = isLogged ? Number(payload.readBigUInt64LE(32)) : null;
     return null;
   }
 
@@ -260,6 +279,50 @@ export class VhostDevice {
       queue.enabled = false;
       queue.broken = null;
     }
+  }
+
+  // ---- the log of a migration --------------------------------------------------------------------------------
+
+  /** SET_LOG_BASE. */
+  setLogBase({ payload, fds }: Message): null {
+    const [fd] = fds;
+    if (payload.length < 16 || fd === undefined) throw new BlockError('a malformed message');
+    const bytes = Number(payload.readBigUInt64LE(0));
+    const memory =
+      bytes > WINDOW_BYTES ? null : mapSharedMemory(fd, Number(payload.readBigUInt64LE(8)), bytes);
+    if (memory === null) throw new BlockError('a log that cannot be mapped');
+    this.#dropLog();
+    this.#logMemory = memory;
+    this.#log = new DirtyLog(memory.window(0), 0, bytes);
+    this.#updateLogs();
+    return null;
+  }
+
+  /** SET_LOG_FD: where the front end hears of changes of the log. */
+  setLogFd({ fds }: Message): null {
+    const fd = fds.shift() ?? -1;
+    if (fd >= 0) setNonBlocking(fd);
+    this.#logEventFd = replaced(this.#logEventFd, fd);
+    this.#updateLogs();
+    return null;
+  }
+
+  /** Whether what is written to guest memory is to be logged. */
+  setLogging(isLogging: boolean): void {
+    this.#isLogging = isLogging;
+    this.#updateLogs();
+  }
+
+  #updateLogs(): void {
+    if (this.#log !== null) this.#log.eventFd = this.#logEventFd;
+    for (const queue of this.queues) queue.dirtyLog = this.#isLogging ? this.#log : null;
+  }
+
+  #dropLog(): void {
+    for (const queue of this.queues) queue.dirtyLog = null;
+    this.#log = null;
+    this.#logMemory?.unmap();
+    this.#logMemory = null;
   }
 
   // ---- requests under way ------------------------------------------------------------------------------------

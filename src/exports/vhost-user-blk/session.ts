@@ -48,6 +48,8 @@ export class VhostUserSession {
   #status = 0;
   #writeback: boolean;
   #ended: Promise<void> | null = null;
+  /** No more requests are taken. */
+  #stopping = false;
 
   /** Takes over the connection `fd`. `onEnd` is called when it has ended and nothing of it is left. */
   constructor(fd: number, settings: SessionSettings, paused: boolean, onEnd: () => void) {
@@ -68,6 +70,7 @@ export class VhostUserSession {
   }
 
   setPaused(paused: boolean): void {
+    if (this.#stopping) return;
     this.#device.disk.paused = paused;
     if (!paused) this.#device.serveSoon();
   }
@@ -77,8 +80,14 @@ export class VhostUserSession {
     this.#backendChannel?.send(BackendRequest.configChange, 0, Buffer.alloc(0));
   }
 
-  /** Ends the connection; resolves when nothing of it is left. */
+  /**
+   * Ends the connection; resolves when nothing of it is left. What the front end finds in its rings then is all there is:
+   * one without a record of requests under way goes on from there, with this device's place taken by another.
+   */
   async stop(): Promise<void> {
+    this.#stopping = true;
+    this.#device.disk.paused = true;
+    await this.#device.disk.settle();
     this.#channel.close();
     await this.#ended;
   }
@@ -163,6 +172,12 @@ export class VhostUserSession {
       case Request.setVringCall:
       case Request.setVringErr:
         return this.#device.setVringFd(message);
+      case Request.setLogBase:
+        this.#device.setLogBase(message);
+        // Has a reply whether it was asked for or not.
+        return encodeU64(0);
+      case Request.setLogFd:
+        return this.#device.setLogFd(message);
       case Request.setBackendReqFd:
         return this.#setBackendFd(message);
       case Request.getConfig:
@@ -198,6 +213,7 @@ export class VhostUserSession {
       Feature.blkConfigWce,
       Feature.blkMultiQueue,
       ...(writable ? [Feature.blkDiscard, Feature.blkWriteZeroes] : [Feature.blkReadOnly]),
+      Feature.logAll,
       Feature.indirectDescriptors,
       Feature.eventIndex,
       Feature.protocolFeatures,
@@ -206,6 +222,7 @@ export class VhostUserSession {
   }
 
   #setFeatures(features: number): null {
+    this.#device.setLogging(hasFeature(features, Feature.logAll));
     for (const queue of this.#device.queues) {
       queue.indirect = hasFeature(features, Feature.indirectDescriptors);
       queue.eventIndex = hasFeature(features, Feature.eventIndex);
@@ -223,9 +240,10 @@ export class VhostUserSession {
     this.#backendChannel?.close();
     // What comes back are acknowledgements nobody asked for.
     const channel = new Channel(fd, { message: () => undefined, ended: () => undefined });
+    // What cannot be watched is closed with the rest.
+    this.#backendChannel = channel;
     setNonBlocking(fd);
     channel.start();
-    this.#backendChannel = channel;
     return null;
   }
 

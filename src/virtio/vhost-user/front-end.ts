@@ -39,6 +39,8 @@ import {
   type Message,
   ProtocolFeature,
   Request,
+  VRING_FLAGS_AT,
+  VRING_LOG,
 } from './messages.ts';
 
 /** Where the front end's own addresses begin: not the guest's, so that nobody can mix them up unnoticed. */
@@ -325,7 +327,7 @@ export class FrontEnd {
       await this.tell(Request.setVringNum, encodeVringState(index, queueSize));
       const base = this.queues[index]!.usedIndex;
       await this.tell(Request.setVringBase, encodeVringState(index, base));
-      await this.tell(Request.setVringAddr, this.#vringAddresses(index));
+      await this.tell(Request.setVringAddr, this.vringAddresses(index));
       await this.tell(Request.setVringCall, encodeU64(index), [this.#callFds[index]!]);
       await this.tell(Request.setVringKick, encodeU64(index), [this.#kickFds[index]!]);
       await this.tell(Request.setVringEnable, encodeVringState(index, 1));
@@ -377,14 +379,17 @@ export class FrontEnd {
     return this.#callFds[index]!;
   }
 
-  #vringAddresses(index: number): Buffer {
+  /** The payload of SET_VRING_ADDR. `usedLogAddress`: where the log has the used ring; null: it is not logged. */
+  vringAddresses(index: number, usedLogAddress: number | null = null): Buffer {
     const { available, used, bytes } = queueLayout(this.settings.queueSize);
     const start = USER_BASE + index * bytes;
     const payload = Buffer.alloc(40);
     payload.writeUInt32LE(index, 0);
+    payload.writeUInt32LE(usedLogAddress === null ? 0 : VRING_LOG, VRING_FLAGS_AT);
     payload.writeBigUInt64LE(BigInt(start), 8);
     payload.writeBigUInt64LE(BigInt(start + used), 16);
     payload.writeBigUInt64LE(BigInt(start + available), 24);
+    payload.writeBigUInt64LE(BigInt(usedLogAddress ?? 0), 32);
     return payload;
   }
 }

@@ -56,6 +56,7 @@ export const BackendRequest = { configChange: 2 } as const;
 
 export const ProtocolFeature = {
   multiQueue: 0,
+  logShmFd: 1,
   replyAck: 3,
   backendRequest: 5,
   config: 9,
@@ -68,6 +69,10 @@ export const ProtocolFeature = {
 
 /** In the u64 of SET_VRING_KICK, CALL and ERR: the queue's number, and whether there is no descriptor. */
 export const VringFd = { index: 0xff, none: 0x100 } as const;
+
+/** Offset of SET_VRING_ADDR's flags, and the one there is: writes to the used ring are to be logged. */
+export const VRING_FLAGS_AT = 4;
+export const VRING_LOG = 1;
 
 /** A message with the descriptors that came with it. */
 export interface Message {
