@@ -197,7 +197,6 @@ export const QUIET_CASES: Readonly<Record<string, readonly (string | readonly st
     'snapshot -a nope snap',
     'snapshot -d nope snap',
     'snapshot -d 1 snap',
-    'snapshot -f raw snap',
     'snapshot -l lost',
   ],
   measure: [
@@ -334,7 +333,6 @@ export const QUIET_CASES: Readonly<Record<string, readonly (string | readonly st
     'resize --preallocation=full -f raw raw --shrink 64k',
     'resize base 16384P',
     'resize base 7E',
-    'resize --help',
     'resize snap 1k',
   ],
   'refused amendment': [

@@ -13,6 +13,22 @@ export interface OptionDefinition {
   readonly short?: string;
   /** The option has an argument, which is then required. */
   readonly argument: boolean;
+  /** Values that an option without an argument may have all the same, behind "=": "-p=json", "--progress=json". */
+  readonly attached?: readonly string[];
+  /**
+   * qemu's tools of 7.2 do not have the long name: an abbreviation that fits one of theirs means that, and never this.
+   */
+  readonly newer?: true;
+  /** They do not have the letter either. */
+  readonly newerLetter?: true;
+  /** What help calls the argument. FILE, FORMAT, CACHE, SIZE, ... also tell a completion what to offer. */
+  readonly value?: string;
+  /** The words that the argument may be, where there are few. */
+  readonly choices?: readonly string[];
+  /** What the option does, in one or two lines of help. */
+  readonly help?: string;
+  /** Heading under which this option and those behind it are shown in help. */
+  readonly section?: string;
 }
 
 /** The options of a command; the order is that in which ambiguous ones are listed. */
@@ -87,8 +103,13 @@ export function createGetopt<T extends OptionTable>(
       if (isLast) advance();
       return unrecognized(`invalid option -- '${letter}'`, isLast ? word : previous);
     }
-    const [name, { argument }] = found;
+    const [name, { argument, attached }] = found;
     if (!argument) {
+      if (letters.startsWith('=') && attached?.includes(letters.slice(1)) === true) {
+        const value = letters.slice(1);
+        advance();
+        return { kind: 'option', name, value };
+      }
       if (isLast) advance();
       return { kind: 'option', name, value: '' };
     }
@@ -105,7 +126,10 @@ export function createGetopt<T extends OptionTable>(
 
   function findLong(given: string): [keyof T & string, OptionDefinition][] {
     const exact = definitions.filter(([, { long }]) => long === given);
-    return exact.length > 0 ? exact : definitions.filter(([, { long }]) => long?.startsWith(given) === true);
+    if (exact.length > 0) return exact;
+    const begun = definitions.filter(([, { long }]) => long?.startsWith(given) === true);
+    const older = begun.filter(([, { newer }]) => newer !== true);
+    return older.length > 0 ? older : begun;
   }
 
   function readLong(word: string): Item {
@@ -120,8 +144,10 @@ export function createGetopt<T extends OptionTable>(
       const list = candidates.map(([, { long }]) => `'--${long}'`).join(' ');
       return unrecognized(`option '--${given}' is ambiguous; possibilities: ${list}`, word);
     }
-    const [name, { long, argument }] = first;
+    const [name, { long, argument, attached }] = first;
     if (!argument) {
+      const value = word.slice(equals + 1);
+      if (equals >= 0 && attached?.includes(value) === true) return { kind: 'option', name, value };
       if (equals >= 0) return unrecognized(`option '--${long}' doesn't allow an argument`, word);
       return { kind: 'option', name, value: '' };
     }

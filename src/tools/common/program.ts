@@ -2,8 +2,9 @@
 
 import path from 'node:path';
 import { restoreWords } from '../../aio/host/names.ts';
+import { errnoError } from '../../errors/error.ts';
 import { createEnvironment, type ToolEnvironment } from './environment.ts';
-import { createToolOutput, type ToolOutput } from './output.ts';
+import { createToolOutput, foreseeErrorFormat, type ToolOutput } from './output.ts';
 
 /**
  * Runs a tool with the arguments of the process, which ends. `name`: what it is called when that cannot be told.
@@ -15,6 +16,8 @@ export async function runProgram(
   failed: (error: unknown, output: ToolOutput) => number,
 ): Promise<void> {
   const output = createToolOutput(path.basename(process.argv[1] ?? name));
+  // The runtime would open itself to debuggers. Commands that have progress show it.
+  process.on('SIGUSR1', () => undefined);
   let opened: ToolEnvironment | null = null;
   const environment = (): ToolEnvironment => {
     opened ??= createEnvironment(output);
@@ -22,7 +25,9 @@ export async function runProgram(
   };
   let status: number;
   try {
-    status = await run(restoreWords(process.argv.slice(2)), output, environment);
+    const words = restoreWords(process.argv.slice(2));
+    foreseeErrorFormat(output, words);
+    status = await run(words, output, environment);
   } catch (error) {
     status = failed(error, output);
   }
@@ -33,5 +38,10 @@ export async function runProgram(
     status ||= 1;
   }
   output.flush();
+  // The original says nothing and succeeds: a script would take half a map for a whole one.
+  if (output.lost() !== 0) {
+    output.error(errnoError('standard output cannot be written', output.lost()));
+    status ||= 1;
+  }
   process.exit(status);
 }

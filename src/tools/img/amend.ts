@@ -5,44 +5,24 @@ import { drained } from '../../block/graph/drain.ts';
 import { wrapped } from '../../block/io/callbacks.ts';
 import { BlockError } from '../../errors/error.ts';
 import { openNamedImage } from '../common/environment.ts';
-import { createProgress } from '../common/progress.ts';
-import {
-  type CommandContext,
-  HELP,
-  IMAGE_OPTS,
-  joinOptions,
-  OBJECT,
-  readOptions,
-  targetCache,
-  UsageError,
-} from './common/command.ts';
+import { createProgress, progressMode } from '../common/progress.ts';
+import { type CommandContext, joinOptions, readOptions, targetCache, UsageError } from './common/command.ts';
 import { asksForHelp, findFormat, optionHelp, parseValues } from './common/creation.ts';
-
-const OPTIONS = {
-  help: HELP,
-  object: OBJECT,
-  imageOpts: IMAGE_OPTS,
-  force: { long: 'force', argument: false },
-  options: { short: 'o', argument: true },
-  format: { short: 'f', argument: true },
-  cache: { short: 't', argument: true },
-  progress: { short: 'p', argument: false },
-  quiet: { short: 'q', argument: false },
-} as const;
+import { AMEND } from './tables/keeping.ts';
 
 export async function amend(context: CommandContext, words: readonly string[]): Promise<number> {
   let format: string | null = null;
   let options: string | null = null;
   let cache = 'writeback';
-  let showProgress = false;
+  let progressValue: string | null = null;
   let quiet = false;
   let imageOpts = false;
   let force = false;
-  const operands = await readOptions(context, 'amend', words, OPTIONS, (name, value) => {
+  const operands = await readOptions(context, AMEND, words, (name, value) => {
     if (name === 'format') format = value;
     else if (name === 'options') options = joinOptions(options, value);
     else if (name === 'cache') cache = value;
-    else if (name === 'progress') showProgress = true;
+    else if (name === 'progress') progressValue = value;
     else if (name === 'quiet') quiet = true;
     else if (name === 'force') force = true;
     else imageOpts = true;
@@ -56,7 +36,7 @@ export async function amend(context: CommandContext, words: readonly string[]): 
   }
   const name = operands.at(-1);
   if (name === undefined || operands.length !== 1) throw new BlockError('Expecting one image file name');
-  const progress = createProgress(output, showProgress && !quiet, 1);
+  const progress = createProgress(output, progressMode(progressValue, quiet), 1);
   try {
     const mode = targetCache(cache);
     const image = await openNamedImage(env, {
@@ -78,6 +58,7 @@ export async function amend(context: CommandContext, words: readonly string[]): 
       options,
       node.driver.creation?.options,
     );
+    progress.begin('amend', node.totalBytes);
     progress.add(0);
     await drained(node, () =>
       wrapped.amend(node, Object.fromEntries(values), force, {

@@ -9,35 +9,11 @@ import { cacheMode, openNamedImage, type ToolImage } from '../common/environment
 import {
   type CommandContext,
   checkFormatGiven,
-  FORCE_SHARE,
-  HELP,
-  IMAGE_OPTS,
-  OBJECT,
   readOptions,
   readSize,
   UsageError,
 } from './common/command.ts';
-
-const OPTIONS = {
-  help: HELP,
-  object: OBJECT,
-  imageOpts: IMAGE_OPTS,
-  forceShare: FORCE_SHARE,
-  count: { short: 'c', long: 'count', argument: true },
-  depth: { short: 'd', long: 'depth', argument: true },
-  format: { short: 'f', long: 'format', argument: true },
-  flushInterval: { long: 'flush-interval', argument: true },
-  aio: { short: 'i', long: 'aio', argument: true },
-  native: { short: 'n', long: 'native', argument: false },
-  noDrain: { long: 'no-drain', argument: false },
-  offset: { short: 'o', long: 'offset', argument: true },
-  pattern: { long: 'pattern', argument: true },
-  quiet: { short: 'q', long: 'quiet', argument: false },
-  size: { short: 's', long: 'buffer-size', argument: true },
-  step: { short: 'S', long: 'step-size', argument: true },
-  cache: { short: 't', long: 'cache', argument: true },
-  write: { short: 'w', long: 'write', argument: false },
-} as const;
+import { BENCH } from './tables/making.ts';
 
 const MAX_INT = 2 ** 31 - 1;
 
@@ -79,7 +55,7 @@ export async function bench(context: CommandContext, words: readonly string[]): 
   let aio: string | null = null;
   let format: string | null = null;
   const flags = new Set<string>();
-  const operands = await readOptions(context, 'bench', words, OPTIONS, (name, value) => {
+  const operands = await readOptions(context, BENCH, words, (name, value) => {
     if (name === 'count') count = whole(value, 'Invalid request count specified');
     // A depth of 0 would never get anything done.
     else if (name === 'depth') depth = whole(value, 'Invalid queue depth specified', 1);

@@ -5,31 +5,8 @@ import type { BlockNode } from '../../block/graph/node.ts';
 import { addBitmap, changeBitmap, mergeBitmaps } from '../../commands/bitmap.ts';
 import { BlockError, prefixed } from '../../errors/error.ts';
 import { openNamedImage } from '../common/environment.ts';
-import {
-  type CommandContext,
-  checkFormatGiven,
-  HELP,
-  IMAGE_OPTS,
-  OBJECT,
-  readOptions,
-  readSize,
-} from './common/command.ts';
-
-const OPTIONS = {
-  help: HELP,
-  object: OBJECT,
-  imageOpts: IMAGE_OPTS,
-  add: { long: 'add', argument: false },
-  remove: { long: 'remove', argument: false },
-  clear: { long: 'clear', argument: false },
-  enable: { long: 'enable', argument: false },
-  disable: { long: 'disable', argument: false },
-  merge: { long: 'merge', argument: true },
-  granularity: { short: 'g', long: 'granularity', argument: true },
-  source: { short: 'b', long: 'source-file', argument: true },
-  sourceFormat: { short: 'F', long: 'source-format', argument: true },
-  format: { short: 'f', long: 'format', argument: true },
-} as const;
+import { type CommandContext, checkFormatGiven, readOptions, readSize } from './common/command.ts';
+import { BITMAP } from './tables/keeping.ts';
 
 type Action =
   | { readonly kind: 'add' | 'remove' | 'clear' | 'enable' | 'disable' }
@@ -42,7 +19,7 @@ export async function bitmap(context: CommandContext, words: readonly string[]):
   let sourceFormat: string | null = null;
   let format: string | null = null;
   let imageOpts = false;
-  const operands = await readOptions(context, 'bitmap', words, OPTIONS, (name, value) => {
+  const operands = await readOptions(context, BITMAP, words, (name, value) => {
     if (name === 'merge') actions.push({ kind: 'merge', from: value });
     else if (name === 'granularity') granularity = readSize(context.output, 'granularity', value);
     else if (name === 'source') source = value;

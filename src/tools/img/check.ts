@@ -13,28 +13,13 @@ import { openNamedImage } from '../common/environment.ts';
 import {
   type CommandContext,
   checkFormatGiven,
-  FORCE_SHARE,
-  HELP,
-  IMAGE_OPTS,
-  OBJECT,
   type OutputFormat,
   outputFormat,
   readOptions,
   sourceCache,
   UsageError,
 } from './common/command.ts';
-
-const OPTIONS = {
-  help: HELP,
-  format: { long: 'format', short: 'f', argument: true },
-  repair: { long: 'repair', short: 'r', argument: true },
-  output: { long: 'output', argument: true },
-  object: OBJECT,
-  imageOpts: IMAGE_OPTS,
-  forceShare: FORCE_SHARE,
-  cache: { short: 'T', argument: true },
-  quiet: { short: 'q', argument: false },
-} as const;
+import { CHECK } from './tables/keeping.ts';
 
 /** Exit statuses beside 0 and 1. */
 const STATUS_CORRUPT = 2;
@@ -69,7 +54,7 @@ export async function check(context: CommandContext, words: readonly string[]): 
   let quiet = false;
   let imageOpts = false;
   let forceShare = false;
-  const operands = await readOptions(context, 'check', words, OPTIONS, (name, value) => {
+  const operands = await readOptions(context, CHECK, words, (name, value) => {
     if (name === 'format') format = value;
     else if (name === 'repair') repair = repairOf(value);
     else if (name === 'output') output = value;

@@ -6,31 +6,15 @@ import type { ChainStatus } from '../../block/io/status-chain.ts';
 import { strerror } from '../../errors/errno.ts';
 import { errnoOf } from '../../errors/error.ts';
 import { openNamedImage, type ToolImage } from '../common/environment.ts';
-import { createProgress, type Progress } from '../common/progress.ts';
+import { createProgress, type Progress, progressMode } from '../common/progress.ts';
 import {
   type CommandContext,
   checkFormatGiven,
-  FORCE_SHARE,
-  HELP,
-  IMAGE_OPTS,
-  OBJECT,
   readOptions,
   sourceCache,
   UsageError,
 } from './common/command.ts';
-
-const OPTIONS = {
-  help: HELP,
-  object: OBJECT,
-  imageOpts: IMAGE_OPTS,
-  forceShare: FORCE_SHARE,
-  format1: { short: 'f', argument: true },
-  format2: { short: 'F', argument: true },
-  cache: { short: 'T', argument: true },
-  progress: { short: 'p', argument: false },
-  quiet: { short: 'q', argument: false },
-  strict: { short: 's', argument: false },
-} as const;
+import { COMPARE } from './tables/making.ts';
 
 /** Exit statuses beside 0. */
 const STATUS_DIFFERENT = 1;
@@ -58,16 +42,16 @@ export async function compare(context: CommandContext, words: readonly string[])
   let cache = 'writeback';
   let quiet = false;
   let strict = false;
-  let showProgress = false;
+  let progressValue: string | null = null;
   let imageOpts = false;
   let forceShare = false;
   let operands: readonly string[];
   try {
-    operands = await readOptions(context, 'compare', words, OPTIONS, (name, value) => {
+    operands = await readOptions(context, COMPARE, words, (name, value) => {
       if (name === 'format1') formats[0] = value;
       else if (name === 'format2') formats[1] = value;
       else if (name === 'cache') cache = value;
-      else if (name === 'progress') showProgress = true;
+      else if (name === 'progress') progressValue = value;
       else if (name === 'quiet') quiet = true;
       else if (name === 'strict') strict = true;
       else if (name === 'imageOpts') imageOpts = true;
@@ -79,7 +63,7 @@ export async function compare(context: CommandContext, words: readonly string[])
     if (error instanceof UsageError) throw error;
     return fail(context, error);
   }
-  const progress = createProgress(context.output, showProgress && !quiet, 2);
+  const progress = createProgress(context.output, progressMode(progressValue, quiet), 2);
   const say = (text: string): void => {
     if (!quiet) context.output.print(`${text}\n`);
   };
@@ -144,6 +128,7 @@ class Comparison {
     const [one, two] = this.#sides;
     const { strict, progress, say } = this.#settings;
     const whole = Math.max(one.bytes, two.bytes);
+    progress.begin('compare', whole);
     progress.add(0);
     if (strict && one.bytes !== two.bytes)
       throw new Verdict(STATUS_DIFFERENT, 'Strict mode: Image size mismatch!');

@@ -9,9 +9,7 @@ import { openToolImage, type ToolEnvironment } from '../common/environment.ts';
 import {
   type CommandContext,
   EarlyExit,
-  HELP,
   joinOptions,
-  OBJECT,
   readOptions,
   readSize,
   UsageError,
@@ -25,17 +23,7 @@ import {
   setBacking,
   type Values,
 } from './common/creation.ts';
-
-const OPTIONS = {
-  help: HELP,
-  object: OBJECT,
-  format: { short: 'f', argument: true },
-  backingFile: { short: 'b', argument: true },
-  backingFormat: { short: 'F', argument: true },
-  options: { short: 'o', argument: true },
-  quiet: { short: 'q', argument: false },
-  unsafe: { short: 'u', argument: false },
-} as const;
+import { CREATE } from './tables/making.ts';
 
 interface Request {
   readonly filename: string;
@@ -57,10 +45,10 @@ export async function create(context: CommandContext, words: readonly string[]):
   let options: string | null = null;
   let quiet = false;
   let unsafe = false;
-  const operands = await readOptions(context, 'create', words, OPTIONS, (name, value) => {
+  const operands = await readOptions(context, CREATE, words, (name, value) => {
     if (name === 'format') format = value;
     else if (name === 'backingFile') backingFile = value;
-    else if (name === 'backingFormat') backingFormat = value;
+    else if (name === 'backingFormat' || name === 'backingFormatNew') backingFormat = value;
     else if (name === 'options') options = joinOptions(options, value);
     else if (name === 'quiet') quiet = true;
     else unsafe = true;

@@ -4,27 +4,10 @@ import { createMover, moveExtent, updateUseOfKernel } from '../../block/copy/mov
 import { strerror } from '../../errors/errno.ts';
 import { BlockError, errnoOf, prefixed } from '../../errors/error.ts';
 import { openNamedImage } from '../common/environment.ts';
-import {
-  type CommandContext,
-  checkFormatGiven,
-  FORCE_SHARE,
-  HELP,
-  IMAGE_OPTS,
-  OBJECT,
-  readOptions,
-  readSize,
-} from './common/command.ts';
+import { type CommandContext, checkFormatGiven, readOptions, readSize } from './common/command.ts';
 import { findFormat } from './common/creation.ts';
 import { makeImage } from './create.ts';
-
-const OPTIONS = {
-  help: HELP,
-  object: OBJECT,
-  imageOpts: IMAGE_OPTS,
-  forceShare: FORCE_SHARE,
-  format: { short: 'f', long: 'format', argument: true },
-  outputFormat: { short: 'O', long: 'output-format', argument: true },
-} as const;
+import { DD } from './tables/making.ts';
 
 const PIECE_BYTES = 4 * 1024 * 1024;
 const MAX_BLOCK_BYTES = 2 ** 31 - 1;
@@ -43,7 +26,7 @@ export async function dd(context: CommandContext, words: readonly string[]): Pro
   let outputFormat = 'raw';
   let imageOpts = false;
   let forceShare = false;
-  const operands = await readOptions(context, 'dd', words, OPTIONS, (name, value) => {
+  const operands = await readOptions(context, DD, words, (name, value) => {
     if (name === 'format') format = value;
     else if (name === 'outputFormat') outputFormat = value;
     else if (name === 'imageOpts') imageOpts = true;

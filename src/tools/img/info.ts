@@ -9,26 +9,13 @@ import { openNamedImage } from '../common/environment.ts';
 import {
   type CommandContext,
   checkFormatGiven,
-  FORCE_SHARE,
-  HELP,
-  IMAGE_OPTS,
-  OBJECT,
   type OutputFormat,
   outputFormat,
   readOptions,
   UsageError,
 } from './common/command.ts';
 import { describeImage } from './common/image-text.ts';
-
-const OPTIONS = {
-  help: HELP,
-  format: { long: 'format', short: 'f', argument: true },
-  output: { long: 'output', argument: true },
-  backingChain: { long: 'backing-chain', argument: false },
-  object: OBJECT,
-  imageOpts: IMAGE_OPTS,
-  forceShare: FORCE_SHARE,
-} as const;
+import { INFO } from './tables/keeping.ts';
 
 interface Request {
   readonly name: string;
@@ -43,7 +30,7 @@ export async function info(context: CommandContext, words: readonly string[]): P
   let chain = false;
   let imageOpts = false;
   let forceShare = false;
-  const operands = await readOptions(context, 'info', words, OPTIONS, (name, value) => {
+  const operands = await readOptions(context, INFO, words, (name, value) => {
     if (name === 'format') format = value;
     else if (name === 'output') output = value;
     else if (name === 'backingChain') chain = true;

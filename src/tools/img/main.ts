@@ -2,9 +2,10 @@
 
 import type { ToolEnvironment } from '../common/environment.ts';
 import { createGetopt } from '../common/getopt.ts';
-import type { ToolOutput } from '../common/output.ts';
+import { setErrorFormat, type ToolOutput } from '../common/output.ts';
 import { runProgram } from '../common/program.ts';
 import { EarlyExit, type ImgCommand, optionError, UsageError } from './common/command.ts';
+import { STANDARD_OPTIONS } from './tables/shared.ts';
 
 /** Each loads its command: a tool that runs for the blink of an eye loads no more than it needs. */
 const COMMANDS: Readonly<Record<string, () => Promise<ImgCommand>>> = {
@@ -25,19 +26,13 @@ const COMMANDS: Readonly<Record<string, () => Promise<ImgCommand>>> = {
   snapshot: async () => (await import('./snapshot.ts')).snapshot,
 };
 
-const OPTIONS = {
-  help: { long: 'help', short: 'h', argument: false },
-  version: { long: 'version', short: 'V', argument: false },
-  trace: { long: 'trace', short: 'T', argument: true },
-} as const;
-
 async function run(
   words: readonly string[],
   output: ToolOutput,
   environment: () => ToolEnvironment,
 ): Promise<number> {
   if (words.length === 0) throw new UsageError('Not enough arguments');
-  const getopt = createGetopt(words, OPTIONS, { program: output.program, stopAtOperand: true });
+  const getopt = createGetopt(words, STANDARD_OPTIONS, { program: output.program, stopAtOperand: true });
   for (let item = getopt.next(); item !== null; item = getopt.next()) {
     if (item.kind === 'error') throw optionError(item.problem, item.word);
     if (item.name === 'help') {
@@ -48,7 +43,8 @@ async function run(
       output.print((await import('./common/help.ts')).versionText(output.program));
       return 0;
     }
-    if (!/[*?=,]/.test(item.value)) output.warn(`trace event '${item.value}' does not exist`);
+    if (item.name === 'errorFormat') setErrorFormat(output, item.value);
+    else if (!/[*?=,]/.test(item.value)) output.warn(`trace event '${item.value}' does not exist`);
   }
   const [name, ...rest] = getopt.operands;
   if (name === undefined) throw new UsageError('Not enough arguments');

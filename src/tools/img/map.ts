@@ -9,27 +9,13 @@ import { openNamedImage } from '../common/environment.ts';
 import {
   type CommandContext,
   checkFormatGiven,
-  FORCE_SHARE,
-  HELP,
-  IMAGE_OPTS,
-  OBJECT,
   type OutputFormat,
   outputFormat,
   readOptions,
   readSize,
   UsageError,
 } from './common/command.ts';
-
-const OPTIONS = {
-  help: HELP,
-  format: { long: 'format', short: 'f', argument: true },
-  output: { long: 'output', argument: true },
-  object: OBJECT,
-  imageOpts: IMAGE_OPTS,
-  forceShare: FORCE_SHARE,
-  start: { long: 'start-offset', short: 's', argument: true },
-  length: { long: 'max-length', short: 'l', argument: true },
-} as const;
+import { MAP } from './tables/keeping.ts';
 
 /** A stretch of the image that one line tells about. */
 interface MapEntry {
@@ -51,7 +37,7 @@ export async function map(context: CommandContext, words: readonly string[]): Pr
   let maxLength: number | null = null;
   let imageOpts = false;
   let forceShare = false;
-  const operands = await readOptions(context, 'map', words, OPTIONS, (name, value) => {
+  const operands = await readOptions(context, MAP, words, (name, value) => {
     if (name === 'format') format = value;
     else if (name === 'output') output = value;
     else if (name === 'imageOpts') imageOpts = true;

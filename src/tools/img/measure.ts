@@ -12,11 +12,7 @@ import {
   type CommandContext,
   checkFormatGiven,
   EarlyExit,
-  FORCE_SHARE,
-  HELP,
-  IMAGE_OPTS,
   joinOptions,
-  OBJECT,
   type OutputFormat,
   outputFormat,
   readOptions,
@@ -24,19 +20,7 @@ import {
 } from './common/command.ts';
 import { findFormat, parseValues, type Values } from './common/creation.ts';
 import { loadSnapshot, parseSnapshotParam, type SnapshotParam } from './common/snapshot-param.ts';
-
-const OPTIONS = {
-  help: HELP,
-  imageOpts: IMAGE_OPTS,
-  object: OBJECT,
-  output: { long: 'output', argument: true },
-  size: { long: 'size', argument: true },
-  forceShare: FORCE_SHARE,
-  format: { short: 'f', argument: true },
-  snapshot: { short: 'l', argument: true },
-  options: { short: 'o', argument: true },
-  outFormat: { short: 'O', argument: true },
-} as const;
+import { MEASURE } from './tables/making.ts';
 
 export async function measure(context: CommandContext, words: readonly string[]): Promise<number> {
   let format: string | null = null;
@@ -48,13 +32,13 @@ export async function measure(context: CommandContext, words: readonly string[])
   let imageOpts = false;
   let forceShare = false;
   const { output } = context;
-  const operands = await readOptions(context, 'measure', words, OPTIONS, (name, value) => {
+  const operands = await readOptions(context, MEASURE, words, (name, value) => {
     if (name === 'format') format = value;
     else if (name === 'outFormat') outFormat = value;
     else if (name === 'options') options = joinOptions(options, value);
     else if (name === 'snapshot') snapshot = parseSnapshotParam(output, value);
     else if (name === 'output') form = outputFormat(value);
-    else if (name === 'size') size = readSize(output, 'image size', value);
+    else if (name === 'size' || name === 'sizeNew') size = readSize(output, 'image size', value);
     else if (name === 'imageOpts') imageOpts = true;
     else forceShare = true;
   });

@@ -3,26 +3,9 @@
 import type { PreallocMode } from '../../block/contract/image.ts';
 import { BlockError } from '../../errors/error.ts';
 import { openNamedImage } from '../common/environment.ts';
-import {
-  type CommandContext,
-  checkFormatGiven,
-  HELP,
-  IMAGE_OPTS,
-  OBJECT,
-  readOptions,
-  UsageError,
-} from './common/command.ts';
+import { type CommandContext, checkFormatGiven, readOptions, UsageError } from './common/command.ts';
 import { parseSizeValue } from './common/creation.ts';
-
-const OPTIONS = {
-  help: HELP,
-  object: OBJECT,
-  imageOpts: IMAGE_OPTS,
-  preallocation: { long: 'preallocation', argument: true },
-  shrink: { long: 'shrink', argument: false },
-  format: { short: 'f', argument: true },
-  quiet: { short: 'q', argument: false },
-} as const;
+import { RESIZE } from './tables/keeping.ts';
 
 const MODES: readonly string[] = ['off', 'metadata', 'falloc', 'full'] satisfies PreallocMode[];
 
@@ -34,13 +17,15 @@ function preallocMode(value: string): PreallocMode {
 export async function resize(context: CommandContext, words: readonly string[]): Promise<number> {
   // The last word is the size, so that it may begin with a minus sign.
   const sizeText = words.at(-1);
+  if (words.length === 1 && ['-h', '--help'].includes(words[0]!))
+    await readOptions(context, RESIZE, words, () => undefined);
   if (sizeText === undefined || words.length < 2) throw new UsageError('Not enough arguments');
   let format: string | null = null;
   let prealloc: PreallocMode = 'off';
   let quiet = false;
   let shrink = false;
   let imageOpts = false;
-  const operands = await readOptions(context, 'resize', words.slice(0, -1), OPTIONS, (name, value) => {
+  const operands = await readOptions(context, RESIZE, words.slice(0, -1), (name, value) => {
     if (name === 'format') format = value;
     else if (name === 'preallocation') prealloc = preallocMode(value);
     else if (name === 'quiet') quiet = true;

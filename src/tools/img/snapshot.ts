@@ -6,28 +6,9 @@ import { imageInfo } from '../../block/query/query.ts';
 import { E, strerror } from '../../errors/errno.ts';
 import { BlockError, errnoOf, prefixed } from '../../errors/error.ts';
 import { openNamedImage, type ToolImage } from '../common/environment.ts';
-import {
-  type CommandContext,
-  FORCE_SHARE,
-  HELP,
-  IMAGE_OPTS,
-  OBJECT,
-  readOptions,
-  UsageError,
-} from './common/command.ts';
+import { type CommandContext, readOptions, UsageError } from './common/command.ts';
 import { snapshotLines } from './common/image-text.ts';
-
-const OPTIONS = {
-  help: HELP,
-  object: OBJECT,
-  imageOpts: IMAGE_OPTS,
-  forceShare: FORCE_SHARE,
-  list: { short: 'l', argument: false },
-  apply: { short: 'a', argument: true },
-  create: { short: 'c', argument: true },
-  delete: { short: 'd', argument: true },
-  quiet: { short: 'q', argument: false },
-} as const;
+import { SNAPSHOT } from './tables/keeping.ts';
 
 type Action = 'list' | 'apply' | 'create' | 'delete';
 
@@ -36,9 +17,11 @@ export async function snapshot(context: CommandContext, words: readonly string[]
   let snapshotName = '';
   let imageOpts = false;
   let forceShare = false;
-  const operands = await readOptions(context, 'snapshot', words, OPTIONS, (name, value) => {
+  let format: string | null = null;
+  const operands = await readOptions(context, SNAPSHOT, words, (name, value) => {
     if (name === 'imageOpts') imageOpts = true;
     else if (name === 'forceShare') forceShare = true;
+    else if (name === 'format') format = value;
     else if (name !== 'quiet') {
       if (action !== null) throw new UsageError("Cannot mix '-l', '-a', '-c', '-d'");
       action = name;
@@ -51,7 +34,7 @@ export async function snapshot(context: CommandContext, words: readonly string[]
     name,
     imageOpts,
     forceShare,
-    format: null,
+    format,
     write: action !== 'list',
     unmap: true,
   });

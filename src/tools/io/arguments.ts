@@ -49,7 +49,9 @@ export function readArguments(
 
 /** Prints a line and gives up. */
 export function fail(session: IoSession, line: string): never {
-  session.env.output.print(`${line}\n`);
+  const { output } = session.env;
+  if (output.errorFormat === 'json') output.error(line);
+  else output.print(`${line}\n`);
   throw new CommandFailed();
 }
 

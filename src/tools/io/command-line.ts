@@ -1,57 +1,16 @@
 /** The command line of qblock-io: options, what they mean, and the help. */
 
 import { PACKAGE_VERSION } from '../../qmp/version.ts';
+import { commandHelp } from '../common/command-table.ts';
 import { addObject, cacheMode, type ToolEnvironment } from '../common/environment.ts';
 import { createGetopt } from '../common/getopt.ts';
+import { setErrorFormat } from '../common/output.ts';
 import { isDiscardMode, textOptions, unmaps } from './definition.ts';
 import { AIO_MODES } from './manage.ts';
 import type { OpenSettings } from './session.ts';
+import { PROGRAM } from './table.ts';
 
-const OPTIONS = {
-  object: { long: 'object', argument: true },
-  imageOpts: { long: 'image-opts', argument: false },
-  cmd: { long: 'cmd', short: 'c', argument: true },
-  format: { long: 'format', short: 'f', argument: true },
-  readOnly: { long: 'read-only', short: 'r', argument: false },
-  snapshot: { long: 'snapshot', short: 's', argument: false },
-  nocache: { long: 'nocache', short: 'n', argument: false },
-  copyOnRead: { long: 'copy-on-read', short: 'C', argument: false },
-  misalign: { long: 'misalign', short: 'm', argument: false },
-  nativeAio: { long: 'native-aio', short: 'k', argument: false },
-  aio: { long: 'aio', short: 'i', argument: true },
-  cache: { long: 'cache', short: 't', argument: true },
-  discard: { long: 'discard', short: 'd', argument: true },
-  trace: { long: 'trace', short: 'T', argument: true },
-  forceShare: { long: 'force-share', short: 'U', argument: false },
-  untrusted: { long: 'untrusted', argument: false },
-  help: { long: 'help', short: 'h', argument: false },
-  version: { long: 'version', short: 'V', argument: false },
-} as const;
-
-const usage = (program: string): string => `Usage: ${program} [OPTIONS]... [-c COMMAND]... [FILE]
-Reads, writes and inspects a disk image by commands.
-
-      --object DEFINITION  add an object, such as a secret with a passphrase
-      --image-opts         FILE is a list of options, not a name
-  -c, --cmd COMMAND        run a command; may be given more than once
-  -f, --format FORMAT      format of the image (default: found out by probing)
-  -r, --read-only          open read-only
-  -s, --snapshot           write to a temporary image, which is gone at the end
-  -n, --nocache            without the page cache, like -t none
-  -C, --copy-on-read       copy what is read from a backing image
-  -m, --misalign           use buffers that are not aligned
-  -i, --aio MODE           threads, native or io_uring
-  -k, --native-aio         like -i native
-  -t, --cache MODE         none, writeback, writethrough, directsync or unsafe
-  -d, --discard MODE       ignore or unmap
-  -U, --force-share        let other processes write to the image meanwhile
-      --untrusted          the image opens no other file; -f is needed
-  -T, --trace SPEC         taken and without effect
-  -h, --help               print this help
-  -V, --version            print the version
-
-'${program} -c help' lists the commands.
-`;
+const usage = (program: string): string => commandHelp(program, PROGRAM);
 
 /** What to do: end at once with a status, or run commands. */
 export type Invocation =
@@ -64,7 +23,7 @@ export type Invocation =
       readonly image: OpenSettings | null;
     };
 
-type OptionName = keyof typeof OPTIONS;
+type OptionName = keyof typeof PROGRAM.options;
 
 /** The last value of every option but those that add up. */
 interface Given {
@@ -78,7 +37,7 @@ const end = (status: number): Invocation => ({ kind: 'end', status });
 export async function readCommandLine(env: ToolEnvironment, words: readonly string[]): Promise<Invocation> {
   const { output } = env;
   const given: Given = { values: new Map(), commands: [] };
-  const getopt = createGetopt(words, OPTIONS, { program: output.program });
+  const getopt = createGetopt(words, PROGRAM.options, { program: output.program });
   for (let item = getopt.next(); item !== null; item = getopt.next()) {
     if (item.kind === 'error') {
       output.note(`${output.program}: ${item.message}\n`);
@@ -120,6 +79,9 @@ async function take(
       return (await addObject(env, value)) ? 0 : null;
     case 'cmd':
       commands.push(value);
+      return null;
+    case 'errorFormat':
+      setErrorFormat(output, value);
       return null;
     case 'untrusted':
       env.untrusted = true;

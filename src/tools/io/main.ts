@@ -1,10 +1,10 @@
 /** qblock-io: exercises an image by commands, from -c or from standard input. */
 
-import path from 'node:path';
-import { restoreWords, textOfBytes } from '../../aio/host/names.ts';
+import { textOfBytes } from '../../aio/host/names.ts';
 import { BlockError } from '../../errors/error.ts';
-import { createEnvironment, type ToolEnvironment } from '../common/environment.ts';
-import { createToolOutput } from '../common/output.ts';
+import type { ToolEnvironment } from '../common/environment.ts';
+import type { ToolOutput } from '../common/output.ts';
+import { runProgram } from '../common/program.ts';
 import { readCommandLine } from './command-line.ts';
 import { findCommand, oneLine } from './commands.ts';
 import { openPrinting } from './image.ts';
@@ -123,24 +123,9 @@ async function run(env: ToolEnvironment, words: readonly string[]): Promise<numb
   return session.failed ? 1 : 0;
 }
 
-/** Runs the program with the arguments of the process. */
-async function main(): Promise<void> {
-  const output = createToolOutput(path.basename(process.argv[1] ?? 'qblock-io'));
-  const env = createEnvironment(output);
-  let status = 1;
-  try {
-    status = await run(env, restoreWords(process.argv.slice(2)));
-  } catch (error) {
-    output.error(error);
-  }
-  try {
-    await env.close();
-  } catch (error) {
-    output.error(error);
-    status = 1;
-  }
-  output.flush();
-  process.exitCode = status;
+function failureStatus(error: unknown, output: ToolOutput): number {
+  output.error(error);
+  return 1;
 }
 
-void main();
+void runProgram('qblock-io', (words, _output, environment) => run(environment(), words), failureStatus);

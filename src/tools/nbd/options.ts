@@ -1,108 +1,11 @@
 /** The command line of qblock-nbd: options, their checks in the original's words, and the help. */
 
 import { PACKAGE_VERSION } from '../../qmp/version.ts';
+import { commandHelp } from '../common/command-table.ts';
 import { type CacheMode, cacheMode } from '../common/environment.ts';
 import { createGetopt } from '../common/getopt.ts';
-import type { ToolOutput } from '../common/output.ts';
-
-const OPTIONS = {
-  help: { short: 'h', long: 'help', argument: false },
-  version: { short: 'V', long: 'version', argument: false },
-  port: { short: 'p', long: 'port', argument: true },
-  bind: { short: 'b', long: 'bind', argument: true },
-  socket: { short: 'k', long: 'socket', argument: true },
-  shared: { short: 'e', long: 'shared', argument: true },
-  persistent: { short: 't', long: 'persistent', argument: false },
-  verbose: { short: 'v', long: 'verbose', argument: false },
-  exportName: { short: 'x', long: 'export-name', argument: true },
-  description: { short: 'D', long: 'description', argument: true },
-  offset: { short: 'o', long: 'offset', argument: true },
-  allocationDepth: { short: 'A', long: 'allocation-depth', argument: false },
-  bitmap: { short: 'B', long: 'bitmap', argument: true },
-  list: { short: 'L', long: 'list', argument: false },
-  object: { long: 'object', argument: true },
-  tlsCreds: { long: 'tls-creds', argument: true },
-  tlsAuthz: { long: 'tls-authz', argument: true },
-  tlsHostname: { long: 'tls-hostname', argument: true },
-  trace: { short: 'T', long: 'trace', argument: true },
-  fork: { long: 'fork', argument: false },
-  pidFile: { long: 'pid-file', argument: true },
-  selinuxLabel: { long: 'selinux-label', argument: true },
-  handshakeLimit: { long: 'handshake-limit', argument: true },
-  connect: { short: 'c', long: 'connect', argument: true },
-  disconnect: { short: 'd', long: 'disconnect', argument: false },
-  format: { short: 'f', long: 'format', argument: true },
-  readOnly: { short: 'r', long: 'read-only', argument: false },
-  snapshot: { short: 's', long: 'snapshot', argument: false },
-  loadSnapshot: { short: 'l', long: 'load-snapshot', argument: true },
-  nocache: { short: 'n', long: 'nocache', argument: false },
-  cache: { long: 'cache', argument: true },
-  aio: { long: 'aio', argument: true },
-  discard: { long: 'discard', argument: true },
-  detectZeroes: { long: 'detect-zeroes', argument: true },
-  imageOpts: { long: 'image-opts', argument: false },
-  untrusted: { long: 'untrusted', argument: false },
-} as const;
-
-export const usage = (program: string): string => `Usage: ${program} [OPTIONS] FILE
-  or:  ${program} -L [OPTIONS]
-Serves a disk image over NBD
-
-  -h, --help                display this help and exit
-  -V, --version             output version information and exit
-
-Connection properties:
-  -p, --port=PORT           port to listen on (default '10809')
-  -b, --bind=IFACE          interface to bind to (default '0.0.0.0')
-  -k, --socket=PATH         path to the unix socket
-  -e, --shared=NUM          serve NUM clients at a time (default '1'); 0: any number
-  -t, --persistent          don't exit on the last connection
-  -v, --verbose             tell who comes and goes
-  -x, --export-name=NAME    expose export by name (default is empty string)
-  -D, --description=TEXT    export a human-readable description
-  --handshake-limit=N       seconds a client has for the handshake (default '10')
-
-Exposing part of the image:
-  -o, --offset=OFFSET       offset into the image
-  -A, --allocation-depth    expose the allocation depth
-  -B, --bitmap=NAME         expose a persistent dirty bitmap
-
-General purpose options:
-  -L, --list                list exports available from another NBD server
-  --object type,id=ID,...   define an object such as 'secret' for providing
-                            passwords and/or encryption keys
-  --tls-creds=ID            use id of an earlier --object to provide TLS
-  --tls-authz=ID            use id of an earlier --object to provide
-                            authorization
-  --tls-hostname=HOSTNAME   override hostname used to check x509 certificate
-  -T, --trace [[enable=]<pattern>][,events=<file>][,file=<file>]
-                            accepted for compatibility; there are no trace events
-  --fork                    fork off the server process and exit the parent
-                            once the server is running
-  --pid-file=PATH           store the server's process ID in the given file
-
-Kernel NBD client support:
-  -c, --connect=DEV         connect FILE to the local NBD device DEV
-  -d, --disconnect          disconnect the specified device
-
-Block device options:
-  -f, --format=FORMAT       set image format (raw, qcow2, ...)
-  -r, --read-only           export read-only
-  -s, --snapshot            write to a temporary image, which is gone at the end
-  -l, --load-snapshot=SNAPSHOT_PARAM
-                            export an internal snapshot read-only: its ID or
-                            name, or 'snapshot.id=[ID],snapshot.name=[NAME]'
-  -n, --nocache             disable host cache
-      --cache=MODE          'none', 'writeback' (default), 'writethrough',
-                            'directsync' or 'unsafe'
-      --aio=MODE            native, io_uring or threads
-      --discard=MODE        ignore, unmap
-      --detect-zeroes=MODE  off, on, unmap
-      --image-opts          treat FILE as a full set of image options
-      --untrusted           the image opens no other file; -f is needed
-
-A service manager may hand over the listening socket (LISTEN_FDS).
-`;
+import { setErrorFormat, type ToolOutput } from '../common/output.ts';
+import { PROGRAM } from './table.ts';
 
 export class OptionProblem extends Error {}
 /** Nothing is left to do. */
@@ -148,7 +51,7 @@ export interface NbdOptions {
   readonly untrusted: boolean;
 }
 
-type Name = keyof typeof OPTIONS;
+type Name = keyof typeof PROGRAM.options;
 
 /** Reads the command line; throws OptionProblem, or Finished when help was all that was asked for. */
 export function readCommandLine(output: ToolOutput, words: readonly string[]): NbdOptions {
@@ -156,7 +59,7 @@ export function readCommandLine(output: ToolOutput, words: readonly string[]): N
   const values = new Map<Name, string>();
   const bitmaps: string[] = [];
   const objects: string[] = [];
-  const getopt = createGetopt(words, OPTIONS, { program });
+  const getopt = createGetopt(words, PROGRAM.options, { program });
   for (let item = getopt.next(); item !== null; item = getopt.next()) {
     if (item.kind === 'error') {
       output.note(`${program}: ${item.message}\n`);
@@ -164,12 +67,15 @@ export function readCommandLine(output: ToolOutput, words: readonly string[]): N
     }
     const { name, value } = item;
     if (name === 'help' || name === 'version') {
-      output.print(name === 'help' ? usage(program) : `${program} version ${PACKAGE_VERSION}\n`);
+      output.print(
+        name === 'help' ? commandHelp(program, PROGRAM) : `${program} version ${PACKAGE_VERSION}\n`,
+      );
       throw new Finished(0);
     }
     if ((name === 'cache' || name === 'nocache') && (values.has('cache') || values.has('nocache')))
       throw new OptionProblem('-n and --cache can only be specified once');
     if (name === 'aio' && values.has('aio')) throw new OptionProblem('--aio can only be specified once');
+    if (name === 'errorFormat') setErrorFormat(output, value);
     checkValue(name, value);
     if (name === 'bitmap') bitmaps.push(value);
     else if (name === 'object') objects.push(value);

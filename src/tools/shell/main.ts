@@ -10,42 +10,12 @@ import path from 'node:path';
 import { createInterface, type Interface } from 'node:readline';
 import { type Client, connect, QmpError } from '../../../client/node.ts';
 import { PACKAGE_VERSION } from '../../qmp/version.ts';
+import { commandHelp } from '../common/command-table.ts';
 import { createGetopt } from '../common/getopt.ts';
-import { createToolOutput, type ToolOutput } from '../common/output.ts';
+import { createToolOutput, foreseeErrorFormat, setErrorFormat, type ToolOutput } from '../common/output.ts';
 import { createCompleter } from './completion.ts';
+import { PROGRAM } from './table.ts';
 import { LineError, parseLine, type TypedCommand } from './words.ts';
-
-const OPTIONS = {
-  help: { short: 'h', long: 'help', argument: false },
-  version: { short: 'V', long: 'version', argument: false },
-  hmp: { short: 'H', long: 'hmp', argument: false },
-  pretty: { short: 'p', long: 'pretty', argument: false },
-  verbose: { short: 'v', long: 'verbose', argument: false },
-  command: { short: 'c', long: 'command', argument: true },
-  wrap: { short: 'w', long: 'wrap', argument: false },
-  noEvents: { long: 'no-events', argument: false },
-} as const;
-
-const USAGE = `Usage: qblock-shell [OPTIONS] ADDRESS
-  or:  qblock-shell [OPTIONS] -w PROGRAM [ARGUMENTS...]
-Speaks QMP with a block daemon, as typed
-
-  ADDRESS               a socket's path, unix:PATH, HOST:PORT, tcp:HOST:PORT or
-                        ws://HOST:PORT/?token=TOKEN
-  -c, --command LINE    run this line, and end with status 1 when it fails; may
-                        be given more than once
-  -p, --pretty          print answers over several lines
-  -v, --verbose         print what is sent
-  -w, --wrap            start the program (with --qmp) and end it in the end
-      --no-events       do not show events
-  -H, --hmp             refused: there is no human monitor
-  -h, --help            print this help
-  -V, --version         print the version
-
-Lines are COMMAND KEY=VALUE..., with dots for members (file.driver=file) and JSON
-as values; or whole commands in JSON. "transaction(" begins a transaction, whose
-actions follow line by line until ")". Tab completes commands, arguments and names.
-`;
 
 const HISTORY_LINES = 1000;
 /** A character device serves one client at a time: the next one waits. */
@@ -214,15 +184,20 @@ async function wrap(words: readonly string[]): Promise<Wrapped> {
 async function run(output: ToolOutput, words: readonly string[]): Promise<number> {
   const flags = new Set<string>();
   const lines: string[] = [];
-  const getopt = createGetopt(words, OPTIONS, { program: output.program, stopAtOperand: true });
+  const getopt = createGetopt(words, PROGRAM.options, { program: output.program, stopAtOperand: true });
   for (let item = getopt.next(); item !== null; item = getopt.next()) {
     if (item.kind === 'error')
       throw new LineError(`${item.message}\nTry '${output.program} --help' for more information`);
+    if (item.name === 'errorFormat') setErrorFormat(output, item.value);
     if (item.name === 'command') lines.push(item.value);
     else flags.add(item.name);
   }
   if (flags.has('help') || flags.has('version')) {
-    output.print(flags.has('help') ? USAGE : `${output.program} version ${PACKAGE_VERSION}\n`);
+    output.print(
+      flags.has('help')
+        ? commandHelp(output.program, PROGRAM)
+        : `${output.program} version ${PACKAGE_VERSION}\n`,
+    );
     return 0;
   }
   if (flags.has('hmp')) throw new LineError('There is no human monitor: speak QMP');
@@ -263,6 +238,7 @@ async function main(): Promise<void> {
   const output = createToolOutput(path.basename(process.argv[1] ?? 'qblock-shell'));
   let status: number;
   try {
+    foreseeErrorFormat(output, process.argv.slice(2));
     status = await run(output, process.argv.slice(2));
   } catch (error) {
     output.error(error instanceof Error ? error.message : String(error));

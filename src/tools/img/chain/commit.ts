@@ -17,31 +17,16 @@ import { E } from '../../../errors/errno.ts';
 import { BlockError, errnoOf } from '../../../errors/error.ts';
 import { makeWritable } from '../../../jobs/writable.ts';
 import { openNamedImage } from '../../common/environment.ts';
-import { createProgress, type Progress } from '../../common/progress.ts';
+import { createProgress, type Progress, progressMode } from '../../common/progress.ts';
 import {
   type CommandContext,
   checkFormatGiven,
-  HELP,
-  IMAGE_OPTS,
-  OBJECT,
   readOptions,
   targetCache,
   UsageError,
 } from '../common/command.ts';
 import { createPace, type Pace, parseRate } from '../common/pace.ts';
-
-const OPTIONS = {
-  help: HELP,
-  object: OBJECT,
-  imageOpts: IMAGE_OPTS,
-  base: { short: 'b', long: 'base', argument: true },
-  drop: { short: 'd', long: 'drop', argument: false },
-  format: { short: 'f', long: 'format', argument: true },
-  cache: { short: 't', long: 'cache', argument: true },
-  progress: { short: 'p', long: 'progress', argument: false },
-  quiet: { short: 'q', long: 'quiet', argument: false },
-  rate: { short: 'r', long: 'rate-limit', argument: true },
-} as const;
+import { COMMIT } from '../tables/keeping.ts';
 
 /** Bytes that are copied by one request, and requests at once. */
 const PIECE_BYTES = 1024 * 1024;
@@ -53,13 +38,13 @@ export async function commit(context: CommandContext, words: readonly string[]):
   let drop = false;
   let imageOpts = false;
   let quiet = false;
-  let showProgress = false;
+  let progressValue: string | null = null;
   let rate = 0;
-  const operands = await readOptions(context, 'commit', words, OPTIONS, (name, value) => {
+  const operands = await readOptions(context, COMMIT, words, (name, value) => {
     if (name === 'drop') drop = true;
     else if (name === 'imageOpts') imageOpts = true;
     else if (name === 'quiet') quiet = true;
-    else if (name === 'progress') showProgress = true;
+    else if (name === 'progress') progressValue = value;
     else if (name === 'rate') rate = parseRate(context.output, value);
     else given[name] = value;
   });
@@ -79,8 +64,9 @@ export async function commit(context: CommandContext, words: readonly string[]):
   const base = baseOf(top, name, given.base ?? null);
   // Below a base that is not the next image, what lies in between would show again in an emptied image.
   if (base !== cowBelow(top)) drop = true;
-  const progress = createProgress(context.output, showProgress && !quiet, 1);
+  const progress = createProgress(context.output, progressMode(progressValue, quiet), 1);
   try {
+    progress.begin('commit', top.totalBytes);
     progress.add(0);
     // It is closed as it is when the tool ends.
     await makeWritable(base);

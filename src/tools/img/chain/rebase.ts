@@ -18,37 +18,16 @@ import { relativeName } from '../../../block/open/image-name.ts';
 import { E } from '../../../errors/errno.ts';
 import { BlockError, prefixed } from '../../../errors/error.ts';
 import { openNamedImage, openToolImage, type ToolImage } from '../../common/environment.ts';
-import { createProgress, type Progress } from '../../common/progress.ts';
+import { createProgress, type Progress, progressMode } from '../../common/progress.ts';
 import {
   type CommandContext,
   checkFormatGiven,
-  FORCE_SHARE,
-  HELP,
-  IMAGE_OPTS,
-  OBJECT,
   readOptions,
   sourceCache,
   targetCache,
   UsageError,
 } from '../common/command.ts';
-
-const OPTIONS = {
-  help: HELP,
-  object: OBJECT,
-  imageOpts: IMAGE_OPTS,
-  forceShare: FORCE_SHARE,
-  backing: { short: 'b', long: 'backing', argument: true },
-  // The newer letter for the backing format, beside the older one.
-  backingFormat: { short: 'F', long: 'backing-format', argument: true },
-  backingFormatNew: { short: 'B', argument: true },
-  compress: { short: 'c', long: 'compress', argument: false },
-  format: { short: 'f', long: 'format', argument: true },
-  cache: { short: 't', long: 'cache', argument: true },
-  sourceCache: { short: 'T', long: 'backing-cache', argument: true },
-  unsafe: { short: 'u', long: 'backing-unsafe', argument: false },
-  progress: { short: 'p', long: 'progress', argument: false },
-  quiet: { short: 'q', long: 'quiet', argument: false },
-} as const;
+import { REBASE } from '../tables/keeping.ts';
 
 const PIECE_BYTES = 2 * 1024 * 1024;
 const STATUS_BYTES = 1024 ** 3;
@@ -63,7 +42,7 @@ interface Request {
   compress: boolean;
   imageOpts: boolean;
   forceShare: boolean;
-  progress: boolean;
+  progress: string | null;
   quiet: boolean;
 }
 
@@ -81,10 +60,10 @@ async function parse(
     compress: false,
     imageOpts: false,
     forceShare: false,
-    progress: false,
+    progress: null,
     quiet: false,
   };
-  const operands = await readOptions(context, 'rebase', words, OPTIONS, (name, value) => {
+  const operands = await readOptions(context, REBASE, words, (name, value) => {
     switch (name) {
       case 'backingFormatNew':
         request.backingFormat = value;
@@ -94,6 +73,7 @@ async function parse(
       case 'format':
       case 'cache':
       case 'sourceCache':
+      case 'progress':
         request[name] = value;
         break;
       default:
@@ -114,7 +94,7 @@ export async function rebase(context: CommandContext, words: readonly string[]):
   const env = context.environment();
   const cache = targetCache(request.cache);
   const readCache = sourceCache(request.sourceCache);
-  const progress = createProgress(context.output, request.progress && !request.quiet, 1);
+  const progress = createProgress(context.output, progressMode(request.progress, request.quiet), 1);
   try {
     progress.add(0);
     const image = await openNamedImage(env, {
@@ -192,6 +172,7 @@ async function copyDifferences(
   const { node, backend } = image;
   const old = cowChild(skipFilters(node))?.node ?? null;
   const total = node.totalBytes;
+  progress.begin('rebase', total);
   const { graphLock } = node.layer;
   const clusterBytes = (await infoOrNull(node))?.clusterSizeBytes ?? 65536;
   const [mine, theirs] = [allocateIoMemory(PIECE_BYTES), allocateIoMemory(PIECE_BYTES)];

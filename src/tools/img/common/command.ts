@@ -6,11 +6,11 @@
  */
 
 import { BlockError } from '../../../errors/error.ts';
+import { type CommandTable, commandHelp } from '../../common/command-table.ts';
 import { addObject, type CacheMode, cacheMode, type ToolEnvironment } from '../../common/environment.ts';
 import { createGetopt, type OptionTable } from '../../common/getopt.ts';
-import type { ToolOutput } from '../../common/output.ts';
+import { setErrorFormat, type ToolOutput } from '../../common/output.ts';
 import { type ParsedSize, parseSize } from '../../common/size.ts';
-import { usage } from './help.ts';
 
 export interface CommandContext {
   readonly output: ToolOutput;
@@ -32,39 +32,33 @@ export class EarlyExit {
   }
 }
 
-/** Options of every command. */
-export const HELP = { long: 'help', short: 'h', argument: false } as const;
-export const OBJECT = { long: 'object', argument: true } as const;
-export const IMAGE_OPTS = { long: 'image-opts', argument: false } as const;
-/** Of every command: what it opens opens nothing else. */
-const UNTRUSTED = { long: 'untrusted', argument: false } as const;
-export const FORCE_SHARE = { long: 'force-share', short: 'U', argument: false } as const;
+/** Options of every command, which are dealt with here. */
+type Common = 'help' | 'object' | 'untrusted' | 'errorFormat';
 
-/**
- * Reads a command's options; `take` is called for each, in order, except for help and objects, which are dealt with
- * here. Returns the operands.
- */
+/** Reads a command's options; `take` is called for each of its own, in order. Returns the operands. */
 export async function readOptions<T extends OptionTable>(
   context: CommandContext,
-  program: string,
+  table: CommandTable<T>,
   words: readonly string[],
-  table: T,
-  take: (name: Exclude<keyof T & string, 'help' | 'object'>, value: string) => void,
+  take: (name: Exclude<keyof T & string, Common>, value: string) => void,
 ): Promise<readonly string[]> {
-  const getopt = createGetopt(words, { ...table, untrusted: UNTRUSTED }, { program });
+  const { output } = context;
+  const getopt = createGetopt(words, table.options, { program: table.name });
   for (;;) {
     const item = getopt.next();
     if (item === null) return getopt.operands;
     if (item.kind === 'error') throw optionError(item.problem, item.word);
     if (item.name === 'help') {
-      context.output.print(usage(context.output.program));
+      output.print(commandHelp(`${output.program} ${table.name}`, table));
       throw new EarlyExit(0);
     } else if (item.name === 'untrusted') {
       context.environment().untrusted = true;
+    } else if (item.name === 'errorFormat') {
+      setErrorFormat(output, item.value);
     } else if (item.name === 'object') {
       if (await addObject(context.environment(), item.value)) throw new EarlyExit(0);
     } else {
-      take(item.name as Exclude<keyof T & string, 'help' | 'object'>, item.value);
+      take(item.name as Exclude<keyof T & string, Common>, item.value);
     }
   }
 }

@@ -3,54 +3,16 @@
 import { infoOrNull } from '../../../block/io/callbacks.ts';
 import { BlockError } from '../../../errors/error.ts';
 import { openNamedImage, type ToolEnvironment } from '../../common/environment.ts';
-import { createProgress, type Progress } from '../../common/progress.ts';
+import { createProgress, type Progress, progressMode } from '../../common/progress.ts';
 import { openPacked, packingOf } from '../../common/unpacked.ts';
-import {
-  type CommandContext,
-  FORCE_SHARE,
-  HELP,
-  IMAGE_OPTS,
-  joinOptions,
-  OBJECT,
-  readOptions,
-  readSize,
-  sourceCache,
-} from '../common/command.ts';
+import { type CommandContext, joinOptions, readOptions, readSize, sourceCache } from '../common/command.ts';
 import { asksForHelp } from '../common/creation.ts';
 import { loadSnapshot, parseSnapshotParam, type SnapshotParam } from '../common/snapshot-param.ts';
 import { printHelp } from '../create.ts';
+import { CONVERT } from '../tables/making.ts';
 import { copyBitmaps } from './bitmaps.ts';
 import { Copy, PIECE_BYTES, type Source } from './copy.ts';
 import { openTarget, type TargetRequest } from './target.ts';
-
-const OPTIONS = {
-  help: HELP,
-  object: OBJECT,
-  imageOpts: IMAGE_OPTS,
-  forceShare: FORCE_SHARE,
-  targetImageOpts: { long: 'target-image-opts', argument: false },
-  salvage: { long: 'salvage', argument: false },
-  targetIsZero: { long: 'target-is-zero', argument: false },
-  bitmaps: { long: 'bitmaps', argument: false },
-  skipBrokenBitmaps: { long: 'skip-broken-bitmaps', argument: false },
-  format: { short: 'f', argument: true },
-  outFormat: { short: 'O', argument: true },
-  backingFile: { short: 'B', argument: true },
-  backingFormat: { short: 'F', argument: true },
-  offload: { short: 'C', argument: false },
-  compress: { short: 'c', argument: false },
-  options: { short: 'o', argument: true },
-  snapshot: { short: 'l', argument: true },
-  sparse: { short: 'S', argument: true },
-  progress: { short: 'p', argument: false },
-  quiet: { short: 'q', argument: false },
-  skipCreate: { short: 'n', argument: false },
-  targetCache: { short: 't', argument: true },
-  sourceCache: { short: 'T', argument: true },
-  coroutines: { short: 'm', argument: true },
-  anyOrder: { short: 'W', argument: false },
-  rate: { short: 'r', argument: true },
-} as const;
 
 const DEFAULT_SPARSE_BYTES = 4096;
 const MAX_SPARSE_BYTES = 16 * 1024 * 1024;
@@ -58,8 +20,10 @@ const DEFAULT_COROUTINES = 8;
 const MAX_COROUTINES = 16;
 const SECTOR_BYTES = 512;
 
+type Name = keyof typeof CONVERT.options;
+
 /** Options that are given or not. */
-type Switches = Partial<Record<keyof typeof OPTIONS, boolean>>;
+type Switches = Partial<Record<Name, boolean>>;
 
 interface Request {
   readonly switches: Switches;
@@ -75,6 +39,8 @@ interface Request {
   readonly sourceCache: string;
   readonly coroutines: number;
   readonly rate: number;
+  /** What is attached to -p; null: not given. */
+  readonly progress: string | null;
   readonly operands: readonly string[];
 }
 
@@ -94,9 +60,10 @@ export async function convert(context: CommandContext, words: readonly string[])
       'Having a backing file for the target makes no sense when concatenating multiple input images',
     );
   }
-  // Standard output is the image's then.
-  const shows = switches.progress === true && switches.quiet !== true && operands.at(-1) !== '-';
-  const progress = createProgress(context.output, shows, 1);
+  // Standard output may be the image's.
+  const isStdout = operands.at(-1) === '-';
+  const mode = progressMode(request.progress, switches.quiet === true);
+  const progress = createProgress(context.output, isStdout && mode === 'line' ? 'none' : mode, 1, isStdout);
   try {
     progress.set(0);
     if (!(await runThroughPipe(context, request, names, progress)))
@@ -110,19 +77,20 @@ export async function convert(context: CommandContext, words: readonly string[])
 async function readRequest(context: CommandContext, words: readonly string[]): Promise<Request> {
   const { output } = context;
   const switches: Switches = {};
-  const values: Partial<Record<keyof typeof OPTIONS, string>> = {};
+  const values: Partial<Record<Name, string>> = {};
   let options: string | null = null;
   let snapshot: SnapshotParam | null = null;
   let sparse: number | null = null;
   let coroutines = DEFAULT_COROUTINES;
   let rate = 0;
-  const operands = await readOptions(context, 'convert', words, OPTIONS, (name, value) => {
+  const operands = await readOptions(context, CONVERT, words, (name, value) => {
     if (name === 'options') options = joinOptions(options, value);
     else if (name === 'snapshot') snapshot = parseSnapshotParam(output, value);
     else if (name === 'sparse') sparse = readSparse(context, value);
     else if (name === 'coroutines') coroutines = readCoroutines(value);
     else if (name === 'rate') rate = readSize(output, 'rate limit', value);
-    else if (OPTIONS[name].argument) values[name] = value;
+    else if (name === 'backingFileNew') values.backingFile = value;
+    else if (CONVERT.options[name].argument || name === 'progress') values[name] = value;
     else switches[name] = true;
   });
   return {
@@ -138,6 +106,7 @@ async function readRequest(context: CommandContext, words: readonly string[]): P
     sourceCache: values.sourceCache ?? 'writeback',
     coroutines,
     rate,
+    progress: values.progress ?? null,
     operands,
   };
 }

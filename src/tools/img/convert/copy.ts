@@ -111,6 +111,7 @@ export class Copy {
   async run(): Promise<void> {
     const { totalBytes, compressBytes, target, coroutines } = this.#settings;
     await this.#countData();
+    this.#settings.progress.begin('copy', this.#dataBytes);
     await Promise.all(Array.from({ length: coroutines }, () => this.#worker()));
     if (this.#failure !== null) throw (this.#failure as { readonly error: unknown }).error;
     if (compressBytes !== null) await target.backend.pwritevCompressed(0, 0, { segments: [], bytes: 0 });

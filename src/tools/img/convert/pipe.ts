@@ -65,6 +65,7 @@ export async function convertFromPipe(
   const pieceBytes = unit >= PIECE_BYTES ? unit : PIECE_BYTES - (PIECE_BYTES % unit);
   const memory = allocateIoMemory(pieceBytes);
   const pace = createPace(source.rate);
+  progress.begin('copy', known ?? 0);
   let filled = 0;
   let written = 0;
   const write = async (bytes: number): Promise<void> => {
@@ -238,6 +239,7 @@ export async function convertToPipe(
   const memory = allocateIoMemory(PIECE_BYTES);
   const pace = createPace(source.rate);
   const total = node.totalBytes;
+  progress.begin('copy', total);
   for (let at = 0; at < total; ) {
     const bytes = Math.min(PIECE_BYTES, total - at);
     const { flags, bytes: same } = await backend.chainStatus(at, bytes, null);

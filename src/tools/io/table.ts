@@ -1,0 +1,96 @@
+/** The options of qblock-io. Its commands have a table of their own: commands.ts. */
+
+import { type CommandTable, ERROR_FORMAT } from '../common/command-table.ts';
+
+export const PROGRAM = {
+  name: 'qblock-io',
+  summary: 'Reads, writes and inspects a disk image by commands',
+  operands: '[FILE]',
+  options: {
+    object: {
+      long: 'object',
+      argument: true,
+      value: 'OBJECT',
+      help: 'an object that images need, such as secret,id=s0,file=passphrase.txt',
+    },
+    imageOpts: { long: 'image-opts', argument: false, help: 'FILE is options of a block node, not a name' },
+    cmd: {
+      long: 'cmd',
+      short: 'c',
+      argument: true,
+      value: 'COMMAND',
+      help: 'run a command; may be given more than once',
+    },
+    format: {
+      long: 'format',
+      short: 'f',
+      argument: true,
+      value: 'FORMAT',
+      help: 'format of the image; found out by looking when not given',
+    },
+    readOnly: { long: 'read-only', short: 'r', argument: false, help: 'open read-only' },
+    snapshot: {
+      long: 'snapshot',
+      short: 's',
+      argument: false,
+      help: 'write to a temporary image, which is gone at the end',
+    },
+    nocache: { long: 'nocache', short: 'n', argument: false, help: 'without the page cache, like -t none' },
+    copyOnRead: {
+      long: 'copy-on-read',
+      short: 'C',
+      argument: false,
+      help: 'copy what is read from a backing image',
+    },
+    misalign: { long: 'misalign', short: 'm', argument: false, help: 'use buffers that are not aligned' },
+    nativeAio: { long: 'native-aio', short: 'k', argument: false, help: 'like -i native' },
+    aio: {
+      long: 'aio',
+      short: 'i',
+      argument: true,
+      value: 'MODE',
+      choices: ['threads', 'native', 'io_uring'],
+      help: 'how the file is read and written',
+    },
+    cache: {
+      long: 'cache',
+      short: 't',
+      argument: true,
+      value: 'CACHE',
+      choices: ['none', 'writeback', 'writethrough', 'directsync', 'unsafe'],
+      help: 'cache mode (writethrough)',
+    },
+    discard: {
+      long: 'discard',
+      short: 'd',
+      argument: true,
+      value: 'MODE',
+      choices: ['unmap', 'ignore'],
+      help: 'whether discards reach the file',
+    },
+    trace: {
+      long: 'trace',
+      short: 'T',
+      argument: true,
+      value: 'SPEC',
+      help: 'taken and without effect: there are no trace events',
+    },
+    forceShare: {
+      long: 'force-share',
+      short: 'U',
+      argument: false,
+      help: 'let other processes write to the image meanwhile',
+    },
+    untrusted: {
+      long: 'untrusted',
+      argument: false,
+      newer: true,
+      help: 'the image opens no other file; -f is needed',
+    },
+    errorFormat: ERROR_FORMAT,
+    help: { long: 'help', short: 'h', argument: false, help: 'print this help and exit' },
+    version: { long: 'version', short: 'V', argument: false, help: 'print the version and exit' },
+  },
+  notes: "'qblock-io -c help' lists the commands; without -c they are read from standard input.\n",
+  exitStatus: { 0: 'every command succeeded', 1: 'the command line is wrong, or a command failed' },
+} as const satisfies CommandTable;
