@@ -16,6 +16,7 @@ import type { Section } from './config/read.ts';
 import type { Daemon } from './daemon.ts';
 import { chardevKinds, objectHelp } from './help.ts';
 import { attachMonitor } from './monitor.ts';
+import { optionHelp } from './option-help.ts';
 import type { CommandLineItem, OptionName } from './options.ts';
 import { startQmpListener } from './qmp-listener.ts';
 import { type Reporter, writeAll } from './reporter.ts';
@@ -37,15 +38,16 @@ interface Execution {
   readonly saved: string | null;
 }
 
-/** Reads an option's argument; asking for help is an error where there is none. */
+/** Reads an option's argument, or prints help and ends where that asks for it. */
 function parse<T extends keyof CommandLineTypes>(
   type: T,
   value: string,
   impliedKey: string | null,
 ): CommandLineTypes[T] {
   const options = parseOption(type, value, impliedKey);
-  if (options === HELP_REQUESTED) throw new BlockError('Help is not available for this option');
-  return options;
+  if (options !== HELP_REQUESTED) return options;
+  writeAll(1, optionHelp(type, parseKeyval(value, impliedKey).options));
+  throw new EarlyExit(0);
 }
 
 async function addObject(value: string, { daemon }: Execution): Promise<void> {

@@ -60,7 +60,8 @@ function typeText(model: Model, type: TypeDefinition): string[] {
       for (const value of type.values) lines.push(`- \`${value.name}\`: ${value.description}`);
       break;
     case 'alternate':
-      for (const choice of type.choices) lines.push(`- ${choice.name}: ${useText(model, choice.use)}`);
+      for (const choice of type.choices)
+        lines.push(`- ${choice.name} (${useText(model, choice.use)}): ${choice.description}`);
       break;
     case 'object':
       lines.push(...memberLines(model, type));

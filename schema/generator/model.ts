@@ -47,7 +47,7 @@ export interface ObjectType {
 
 export interface AlternateType {
   readonly kind: 'alternate';
-  readonly choices: readonly { readonly name: string; readonly use: TypeUse }[];
+  readonly choices: readonly { readonly name: string; readonly use: TypeUse; readonly description: string }[];
 }
 
 export type TypeDefinition = (EnumType | ObjectType | AlternateType) & {
@@ -292,6 +292,7 @@ class ModelBuilder {
       const choices = Object.entries(raw['x-alternate']).map(([choice, use]) => ({
         name: choice,
         use: this.#use(module, use),
+        description: use.description ?? '',
       }));
       this.#types.set(name, { ...common, kind: 'alternate', choices });
     } else if (raw['x-union'] !== undefined) {

@@ -50,6 +50,11 @@ describe('errors', () => {
   });
 
   test('an ambiguous beginning', () => {
-    expect(() => parse('--e', 'x')).toThrow(/^option '--e' is ambiguous; possibilities: '--embedded' /);
+    // The original has one that begins so.
+    expect(parse('--e', 'x', '--c', 'y')).toEqual([
+      ['export', 'x', '--e x'],
+      ['chardev', 'y', '--c y'],
+    ]);
+    expect(() => parse('--log', 'x')).toThrow(/^option '--log' is ambiguous; possibilities: '--log-file' /);
   });
 });

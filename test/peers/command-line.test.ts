@@ -67,7 +67,6 @@ const getopt: readonly CommandLine[] = [
   ['--blockdev', ''],
   '--blockdev --help',
   '-xV',
-  '--blockdev=help',
   '-T foo=bar',
   '-T help,bla',
   '--n x',
@@ -89,10 +88,6 @@ const blockdev: readonly CommandLine[] = [
   '--blockdev driver=null-co,node-name=a,=b',
   '--blockdev driver=null-co,node-name=a,foo.=b',
   '--blockdev driver=null-co,node-name=a,foo=b',
-  '--blockdev null-co,node-name=a,help',
-  '--blockdev null-co,foo,help',
-  '--blockdev help',
-  '--blockdev ?',
   '--blockdev driver=raw,node-name=x,file.driver=file,file.filename=/etc/hostname,file=foo',
   '--blockdev driver=raw,node-name=x,file=nope',
   '--blockdev driver=raw,node-name=x,offset=',
@@ -197,14 +192,12 @@ const services: readonly CommandLine[] = [
   '--monitor nope,mode=readline',
   '--monitor nope,mode=foo',
   '--monitor nope,pretty=foo',
-  '--monitor help',
   '--monitor {"chardev":"x"',
   '--monitor {"chardev":5}',
   '--chardev null,id=c --monitor c,pretty=on,mode=control,id=zz,foo=1',
   '--chardev null,id=c --monitor c --monitor c',
   '--chardev null,id=c --monitor c,mode=readline',
   '--nbd-server x',
-  '--nbd-server help',
   '--nbd-server addr.type=unix',
   '--nbd-server addr.type=nope',
   '--nbd-server addr=x',
@@ -219,7 +212,6 @@ const services: readonly CommandLine[] = [
   '--nbd-server addr.type=inet,addr.host=127.0.0.1,addr.port=45998,addr.foo=1',
   '--nbd-server addr.type=inet,addr.host=127.0.0.1,addr.port=x',
   '--export nbd',
-  '--export help',
   '--export nbd,id=x',
   '--export nbd,id=x,node-name=y',
   '--export type=nope',
@@ -252,5 +244,39 @@ describe.each(Object.entries({ getopt, blockdev, object, chardev, services, back
     });
   },
 );
+
+/** Where the original has no help, there is help. */
+test.each([
+  ['--blockdev help', /^Values of 'driver'.*\n[\s\S]*^ {2}qcow2 +- /m],
+  ['--blockdev=help', /^Values of 'driver'/],
+  ['--blockdev ?', /^Values of 'driver'/],
+  ['--blockdev null-co,node-name=a,help', /^null-co options:\n[\s\S]*^ {2}latency-ns=<int> +- .*\n/m],
+  [
+    '--blockdev driver=qcow2,foo=1,help',
+    /^ {2}encrypt\.key-secret=<string> +- .* \(if encrypt.format=aes or\n +encrypt.format=luks\)$/m,
+  ],
+  ['--blockdev driver=nbd,help', /^ {2}server\.path=<string> \(required\)\n? +- .*\(if server.type=unix\)/m],
+  ['--monitor help', /^Options:\n {2}chardev=<string> \(required\)/],
+  ['--nbd-server help', /^ {2}max-connections=<int> +- /m],
+  ['--export help', /^Values of 'type'.*\n[\s\S]*^ {2}nbd +- /m],
+  ['--export type=nbd,help', /^nbd options:\n[\s\S]*^Options of all:\n/m],
+])('help of options that the original does not explain: %s', async (line, text) => {
+  const [theirs, ours] = await Promise.all([
+    run('qemu-storage-daemon', words(line)),
+    run('qblockd', words(line)),
+  ]);
+  expect(theirs).toMatchObject({
+    status: 1,
+    stderr: expect.stringContaining('Help is not available for this option'),
+  });
+  expect(ours).toMatchObject({ status: 0, stderr: '' });
+  expect(ours.stdout).toMatch(text);
+});
+
+test('help of a driver that is not there is an error', async () => {
+  const ours = await run('qblockd', words('--blockdev nope,help'));
+  expect(ours).toMatchObject({ status: 1, stdout: '' });
+  expect(ours.stderr).toContain("Parameter 'driver' does not accept value 'nope'");
+});
 
 test('the peer is there', (context) => requirePeer(context, 'qemu-storage-daemon'));

@@ -78,7 +78,7 @@ test.each([
   [
     'an alternate that JSON cannot tell apart',
     'block-core',
-    '"reference": { "type": "string" }',
+    '"reference": { "type": "string", "description": "node-name of a node that exists" }',
     '"reference": { "$ref": "#/$defs/BlockdevDriver" }, "x": { "type": "string" }',
     /not distinct/,
   ],
