@@ -163,6 +163,20 @@ const corruptions: readonly Corruption[] = [
     options: { 'overlap-check': 'constant' },
   },
   {
+    base: 'written snapshot',
+    name: "data in a snapshot's L2 table",
+    changes: [u64(0x80000, COPIED | 0x40000n)],
+    io: ['write 0 64k', 'read 0 4k'],
+    options: { 'overlap-check': 'all' },
+  },
+  {
+    base: 'written snapshot',
+    name: "an active L2 table that is a snapshot's too",
+    changes: [u64(0x30000, COPIED | 0x40000n)],
+    io: ['write 64k 64k', 'read 64k 4k'],
+    options: { 'overlap-check': { template: 'none', 'inactive-l2': true }, 'l2-cache-entry-size': 4096 },
+  },
+  {
     writableOnly: true,
     name: 'refcount table entry unaligned',
     changes: [u64(REFTABLE, 0x20200n)],

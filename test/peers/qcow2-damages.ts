@@ -32,6 +32,12 @@ const BASES = {
     ['qemu-img', 'snapshot', '-c', 'one', '$F'],
     ['qemu-img', 'snapshot', '-c', 'two', '$F'],
   ],
+  'written snapshot': [
+    ['qemu-img', 'create', '-q', '-f', 'qcow2', '$F', '8M'],
+    ['qemu-io', '-f', 'qcow2', '-c', 'write -P 1 0 64k', '$F'],
+    ['qemu-img', 'snapshot', '-c', 'one', '$F'],
+    ['qemu-io', '-f', 'qcow2', '-c', 'write -P 2 0 64k', '$F'],
+  ],
   bitmap: [
     ['qemu-img', 'create', '-q', '-f', 'qcow2', '$F', '8M'],
     ['qemu-img', 'bitmap', '--add', '-f', 'qcow2', '$F', 'b0'],

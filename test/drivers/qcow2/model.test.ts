@@ -33,6 +33,7 @@ const CASES: Readonly<Record<string, ModelSettings>> = {
     sizeBytes: 8 * MIB,
     snapshots: true,
     resize: true,
+    node: { 'overlap-check': 'all' },
   },
   'large clusters': { ...threads, steps: 30, create: 'cluster_size=2M', sizeBytes: 16 * MIB },
   'version 2': { ...ring, create: 'compat=0.10,cluster_size=1k', sizeBytes: MIB, snapshots: true },

@@ -146,7 +146,10 @@ export function findOverlap(
   for (const [kind, start, length] of fixedRanges(s)) {
     if (kind !== allowed && s.overlap[kind] && from < start + length && to > start) return kind;
   }
+  const checksInactive = s.overlap['inactive-l2'] && allowed !== 'inactive-l2';
   for (let cluster = first; cluster <= last; cluster++) {
+    // First of all: a table that the active L1 table shares with a snapshot must not be written as an active one either.
+    if (checksInactive && s.inactiveL2.has(cluster)) return 'inactive-l2';
     if (!s.metadata.has(cluster) || isFixed(s, cluster)) continue;
     const kind: OverlapKind = s.refcountBlocks.has(cluster) ? 'refcount-block' : 'active-l2';
     if (kind !== allowed && s.overlap[kind]) return kind;
@@ -183,7 +186,7 @@ export function rebuildMetadata(s: Qcow2State): void {
 export function mayOverlap(s: Qcow2State, offset: number, bytes: number): boolean {
   const last = Math.floor((offset + bytes - 1) / s.clusterBytes);
   for (let cluster = Math.floor(offset / s.clusterBytes); cluster <= last; cluster++) {
-    if (s.metadata.has(cluster)) return true;
+    if (s.metadata.has(cluster) || s.inactiveL2.has(cluster)) return true;
   }
   return false;
 }

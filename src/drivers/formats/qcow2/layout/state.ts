@@ -169,6 +169,8 @@ export interface Qcow2State {
   /** Host clusters that hold metadata, and those of them that are refcount blocks. */
   readonly metadata: MetadataMap;
   readonly refcountBlocks: MetadataMap;
+  /** Host clusters that hold L2 tables of snapshots; empty unless those are to be checked. Owned by snapshots/. */
+  readonly inactiveL2: MetadataMap;
   /** A fatal corruption was found: no more I/O. */
   dead: boolean;
   /** A non-fatal corruption was reported; not again. */

@@ -42,6 +42,7 @@ import { toRequestError } from '../metadata/corruption.ts';
 import { debugEvent } from '../metadata/debug.ts';
 import { createFound } from '../metadata/mapping.ts';
 import { barrier, readMetadata, writeHeader } from '../metadata/metadata-io.ts';
+import { learnInactiveL2 } from '../snapshots/inactive-l2.ts';
 import { loadSnapshots } from '../snapshots/table.ts';
 import { checkCryptoHeader, openCipher } from './encryption.ts';
 import { type CheckedOptions, checkOptions, type Qcow2Options, switches } from './options.ts';
@@ -82,6 +83,7 @@ export async function open(node: Qcow2Node, context: OpenContext): Promise<Qcow2
     if (file.node.driver.growsWithZeroes !== true) s.freshFrom = Number.POSITIVE_INFINITY;
     // A check reads the table by itself, whatever is wrong with it.
     if (!forCheck) await loadSnapshots(node, guard, false);
+    await learnInactiveL2(node, guard);
     await openCipher(node, guard, options.encrypt, context);
   });
   rebuildMetadata(s);
@@ -220,6 +222,7 @@ function createState(
     ...switches(options, node.settings.discardUnmap),
     metadata: new MetadataMap(),
     refcountBlocks: new MetadataMap(),
+    inactiveL2: new MetadataMap(),
     dead: false,
     corruptionReported: false,
     extras: {
@@ -336,6 +339,7 @@ export async function reloadTables(node: Qcow2Node, guard: GraphReadGuard): Prom
   s.l1 = viewOf(await readMetadata(node, guard, s.header.l1Offset, s.header.l1Entries * 8));
   await loadRefcountTable(node, guard);
   await loadSnapshots(node, guard, true);
+  await learnInactiveL2(node, guard);
   if (Number.isFinite(s.freshFrom)) {
     const bytes = await co.getLength(s.file.node, guard);
     s.freshFrom = Math.max(s.freshFrom, Math.ceil(bytes / s.clusterBytes));

@@ -14,6 +14,7 @@ import { Incompat } from '../layout/layout.ts';
 import type { Qcow2Node, Qcow2State } from '../layout/state.ts';
 import { barrier, writeHeader } from '../metadata/metadata-io.ts';
 import { settleMetadata } from '../metadata/writeback.ts';
+import { learnInactiveL2 } from '../snapshots/inactive-l2.ts';
 import { afterOpen, startCleaning, stopCleaning } from './open.ts';
 import { type CheckedOptions, checkOptions, type Qcow2Options, switches } from './options.ts';
 
@@ -107,8 +108,9 @@ function replaceCaches(s: Qcow2State, { sizes }: CheckedOptions): void {
   s.refcountCache.capacity = sizes.refcountBlocks;
 }
 
-/** What an opening for writing has to write. The node stays read-only when it cannot. */
+/** What the new options ask for, and what an opening for writing has to write. The node stays read-only when it cannot. */
 export async function afterReopen(node: Qcow2Node, prepared: unknown): Promise<void> {
+  await node.layer.graphLock.withRead((guard) => learnInactiveL2(node, guard));
   if ((prepared as Prepared).change !== 'to-read-write') return;
   try {
     await afterOpen(node);

@@ -19,6 +19,7 @@ import { writeMetadata } from '../metadata/metadata-io.ts';
 import { retryLocked } from '../metadata/needs.ts';
 import { changeRefcount } from '../metadata/refcount.ts';
 import { type Switched, switchOver } from '../metadata/switch-over.ts';
+import { learnInactiveL2 } from './inactive-l2.ts';
 import { changeReferences, copyL1, fixCopiedFlags } from './references.ts';
 import { encodeSnapshotTable, readSnapshotL1 } from './table.ts';
 
@@ -113,6 +114,14 @@ function both(one: Switched, other: Switched): Switched {
   };
 }
 
+/** An exclusive section after which the list of snapshots may be another one. */
+function changeList(node: Qcow2Node, guard: GraphReadGuard, change: () => Promise<void>): Promise<void> {
+  return exclusive(node, guard, async () => {
+    await change();
+    await learnInactiveL2(node, guard);
+  });
+}
+
 // ---- the operations ------------------------------------------------------------------------------------------
 
 async function create(
@@ -125,7 +134,7 @@ async function create(
   if (s.hasDataFile) throw ioError(E.ENOTSUP);
   const ids = s.extras.snapshots.map(({ id }) => Number.parseInt(id, 10)).filter((id) => Number.isFinite(id));
   const id = String(Math.max(0, ...ids) + 1);
-  await exclusive(node, guard, () =>
+  await changeList(node, guard, () =>
     switchOver(node, guard, async () => {
       const l1 = copyL1(s);
       const kept = copyL1(s);
@@ -186,7 +195,7 @@ async function remove(
   const one = findByIdAndName(s, id, name);
   if (one === undefined) throw new BlockError("Can't find the snapshot", { errno: E.ENOENT });
   const l1 = await readSnapshotL1(node, guard, one);
-  await exclusive(node, guard, () =>
+  await changeList(node, guard, () =>
     switchOver(node, guard, async (change) => {
       change.isSnapshot = true;
       const list = await listWithout(node, guard, one);
