@@ -45,6 +45,24 @@ const operation = fc.record({
   value: fc.integer({ min: 1, max: 255 }),
 });
 
+test('more segments in one block than the driver takes', async () => {
+  const disk = memoryDisk(DISK_BYTES, { limits: { requestAlignment: 512, maxIov: 3 } });
+  const backend = await open(disk);
+  const pieces = (bytes: number): ReturnType<typeof allocateIoMemory>[] =>
+    Array.from({ length: bytes / 10 }, () => allocateIoMemory(10));
+  const written = pieces(2000);
+  for (const [index, { buf }] of written.entries()) buf.fill(index + 1);
+  await backend.pwritev(700, 2000, concatVectors(...written.map((mem) => vectorOf(mem))), 0);
+  const got = pieces(2000);
+  await backend.preadv(700, 2000, concatVectors(...got.map((mem) => vectorOf(mem))), 0);
+  const bytes = Buffer.concat(written.map(({ buf }) => buf));
+  expect(Buffer.concat(got.map(({ buf }) => buf)).equals(bytes)).toBe(true);
+  expect(disk.data.equals(Buffer.concat([Buffer.alloc(700), bytes, Buffer.alloc(DISK_BYTES - 2700)]))).toBe(
+    true,
+  );
+  await backend.close();
+});
+
 describe.each(limitsCases)('limits %o', (limits) => {
   test.each([true, false])('one after another, zero writes %s', async (canZero) => {
     await fc.assert(

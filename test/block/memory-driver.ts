@@ -1,7 +1,7 @@
 /** A driver over a Buffer, with limits to choose, that checks how it is called. For tests of the block layer. */
 
 import { createEngine } from '../../src/aio/create-engine.ts';
-import { copyFromVector, copyToVector } from '../../src/aio/memory.ts';
+import { copyFromVector, copyToVector, type IoVector } from '../../src/aio/memory.ts';
 import type { BlockDriver } from '../../src/block/contract/driver.ts';
 import { emptyCheckResult } from '../../src/block/contract/image.ts';
 import type { BlockLimits } from '../../src/block/contract/request.ts';
@@ -48,6 +48,9 @@ export function memoryDriver(disk: MemoryDisk): BlockDriver {
     // Other requests get their turn in the middle of every operation.
     await new Promise((resolve) => setImmediate(resolve));
   };
+  const checkSegments = (node: BlockNode, vec: IoVector): void => {
+    if (vec.segments.length > node.limits.maxIov) throw new Error('too many segments');
+  };
   const plain = async (name: string): Promise<void> => {
     disk.calls.push(name);
     await disk.onCall(name);
@@ -60,10 +63,12 @@ export function memoryDriver(disk: MemoryDisk): BlockDriver {
     open: async () => null,
     refreshLimits: (_node, limits) => void Object.assign(limits, disk.limits),
     async preadv(node, _guard, offset, bytes, vec) {
+      checkSegments(node, vec);
       await called(node, 'preadv', offset, bytes);
       copyToVector(vec, disk.data.subarray(offset, offset + bytes));
     },
     async pwritev(node, _guard, offset, bytes, vec) {
+      checkSegments(node, vec);
       await called(node, 'pwritev', offset, bytes);
       copyFromVector(vec, disk.data.subarray(offset, offset + bytes));
     },

@@ -9,6 +9,8 @@
 import {
   allocateIoMemory,
   concatVectors,
+  copyFromVector,
+  copyToVector,
   type IoVector,
   isZeroVector,
   sliceVector,
@@ -89,7 +91,7 @@ function alignedRead(
   const max = node.limits.maxTransfer;
   if ((max === 0 || bytes <= max) && vec.segments.length <= node.limits.maxIov)
     return node.driver.preadv(node, guard, offset, bytes, vec, flags);
-  return splitRequest(node, bytes, vec, (at, length, part) =>
+  return splitRequest(node, bytes, vec, 'read', (at, length, part) =>
     node.driver.preadv!(node, guard, offset + at, length, part, flags),
   );
 }
@@ -99,6 +101,7 @@ async function splitRequest(
   node: BlockNode,
   bytes: number,
   vec: IoVector,
+  direction: 'read' | 'write',
   run: (at: number, length: number, part: IoVector) => Promise<void>,
 ): Promise<void> {
   const { maxTransfer, maxIov, requestAlignment } = node.limits;
@@ -109,8 +112,11 @@ async function splitRequest(
       length = part.segments.slice(0, maxIov).reduce((sum, segment) => sum + segment.length, 0);
       length = roundDown(length, requestAlignment);
       if (length === 0) {
-        // More than maxIov segments within one aligned block: through a bounce buffer, which has one segment.
-        throw ioError(E.EINVAL);
+        // More than maxIov segments within one aligned block: through a buffer, which has one segment.
+        length = requestAlignment;
+        await bounce(sliceVector(vec, at, length), direction, (part) => run(at, length, part));
+        at += length;
+        continue;
       }
       part = sliceVector(vec, at, length);
     }
@@ -119,10 +125,55 @@ async function splitRequest(
   }
 }
 
+async function bounce(
+  vec: IoVector,
+  direction: 'read' | 'write',
+  run: (part: IoVector) => Promise<void>,
+): Promise<void> {
+  const mem = allocateIoMemory(vec.bytes);
+  if (direction === 'write') copyFromVector(vec, mem.buf);
+  await run(vectorOf(mem));
+  if (direction === 'read') copyToVector(vec, mem.buf);
+}
+
 // ---- writes --------------------------------------------------------------------------------------------------
 
+/**
+ * What every write is inside of: bounds, the tracked record, waiting for those that must not overlap, and the note that a
+ * failed one may have changed something. `alone`: nobody may change the blocks in between (they are read and written back).
+ */
+async function trackedWrite(
+  node: BlockNode,
+  offset: number,
+  bytes: number,
+  alone: boolean,
+  run: () => Promise<void>,
+): Promise<void> {
+  checkWritable(node);
+  checkRange(offset, bytes);
+  const request = begin(node, offset, bytes);
+  try {
+    if (alone) markSerialising(node.tracked, request, node.limits.requestAlignment);
+    if (node.tracked.serialising > 0) await waitSerialising(node.tracked, request);
+    await run();
+  } catch (error) {
+    wroteInPart(node, offset, bytes);
+    throw error;
+  } finally {
+    end(node, request);
+  }
+}
+
+function isAligned(
+  { limits: { requestAlignment: align } }: BlockNode,
+  offset: number,
+  bytes: number,
+): boolean {
+  return align === 1 || (offset % align === 0 && bytes % align === 0);
+}
+
 /** Writes `vec` to [offset, offset+bytes). Req.fua: the data is on stable storage afterwards. */
-export async function coPwritev(
+export function coPwritev(
   node: BlockNode,
   guard: GraphReadGuard,
   offset: number,
@@ -130,28 +181,25 @@ export async function coPwritev(
   vec: IoVector,
   flags: number,
 ): Promise<void> {
+  // A driver would take a write of no bytes for one to the block that the offset is in.
+  if (bytes === 0) return emptyWrite(node, guard, offset, flags);
+  const aligned = isAligned(node, offset, bytes);
+  return trackedWrite(node, offset, bytes, !aligned || (flags & Req.serialising) !== 0, () =>
+    aligned
+      ? alignedWrite(node, guard, offset, bytes, vec, flags)
+      : paddedWrite(node, guard, offset, bytes, vec, flags),
+  );
+}
+
+async function emptyWrite(
+  node: BlockNode,
+  guard: GraphReadGuard,
+  offset: number,
+  flags: number,
+): Promise<void> {
   checkWritable(node);
-  checkRange(offset, bytes);
-  if (bytes === 0) {
-    // A driver would take it for a write to the block that the offset is in.
-    if ((flags & Req.fua) !== 0) await coFlush(node, guard);
-    return;
-  }
-  const request = begin(node, offset, bytes);
-  try {
-    const align = node.limits.requestAlignment;
-    const aligned = align === 1 || (offset % align === 0 && bytes % align === 0);
-    // Unaligned: the bytes around ours are read and written back, so nobody may change them in between.
-    if (!aligned || (flags & Req.serialising) !== 0) markSerialising(node.tracked, request, align);
-    if (node.tracked.serialising > 0) await waitSerialising(node.tracked, request);
-    if (aligned) await alignedWrite(node, guard, offset, bytes, vec, flags);
-    else await paddedWrite(node, guard, offset, bytes, vec, flags);
-  } catch (error) {
-    wroteInPart(node, offset, bytes);
-    throw error;
-  } finally {
-    end(node, request);
-  }
+  checkRange(offset, 0);
+  if ((flags & Req.fua) !== 0) await coFlush(node, guard);
 }
 
 async function paddedWrite(
@@ -231,7 +279,7 @@ async function plainWrite(
   if ((max === 0 || bytes <= max) && vec.segments.length <= node.limits.maxIov) {
     await driver.pwritev(node, guard, offset, bytes, vec, passed);
   } else {
-    await splitRequest(node, bytes, vec, (at, length, part) =>
+    await splitRequest(node, bytes, vec, 'write', (at, length, part) =>
       driver.pwritev!(node, guard, offset + at, length, part, passed),
     );
   }
@@ -240,71 +288,54 @@ async function plainWrite(
 }
 
 /** Writes compressed clusters; ENOTSUP where the format cannot. bytes 0 tells the driver that the image is complete. */
-export async function coPwritevCompressed(
+export function coPwritevCompressed(
   node: BlockNode,
   guard: GraphReadGuard,
   offset: number,
   bytes: number,
   vec: IoVector,
 ): Promise<void> {
-  checkWritable(node);
-  checkRange(offset, bytes);
-  if (node.driver.pwritevCompressed === undefined) throw ioError(E.ENOTSUP);
-  const request = begin(node, offset, bytes);
-  try {
-    if (node.tracked.serialising > 0) await waitSerialising(node.tracked, request);
+  return trackedWrite(node, offset, bytes, false, async () => {
+    if (node.driver.pwritevCompressed === undefined) throw ioError(E.ENOTSUP);
     await node.driver.pwritevCompressed(node, guard, offset, bytes, vec);
     wrote(node, offset, bytes);
-  } catch (error) {
-    wroteInPart(node, offset, bytes);
-    throw error;
-  } finally {
-    end(node, request);
-  }
+  });
 }
 
 /** Makes [offset, offset+bytes) read as zeroes. Req.mayUnmap, Req.noFallback, Req.fua. */
-export async function coPwriteZeroes(
+export function coPwriteZeroes(
   node: BlockNode,
   guard: GraphReadGuard,
   offset: number,
   bytes: number,
   flags: number,
 ): Promise<void> {
-  checkWritable(node);
-  checkRange(offset, bytes);
-  const request = begin(node, offset, bytes);
-  try {
-    const align = node.limits.requestAlignment;
-    const aligned = offset % align === 0 && bytes % align === 0;
-    if (!aligned || (flags & Req.serialising) !== 0) markSerialising(node.tracked, request, align);
-    if (node.tracked.serialising > 0) await waitSerialising(node.tracked, request);
-    if (aligned) {
-      await alignedZeroes(node, guard, offset, bytes, flags);
-      return;
-    }
-    // Only the ends need reading and writing back; the middle stays a zero write.
-    const from = Math.min(roundUp(offset, align), offset + bytes);
-    const to = Math.max(roundDown(offset + bytes, align), from);
-    const zeroes = vectorOf(zeroMemory(align));
-    if (from > offset)
-      await paddedWrite(node, guard, offset, from - offset, sliceVector(zeroes, 0, from - offset), flags);
-    if (to > from) await alignedZeroes(node, guard, from, to - from, flags);
-    if (offset + bytes > to)
-      await paddedWrite(
-        node,
-        guard,
-        to,
-        offset + bytes - to,
-        sliceVector(zeroes, 0, offset + bytes - to),
-        flags,
-      );
-  } catch (error) {
-    wroteInPart(node, offset, bytes);
-    throw error;
-  } finally {
-    end(node, request);
-  }
+  const aligned = isAligned(node, offset, bytes);
+  return trackedWrite(node, offset, bytes, !aligned || (flags & Req.serialising) !== 0, () =>
+    aligned
+      ? alignedZeroes(node, guard, offset, bytes, flags)
+      : paddedZeroes(node, guard, offset, bytes, flags),
+  );
+}
+
+/** Only the ends need reading and writing back; the middle stays a zero write. */
+async function paddedZeroes(
+  node: BlockNode,
+  guard: GraphReadGuard,
+  offset: number,
+  bytes: number,
+  flags: number,
+): Promise<void> {
+  const align = node.limits.requestAlignment;
+  const end = offset + bytes;
+  const from = Math.min(roundUp(offset, align), end);
+  const to = Math.max(roundDown(end, align), from);
+  const zeroes = vectorOf(zeroMemory(align));
+  const writeEnd = (at: number, length: number): Promise<void> =>
+    paddedWrite(node, guard, at, length, sliceVector(zeroes, 0, length), flags);
+  if (from > offset) await writeEnd(offset, from - offset);
+  if (to > from) await alignedZeroes(node, guard, from, to - from, flags);
+  if (end > to) await writeEnd(to, end - to);
 }
 
 function alignedZeroes(
