@@ -2,8 +2,8 @@
  * `npm run bench:formats`: image formats over NBD, qblockd beside qemu-storage-daemon, with fio's nbd engine.
  *
  * For each format an image full of data and an empty one, made by qemu-img; every measurement starts a server of its
- * own, since writes change what they are measured on. Medians of interleaved rounds; CPU a request is the figure that
- * counts. Then `convert` of the full image to raw and back, by both tools, and the opening of a large image.
+ * own, since writes change what they are measured on, and a run of the same kind before it that does not count: servers
+ * run for long. Medians of interleaved rounds; CPU a request is the figure that counts. Then `convert` of the full image to raw and back, by both tools, and the opening of a large image.
  *
  * Options: --runtime SECONDS (1), --rounds N (3), --format NAME[,NAME...], --load PART of a load's name, --size MIB (256)
  * of data, --dir FOLDER for the images.
@@ -31,6 +31,7 @@ const FORMATS: Readonly<Record<string, { readonly options?: string; readonly rea
 };
 
 const LARGE = '2T';
+const WARM_UP_SECONDS = 1;
 const EMPTY_MIB = 16 * 1024;
 
 const LOADS: readonly (Load & { readonly empty: boolean })[] = [
@@ -119,7 +120,7 @@ async function main(): Promise<void> {
     process.stdout.write(
       `${new Date().toISOString().slice(0, 10)}, ${cpus()[0]?.model.trim() ?? 'unknown CPU'}, server and client on one ` +
         `CPU each; ${sizeMib} MiB of data on ${fileSystemOf(folder)} in the page cache, UNIX socket; ` +
-        `${rounds} rounds of ${runtimeSeconds} s, interleaved.\n`,
+        `${rounds} rounds of ${runtimeSeconds} s after ${WARM_UP_SECONDS} s that does not count, interleaved.\n`,
     );
   } finally {
     rmSync(folder, { recursive: true, force: true });
@@ -166,8 +167,11 @@ async function measureFormat(format: string, setting: Setting, table: FiguresTab
         const { child, stop } = await startUntil(argv, socket);
         try {
           await sleep(300);
-          const span = each.empty ? EMPTY_MIB : sizeMib;
-          const figures = runFio(socket, child.pid!, each, setting.runtimeSeconds, span);
+          // What allocates begins where nothing is: the first half is for the run that does not count.
+          const span = each.empty ? EMPTY_MIB / 2 : sizeMib;
+          runFio(socket, child.pid!, each, WARM_UP_SECONDS, span);
+          const extra = each.empty ? [`--offset=${span}m`] : [];
+          const figures = runFio(socket, child.pid!, each, setting.runtimeSeconds, span, { extra });
           table.add(`${format}: ${each.name}`, server.name, figures);
           process.stderr.write(
             `${format}: ${each.name}, ${server.name}: ${thousands(figures.requestsPerSecond)}, ` +

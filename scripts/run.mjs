@@ -291,6 +291,7 @@ switch (command) {
     break;
   case 'bench':
   case 'bench-qcow2':
+  case 'bench-formats':
   case 'bench-jobs':
   case 'bench-control':
   case 'bench-nbd-client':

@@ -22,7 +22,7 @@ function fixVhdx(image: Buffer): void {
   for (let at = 0x100000; at + 4096 <= Math.min(image.length, 0x200000); at += 4096) {
     if (image.toString('latin1', at, at + 4) !== 'loge') continue;
     const bytes = image.readUInt32LE(at + 8);
-    if (bytes > 0 && bytes <= 0x100000 && at + bytes <= image.length) fix(at, bytes);
+    if (bytes >= 64 && bytes <= 0x100000 && at + bytes <= image.length) fix(at, bytes);
   }
 }
 

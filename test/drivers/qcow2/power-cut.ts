@@ -1,6 +1,6 @@
 /**
  * One power-cut run: a random guest on an image whose file is recorded, then many cuts of the recording, each image
- * of which must be sound and hold what was flushed.
+ * of which must be sound and hold what was flushed. What sound means for a format is said by its ImageRules.
  */
 
 import { readFileSync, rmSync, writeFileSync } from 'node:fs';
@@ -19,7 +19,23 @@ import { checkImage, peer } from './open-layer.ts';
 import { createRandom, type Random } from './random.ts';
 import { createRecording, cut, type Loss, type Recording, recorderDriver, SECTOR } from './recorder.ts';
 
+/** What a format promises after a cut. */
+export interface ImageRules {
+  readonly format: string;
+  /** What is wrong with an image that was closed properly; null: nothing. */
+  closed(image: Buffer): string | null;
+  /**
+   * The image as whoever opens it first leaves it (repaired, where the format says that it has to be); or what is wrong.
+   * `withPeer`: the original looks, too. `file`: a scratch file.
+   */
+  settle(image: Buffer, file: string, withPeer: boolean): Buffer | string;
+  /** Unit in which compressed writes are tried; null: the format has none. */
+  compressedBytes(node: BlockNode): number | null;
+}
+
 export interface PowerCutSettings {
+  /** Default: qcow2. */
+  readonly rules?: ImageRules;
   /** -o of qemu-img create. */
   readonly create: string;
   readonly sizeBytes: number;
@@ -52,6 +68,7 @@ interface Guarantee {
 }
 
 interface Guest {
+  readonly rules: ImageRules;
   readonly sectors: number;
   readonly content: Uint8Array;
   readonly changes: Change[];
@@ -84,10 +101,11 @@ function openLayer(recording: Recording, random: Random): { layer: BlockLayer; c
 
 async function openNode(
   layer: BlockLayer,
+  format: string,
   extra: Readonly<Record<string, unknown>>,
 ): Promise<{ node: BlockNode; backend: BlockBackend }> {
   const node = await openFromOptions(layer, {
-    driver: 'qcow2',
+    driver: format,
     'node-name': 'disk',
     file: { driver: 'recorder' },
     discard: 'unmap',
@@ -119,8 +137,8 @@ async function request(
     const memory = allocateIoMemory(bytes);
     memory.buf.fill(value);
     const vec = vectorOf(memory);
-    const clusterBytes = (node.state as { readonly clusterBytes: number }).clusterBytes;
-    const aligned = offset % clusterBytes === 0 && bytes % clusterBytes === 0;
+    const unit = guest.rules.compressedBytes(node);
+    const aligned = unit !== null && offset % unit === 0 && bytes % unit === 0;
     let done = false;
     if (kind === 0 && aligned) {
       // Refused where the cluster has data already.
@@ -223,11 +241,11 @@ async function quietSnapshot(
 
 /** What is wrong with the snapshots of an image after a cut; null: nothing that is known of. */
 async function judgeSnapshots(node: BlockNode, backend: BlockBackend, guest: Guest): Promise<string | null> {
-  const operations = node.driver.snapshots!;
-  for (const { name } of operations.list(node)) {
+  const operations = node.driver.snapshots;
+  for (const { name } of operations?.list(node) ?? []) {
     const held = guest.snapshots.get(name);
     if (held === undefined || held === null) continue;
-    await node.layer.graphLock.withRead((guard) => operations.load!(node, guard, null, name));
+    await node.layer.graphLock.withRead((guard) => operations!.load!(node, guard, null, name));
     const memory = allocateIoMemory(guest.sectors * SECTOR);
     await backend.preadv(0, memory.buf.length, vectorOf(memory), 0);
     for (let sector = 0; sector < guest.sectors; sector++) {
@@ -239,16 +257,57 @@ async function judgeSnapshots(node: BlockNode, backend: BlockBackend, guest: Gue
   return null;
 }
 
-/** The values each sector may have after a cut before log entry `end`. */
-function allowed(guest: Guest, end: number): (sector: number) => Set<number> {
+/** Sectors of one value. */
+const PATTERNS = Array.from({ length: 256 }, (_, value) => Buffer.alloc(SECTOR, value));
+
+/** Whether a sector may have a value after a cut before log entry `end`: null, or those that it may have. */
+function allowed(guest: Guest, end: number): (sector: number, value: number) => Set<number> | null {
   let base: Guarantee = { begin: 0, end: 0, content: new Uint8Array(guest.sectors) };
   for (const guarantee of guest.guarantees) if (guarantee.end <= end) base = guarantee;
   const changes = guest.changes.filter((change) => change.begin < end && change.end > base.begin);
-  return (sector) => {
+  return (sector, found) => {
+    if (base.content[sector] === found) return null;
     const values = new Set([base.content[sector]!]);
     for (const { from, to, value, content } of changes)
       if (sector >= from && sector < to) values.add(content === undefined ? value : content[sector]!);
-    return values;
+    return values.has(found) ? null : values;
+  };
+}
+
+/** qcow2: refcounts cover what is referred to; they may be late only where the image says so. */
+export function qcow2Rules(mayBeDirty: boolean): ImageRules {
+  return {
+    format: 'qcow2',
+    compressedBytes: ({ state }) => (state as { readonly clusterBytes: number }).clusterBytes,
+    closed(image) {
+      const { corruptions, leaks, dirty } = inspect(image);
+      if (corruptions.length === 0 && leaks === 0 && !dirty) return null;
+      return `${leaks} leaks, dirty ${dirty}, ${corruptions.slice(0, 5).join('; ')}`;
+    },
+    settle(image, file, withPeer) {
+      let sound = image;
+      const first = inspect(image, true);
+      if (first.dirty && !mayBeDirty) return 'it says that refcounts may be wrong';
+      if (first.dirty) {
+        // Refcounts and flags may be late: whoever opens the image puts them right first.
+        writeFileSync(file, image);
+        try {
+          peer('qemu-img', 'check', '-q', '-r', 'all', '-f', 'qcow2', file);
+        } catch (error) {
+          const { status } = error as { status: number };
+          if (status !== 0 && status !== 3) return `repair failed: ${(error as { stderr: string }).stderr}`;
+        }
+        sound = readFileSync(file);
+      }
+      const { corruptions } = first.dirty ? inspect(sound, true) : first;
+      if (corruptions.length > 0) return corruptions.slice(0, 5).join('; ');
+      if (withPeer) {
+        writeFileSync(file, sound);
+        const { status, output } = checkImage(file);
+        if (status !== 0 && status !== 3) return output;
+      }
+      return sound;
+    },
   };
 }
 
@@ -259,34 +318,13 @@ async function judge(
   end: number,
   folder: string,
   withPeer: boolean,
-  mayBeDirty: boolean,
 ): Promise<string | null> {
-  let sound = image;
-  const first = inspect(image, true);
-  if (first.dirty && !mayBeDirty) return 'it says that refcounts may be wrong';
-  if (first.dirty) {
-    // Refcounts and flags may be late: whoever opens the image puts them right first.
-    const file = path.join(folder, 'cut.qcow2');
-    writeFileSync(file, image);
-    try {
-      peer('qemu-img', 'check', '-q', '-r', 'all', '-f', 'qcow2', file);
-    } catch (error) {
-      const { status } = error as { status: number };
-      if (status !== 0 && status !== 3) return `repair failed: ${(error as { stderr: string }).stderr}`;
-    }
-    sound = readFileSync(file);
-  }
-  const { corruptions } = first.dirty ? inspect(sound, true) : first;
-  if (corruptions.length > 0) return corruptions.slice(0, 5).join('; ');
-  if (withPeer) {
-    const file = path.join(folder, 'cut.qcow2');
-    writeFileSync(file, sound);
-    const { status, output } = checkImage(file);
-    if (status !== 0 && status !== 3) return output;
-  }
+  const { rules } = guest;
+  const sound = rules.settle(image, path.join(folder, `cut.${rules.format}`), withPeer);
+  if (typeof sound === 'string') return sound;
   const { layer, close } = openLayer(createRecording(sound), createRandom(1));
   try {
-    const { node, backend } = await openNode(layer, { 'read-only': true });
+    const { node, backend } = await openNode(layer, rules.format, { 'read-only': true });
     const memory = allocateIoMemory(guest.sectors * SECTOR);
     await backend.preadv(0, memory.buf.length, vectorOf(memory), 0);
     const spoilt = await judgeSnapshots(node, backend, guest);
@@ -296,9 +334,9 @@ async function judge(
     for (let sector = 0; sector < guest.sectors; sector++) {
       const at = sector * SECTOR;
       const value = memory.buf[at]!;
-      const whole = memory.buf.subarray(at, at + SECTOR).every((byte) => byte === value);
-      const values = valuesOf(sector);
-      if (!whole || !values.has(value)) return `sector ${sector} is ${value}, allowed ${[...values]}`;
+      const whole = PATTERNS[value]!.equals(memory.buf.subarray(at, at + SECTOR));
+      const values = valuesOf(sector, value);
+      if (!whole || values !== null) return `sector ${sector} is ${value}, allowed ${[...(values ?? [])]}`;
     }
     return null;
   } finally {
@@ -313,11 +351,14 @@ export async function powerCutRun(
   folder: string,
 ): Promise<string | null> {
   const random = createRandom(seed);
-  const file = path.join(folder, 'start.qcow2');
-  peer('qemu-img', 'create', '-q', '-f', 'qcow2', '-o', settings.create, file, String(settings.sizeBytes));
+  const { rules = qcow2Rules(settings.create.includes('lazy')), create } = settings;
+  const file = path.join(folder, `start.${rules.format}`);
+  const options = create === '' ? [] : ['-o', create];
+  peer('qemu-img', 'create', '-q', '-f', rules.format, ...options, file, String(settings.sizeBytes));
   const recording = createRecording(readFileSync(file));
   rmSync(file);
   const guest: Guest = {
+    rules,
     sectors: settings.sizeBytes / SECTOR,
     content: new Uint8Array(settings.sizeBytes / SECTOR),
     changes: [],
@@ -325,7 +366,7 @@ export async function powerCutRun(
     snapshots: new Map(),
   };
   const { layer, close } = openLayer(recording, random);
-  const { node, backend } = await openNode(layer, settings.node ?? {});
+  const { node, backend } = await openNode(layer, rules.format, settings.node ?? {});
   for (let i = 0; i < settings.batches; i++) {
     const work = [batch(guest, recording, backend, node, random)];
     if (settings.snapshots === true && random.below(4) === 0) work.push(snapshot(node, guest, random));
@@ -338,10 +379,8 @@ export async function powerCutRun(
   await backend.close();
   await close();
   const { log } = recording;
-  const end = inspect(recording.data);
-  if (end.corruptions.length > 0 || end.leaks > 0 || end.dirty) {
-    return `seed ${seed}: after closing: ${end.leaks} leaks, dirty ${end.dirty}, ${end.corruptions.slice(0, 5).join('; ')}`;
-  }
+  const wrong = rules.closed(recording.data);
+  if (wrong !== null) return `seed ${seed}: after closing: ${wrong}`;
   const losses: readonly Loss[] = ['nothing-lost', 'everything-lost', 'some-lost', 'torn'];
   for (let i = 0; i < settings.cuts; i++) {
     const at = i === 0 ? log.length : 1 + random.below(log.length);
@@ -352,7 +391,6 @@ export async function powerCutRun(
       at,
       folder,
       i % settings.peerEvery === 0,
-      settings.create.includes('lazy'),
     );
     if (failure !== null) return `seed ${seed}, cut before ${at} of ${log.length}, ${loss}: ${failure}`;
   }

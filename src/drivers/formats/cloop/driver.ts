@@ -52,6 +52,8 @@ type CloopNode = BlockNode<CloopState>;
 
 const HEADER_BYTES = 136;
 const SECTOR_BYTES = 512;
+/** Bytes that one byte of a deflate stream can stand for, and a little more (RFC 1951: 258 bytes in two bits). */
+const MAX_DEFLATE_RATIO = 1040;
 const MAX_BLOCK_BYTES = 64 * 1024 * 1024;
 const MAX_OFFSETS_BYTES = 512 * 1024 * 1024;
 const PAGE_BYTES = 4096;
@@ -136,6 +138,8 @@ function damaged(message: string): BlockError {
 }
 
 async function inflateBlock(packed: Buffer, blockBytes: number): Promise<Buffer> {
+  // Memory for a block is taken only where so few bytes can make one.
+  if (packed.length * MAX_DEFLATE_RATIO < blockBytes) throw ioError(E.EIO);
   const options = { maxOutputLength: blockBytes, chunkSize: blockBytes + 64 };
   let content: Buffer;
   try {

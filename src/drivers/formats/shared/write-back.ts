@@ -121,9 +121,11 @@ export async function writeTables(guard: GraphReadGuard, writes: readonly TableW
 /** Sees to it that changes do not wait for ever: at once when the cache is full of them, else some time later. */
 export function scheduleWriteBack<S extends MappedState>(map: BlockMap<S>, node: BlockNode<S>): void {
   const state = node.state.writeBack;
+  // Asked for, and under way.
+  if (state.pending && state.timer === null) return;
   const files = map.writeBack?.tableFiles(node.state) ?? [];
   const much = files.some(({ cache }) => cache.dirtyCount > cache.capacity / 2);
-  if (state.pending && !(much && state.timer !== null)) return;
+  if (state.pending && !much) return;
   if (state.closing || !hasChanges(map, node.state)) return;
   if (state.timer !== null) clearTimeout(state.timer);
   state.timer = null;
@@ -144,8 +146,10 @@ async function writeInBackground<S extends MappedState>(map: BlockMap<S>, node: 
   if (state.closing) return;
   // Counted like a request, so that draining the node waits for it.
   node.inFlight++;
+  let isWritten = false;
   try {
     await node.layer.graphLock.withRead((guard) => flushMapped(map, node, guard));
+    isWritten = true;
   } catch {
     // Nothing is lost: the tables are changed still, and the next flush reports what is wrong.
   } finally {
@@ -153,6 +157,8 @@ async function writeInBackground<S extends MappedState>(map: BlockMap<S>, node: 
     node.inFlight--;
     if (node.inFlight === 0) node.idle.wakeAll();
   }
+  // What changed meanwhile is next.
+  if (isWritten) scheduleWriteBack(map, node);
 }
 
 /** Writes what is left and stops what runs in the background. */

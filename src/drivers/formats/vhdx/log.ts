@@ -66,7 +66,11 @@ export interface Replay {
   readonly sequence: bigint;
 }
 
-/** What has to be replayed; throws when there should be something but is not. `log` is the whole ring. */
+/**
+ * What has to be replayed. `log` is the whole ring. Without a valid run of entries that is nothing, as with the original:
+ * the power went before the first entry was whole, so no table has been touched (the specification calls such an image
+ * corrupt).
+ */
 export function readLog(log: Buffer, logGuid: Buffer): Replay {
   const heads: Entry[] = [];
   let checkedBytes = 0;
@@ -89,7 +93,7 @@ export function readLog(log: Buffer, logGuid: Buffer): Replay {
       };
     }
   }
-  throw invalid('The log of the image holds no valid entry');
+  return { writes: [], fileBytes: 0, sequence: 0n };
 }
 
 /** The entries from the tail of `head` to itself; null when they are not all there. */

@@ -205,13 +205,16 @@ async function writeLogged(
 ): Promise<void> {
   const { state } = node;
   if (writes.length === 0) return;
-  if (state.header.logGuid.equals(NO_LOG)) await writeHeader(node, guard, { logGuid: randomGuid() });
+  // A log that counts must hold a valid entry: the header names it when the first one is there.
+  const isNew = state.header.logGuid.equals(NO_LOG);
+  const logGuid = isNew ? randomGuid() : state.header.logGuid;
   for (let from = 0; from < writes.length; from += MAX_LOGGED_SECTORS) {
     const some = writes.slice(from, from + MAX_LOGGED_SECTORS);
     // What the entry before has described must be in its place before this one takes over.
     if (from > 0) await co.flush(state.file.node, guard);
-    await logSectors(state, guard, some);
+    await logSectors(state, guard, logGuid, some);
     await co.flush(state.file.node, guard);
+    if (isNew && from === 0) await writeHeader(node, guard, { logGuid });
     await writeTables(guard, some);
   }
 }
@@ -219,9 +222,10 @@ async function writeLogged(
 async function logSectors(
   state: VhdxState,
   guard: GraphReadGuard,
+  logGuid: Buffer,
   writes: readonly TableWrite[],
 ): Promise<void> {
-  const { logBytes, logOffset, logGuid } = state.header;
+  const { logBytes, logOffset } = state.header;
   const sectors = writes.map(({ offset, data }) => {
     const whole = data.length === LOG_SECTOR_BYTES ? data : Buffer.alloc(LOG_SECTOR_BYTES);
     if (whole !== data) data.copy(whole);

@@ -79,5 +79,5 @@ export async function replayInFile(node: VhdxNode, guard: GraphReadGuard): Promi
   await co.flush(file.node, guard);
   await writeHeader(node, guard, { logGuid: NO_LOG });
   state.replay = null;
-  state.repaired = true;
+  state.repaired = replay.writes.length > 0;
 }
