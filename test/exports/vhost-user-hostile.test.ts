@@ -300,6 +300,24 @@ test('descriptors that are of no use are closed', async () => {
   ])
     for (let i = 0; i < 8; i++)
       await sendAll([{ message: encodeMessage(request, 0, encodeU64(0)), fds: [memory] }]);
+  // A record of requests under way comes too late for a queue at work.
+  const inflight = Buffer.from(`${'00'.repeat(16)}0200080000000000`, 'hex');
+  const head = Buffer.alloc(8);
+  head.writeUInt32LE(1, 0);
+  const region = encodeRegion({ guestAddress: 0, bytes: 65536, userAddress: 0, mapOffset: 0 });
+  const vring = Buffer.alloc(40);
+  vring.writeBigUInt64LE(0x2000n, 16);
+  vring.writeBigUInt64LE(0x3000n, 24);
+  const kick = createEventFd();
+  for (let i = 0; i < 8; i++)
+    await sendAll([
+      { message: encodeMessage(Request.setMemTable, 0, Buffer.concat([head, region])), fds: [memory] },
+      { message: encodeMessage(Request.setVringNum, 0, encodeVringState(0, QUEUE_SIZE)), fds: [] },
+      { message: encodeMessage(Request.setVringAddr, 0, vring), fds: [] },
+      { message: encodeMessage(Request.setVringKick, 0, encodeU64(0)), fds: [kick] },
+      { message: encodeMessage(Request.getInflightFd, 0, inflight), fds: [] },
+    ]);
+  closeFd(kick);
   closeFd(memory);
   await expectServed();
   expect(descriptors().length, descriptors().join()).toBeLessThanOrEqual(before + 3);

@@ -72,7 +72,7 @@ async function start(kind: DaemonKind, node: object): Promise<void> {
     queueSize: 64,
     dataBytes: DATA_BYTES,
     features: FEATURES,
-    protocolFeatures: [...DRIVER_PROTOCOL_FEATURES, ProtocolFeature.logShmFd],
+    protocolFeatures: [...DRIVER_PROTOCOL_FEATURES, ProtocolFeature.logShmFd, ProtocolFeature.status],
     reconnect: false,
     called: () => undefined,
     ringsRenewed: () => undefined,
@@ -178,6 +178,18 @@ test('marks what was begun before it was asked to', async () => {
   await frontEnd.call(Request.getVringBase, encodeVringState(0, 0));
   expect(frontEnd.queues[0]!.usedIndex).toBe(1);
   expect(takeMarks()).toEqual([page(PAGE), page(8 * PAGE), USED_PAGE]);
+});
+
+test('a paused machine finds its rings where they were', async () => {
+  await start('qblockd', { driver: 'file', filename: `${dir}/disk` });
+  for (let i = 0; i < 5; i++) {
+    put(0, 0, PAGE);
+    await wait();
+  }
+  // As QEMU says it: first that the device has no status any more, then it asks.
+  await frontEnd.tell(Request.setStatus, encodeU64(0));
+  const { payload } = await frontEnd.call(Request.getVringBase, encodeVringState(0, 0));
+  expect(payload.readUInt32LE(4)).toBe(5);
 });
 
 test('a log that is too short, odd or missing hurts nobody', async () => {

@@ -271,14 +271,19 @@ export class VhostDevice {
     return encodeVringState(index, base);
   }
 
-  /** All queues rest and are as at the start. */
-  async reset(): Promise<void> {
+  /** All queues rest, and keep their place in the available ring. */
+  async rest(): Promise<void> {
     for (const [index, queue] of this.queues.entries()) {
       if (queue.ready || queue.pending > 0) await this.#stopQueue(index, queue);
-      queue.availableIndex = 0;
       queue.enabled = false;
       queue.broken = null;
     }
+  }
+
+  /** All queues rest and are as at the start. */
+  async reset(): Promise<void> {
+    await this.rest();
+    for (const queue of this.queues) queue.availableIndex = 0;
   }
 
   // ---- the log of a migration --------------------------------------------------------------------------------
@@ -337,7 +342,12 @@ export class VhostDevice {
     if (mapBytes > WINDOW_BYTES) throw new BlockError('a record of requests that is too long');
     const fd = createMemoryFile('vhost-inflight', mapBytes);
     if (fd < 0) throw new BlockError('no memory for the record of requests');
-    this.#keepInflight(fd, 0, mapBytes, queueSize);
+    try {
+      this.#keepInflight(fd, 0, mapBytes, queueSize);
+    } catch (error) {
+      closeFd(fd);
+      throw error;
+    }
     const reply = encodeInflight({ mapBytes, mapOffset: 0, queues, queueSize });
     return { reply, fd };
   }

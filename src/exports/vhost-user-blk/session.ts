@@ -192,8 +192,7 @@ export class VhostUserSession {
       case Request.resetDevice:
         return this.#reset();
       case Request.setStatus:
-        this.#status = decodeU64(payload) % 256;
-        return this.#status === 0 ? this.#reset() : null;
+        return this.#setStatus(decodeU64(payload) % 256);
       case Request.getStatus:
         return encodeU64(this.#status);
       default:
@@ -280,6 +279,17 @@ export class VhostUserSession {
     await this.#device.reset();
     this.#writeback = !this.#settings.writethrough;
     this.#device.disk.writeback = this.#writeback;
+    return null;
+  }
+
+  /**
+   * Status 0 is a driver's reset, and what QEMU says before it asks for the rings' bases when a machine is paused or
+   * moves: the rings rest, and how far they have come is still to be had. A driver that comes anew is given a base, and
+   * reads of the write cache what is true here.
+   */
+  async #setStatus(status: number): Promise<null> {
+    this.#status = status;
+    if (status === 0) await this.#device.rest();
     return null;
   }
 

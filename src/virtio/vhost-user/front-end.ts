@@ -163,8 +163,9 @@ export class FrontEnd {
     const waiting = this.#replies.shift();
     if (waiting === undefined || waiting.request !== message.request || (message.flags & Flag.reply) === 0)
       throw new Error(`unexpected message ${message.request}`);
-    // The descriptors are the caller's, who runs after this message is over.
-    waiting.done({ ...message, fds: message.fds.splice(0) });
+    // A descriptor is the caller's, who runs after this message is over. Nothing else has any, as the protocol goes.
+    const fds = message.request === Request.getInflightFd ? message.fds.splice(0, 1) : [];
+    waiting.done({ ...message, fds });
   }
 
   /** Sends a message that has a reply. */
