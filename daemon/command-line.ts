@@ -21,6 +21,7 @@ import type { CommandLineItem, OptionName } from './options.ts';
 import { startQmpListener } from './qmp-listener.ts';
 import { type Reporter, writeAll } from './reporter.ts';
 import { passedSocket } from './systemd/sockets.ts';
+import type { AccessOptions } from './web/access.ts';
 
 /** An option whose work is to print something: the process ends with this status. */
 export class EarlyExit {
@@ -134,18 +135,26 @@ function parseExport(value: string): CommandLineTypes['BlockExportOptions'] {
 }
 
 async function addQmpListener(value: string, { daemon }: Execution): Promise<void> {
-  daemon.listeners.push(await startQmpListener(parseQmpOption(value), daemon.host, daemon.passedSockets));
+  const options = parseQmpOption(value);
+  const listener = await startQmpListener(options, daemon.host, daemon.passedSockets);
+  daemon.listeners.push(listener);
+  if (!listener.url.startsWith('ws:')) return;
+  const port = options.address.kind === 'ws' ? options.address.port : '';
+  if (isUnknown(options, port)) daemon.tell(`Console: ${listener.url.replace(/^ws:/, 'http:')}\n`);
 }
 
-/** The address is told where no client could know the token otherwise. */
+/** Addresses are told where no client could know the token or the port otherwise. */
+function isUnknown({ token, tokenFile }: AccessOptions, port: string): boolean {
+  return (token === null && tokenFile === null) || port === '0';
+}
+
 async function addMetrics(value: string, { daemon }: Execution): Promise<void> {
   const { parseMetricsOption, startMetrics } = await import('./metrics/server.ts');
   const options = parseMetricsOption(value);
   const watched = { context: daemon.context, monitorClients: () => daemon.host.clientCount };
   const listener = await startMetrics(options, watched, (error) => daemon.reportBug('a scrape', error));
   daemon.listeners.push(listener);
-  const isKnown = options.token !== null || options.tokenFile !== null;
-  if (!isKnown || options.port === '0') daemon.tell(`Metrics: ${listener.url}\n`);
+  if (isUnknown(options, options.port)) daemon.tell(`Metrics: ${listener.url}\n`);
 }
 
 /** There are no trace events, so that every pattern names one that does not exist. */

@@ -122,6 +122,7 @@ export async function startEmbedded(dirName: string, daemon: Daemon): Promise<vo
 NBD        ${shortPath(nbdSocket)} (export disk0)
 QMP        ${shortPath(qmpSocket)}
 WebSocket  ${webSocket.url}
+Console    ${webSocket.url.replace(/^ws:/, 'http:')}
 ${nextSteps(shortPath(nbdSocket), shortPath(qmpSocket))}`,
   );
 }

@@ -1,8 +1,9 @@
 /**
- * QMP over WebSocket: one JSON object in each text message, in both directions. Who may connect: web/access.ts.
+ * QMP over WebSocket: one JSON object in each text message, in both directions. Who may connect: web/access.ts. To a
+ * browser that asks for it, the port gives the console (web/console.ts).
  */
 
-import { createServer, STATUS_CODES } from 'node:http';
+import { createServer, type IncomingMessage, type ServerResponse, STATUS_CODES } from 'node:http';
 import type { Socket } from 'node:net';
 import type { Duplex } from 'node:stream';
 import { type WebSocket, WebSocketServer } from 'ws';
@@ -20,14 +21,17 @@ import {
   provideToken,
   refusalOf,
 } from './web/access.ts';
+import { type ConsolePage, isConsolePath, loadConsolePage, sendConsolePage } from './web/console.ts';
 
 /** Output that may pile up before the session stops reading commands. */
 const HIGH_WATER_BYTES = 256 * 1024;
 
 /** What a client that is turned away may do about it. */
 const REASONS = {
-  401: "The token is missing or wrong: connect to ws://HOST:PORT/?token=TOKEN, or send 'Authorization: Bearer TOKEN'. The daemon shows the token when it starts, or keeps it in its token-file.",
+  401: "The token is missing or wrong: connect to ws://HOST:PORT/?token=TOKEN (the console is at http://HOST:PORT/?token=TOKEN), or send 'Authorization: Bearer TOKEN'. The daemon shows the token when it starts, or keeps it in its token-file.",
   403: "Pages of other sites may not connect: the request's Origin is not the host that it connects to.",
+  404: 'There is the console here (/), and QMP over WebSocket.',
+  405: 'The page is to be read only: GET /.',
   421: "The request's Host is not this host: connect to localhost or a loopback address, or start the listener with 'remote=on'.",
   426: 'This port speaks QMP over WebSocket only: connect with a WebSocket client to ws://HOST:PORT/?token=TOKEN.',
   503: 'Too many clients are connected: try again when one has gone.',
@@ -43,6 +47,36 @@ function refusalText(status: 401 | 403 | 421 | 503): string {
   ];
   if (status === 401) head.push('WWW-Authenticate: Bearer');
   return `${[...head, `Content-Length: ${Buffer.byteLength(body)}`].join('\r\n')}\r\n\r\n${body}`;
+}
+
+function statusOf(request: IncomingMessage, page: ConsolePage | null): 404 | 405 | 426 | null {
+  if (page === null) return 426;
+  if (!isConsolePath(request)) return 404;
+  return request.method === 'GET' || request.method === 'HEAD' ? null : 405;
+}
+
+/** Answers a request that does not ask for a WebSocket. */
+function serveRequest(
+  request: IncomingMessage,
+  response: ServerResponse,
+  refusal: 401 | 403 | 421 | null,
+  page: ConsolePage | null,
+): void {
+  response.setHeader('X-Content-Type-Options', 'nosniff');
+  response.setHeader('Referrer-Policy', 'no-referrer');
+  response.setHeader('Cache-Control', 'no-store');
+  const status = refusal ?? statusOf(request, page);
+  if (status === null && page !== null) {
+    sendConsolePage(request, response, page);
+    return;
+  }
+  response.writeHead(status ?? 404, {
+    'Content-Type': 'text/plain',
+    ...(status === 401 && { 'WWW-Authenticate': 'Bearer' }),
+    ...(status === 405 && { Allow: 'GET, HEAD' }),
+    ...(status === 426 && { Upgrade: 'websocket', Connection: 'Upgrade' }),
+  });
+  response.end(`${REASONS[status ?? 404]}\n`);
 }
 
 function serveClient(
@@ -100,9 +134,11 @@ export async function startWebSocketListener(
 ): Promise<QmpListener> {
   checkAddress(address, options, 'WebSocket clients');
   const { token, removeFile } = provideToken(options);
-  const server = createServer(IMPATIENCE, (_request, response) => {
-    const headers = { Upgrade: 'websocket', Connection: 'Upgrade', 'Content-Type': 'text/plain' };
-    response.writeHead(426, headers).end(`${REASONS[426]}\n`);
+  const page = loadConsolePage();
+  const server = createServer(IMPATIENCE, (request, response) => {
+    const refusal = refusalOf(request, token, options.remote);
+    if (refusal !== null) host.refused(peerName(request.socket), `${refusal} ${STATUS_CODES[refusal]}`);
+    serveRequest(request, response, refusal, page);
   });
   limitSilentClients(server);
   const sockets = new WebSocketServer({

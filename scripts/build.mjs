@@ -84,6 +84,8 @@ export function build({ force = false, begin = () => undefined } = {}) {
     run('the schema cannot be generated from', ['dist/schema/generator/main.js']);
   }
   run('the sources do not compile', [tsc, '-p', '.']);
+  run('the sources of the console do not compile', [tsc, '-p', 'console']);
+  run('the console cannot be bundled', ['scripts/bundle-console.mjs']);
   run('the programs cannot be bundled', ['scripts/bundle.mjs']);
   mkdirSync(path.dirname(stampFile), { recursive: true });
   // Made before the build: an edit during it is not missed.

@@ -5,6 +5,7 @@
 import { mkdirSync, readFileSync, writeFileSync } from 'node:fs';
 import path from 'node:path';
 import { emitClient } from './emit-client.ts';
+import { emitForms } from './emit-forms.ts';
 import { emitIntrospection } from './emit-introspection.ts';
 import { emitOptionHelp } from './emit-option-help.ts';
 import { emitPython } from './emit-python.ts';
@@ -33,6 +34,7 @@ const model = loadModel(path.join(root, 'schema'));
 const validators = emitValidators(model);
 write('schema/generated/types.ts', await emitTypes(model));
 write('schema/generated/client.ts', emitClient(model));
+write('schema/generated/forms.ts', emitForms(model));
 write('schema/generated/visitor-tables.ts', emitVisitorTables(model));
 write('schema/generated/option-help.ts', emitOptionHelp(model));
 write('schema/generated/introspection.ts', emitIntrospection(model));

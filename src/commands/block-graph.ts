@@ -5,6 +5,7 @@ import { checkRootNode, findNode } from '../block/graph/find-node.ts';
 import { setWriteThreshold } from '../block/io/write-threshold.ts';
 import { setBackingName } from '../block/open/backing-name.ts';
 import { reopenNodes } from '../block/open/reopen.ts';
+import { graphWithUsers } from '../block/query/graph-with-users.ts';
 import { blockGraph } from '../block/query/query-graph.ts';
 import { BlockError } from '../errors/error.ts';
 import type { Handlers } from '../qmp/dispatch.ts';
@@ -37,6 +38,7 @@ export const blockGraphCommands = {
     return {};
   },
   'x-debug-query-block-graph': ({ layer }) => blockGraph(layer),
+  'x-query-block-graph': ({ layer, exports }) => graphWithUsers(layer, exports.idsByBackend()),
   'block-set-write-threshold': ({ layer }, { 'node-name': name, 'write-threshold': threshold }) => {
     const node = layer.findNode(name);
     if (node === null) throw new BlockError(`Device '${name}' not found`);
@@ -57,6 +59,7 @@ export const blockGraphCommands = {
   Handlers<CommandContext>,
   | 'blockdev-reopen'
   | 'x-debug-query-block-graph'
+  | 'x-query-block-graph'
   | 'block-set-write-threshold'
   | 'change-backing-file'
   | 'x-blockdev-set-iothread'

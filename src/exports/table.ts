@@ -14,7 +14,7 @@ import type {
   XBlockExportDetails,
 } from '../../schema/generated/types.ts';
 import { findNode } from '../block/graph/find-node.ts';
-import type { BlockNode } from '../block/graph/node.ts';
+import type { BlockNode, RootParent } from '../block/graph/node.ts';
 import type { BlockLayer } from '../block/layer.ts';
 import { BlockError } from '../errors/error.ts';
 import type { ClientLog, NbdServer } from '../nbd/server/server.ts';
@@ -192,6 +192,13 @@ export class ExportTable {
           };
         }),
       }));
+  }
+
+  /** The ids of exports by what they hold their nodes with. */
+  idsByBackend(): ReadonlyMap<RootParent, string> {
+    return new Map(
+      [...this.#exports.values()].filter((exp) => exp !== null).map((exp) => [exp.backend, exp.id]),
+    );
   }
 
   /** Exports as they are now, with their counters; oldest first. For who watches them. */

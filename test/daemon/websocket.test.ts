@@ -126,9 +126,6 @@ describe('a listener', () => {
       );
     expect(await refused(url.replace(/token=.*/, ''))).toContain('401');
     expect(await refused(url, { origin: 'http://evil.example' })).toContain('403');
-    const plain = await fetch(url.replace('ws:', 'http:'));
-    expect(plain.status).toBe(426);
-    expect(await plain.text()).toContain('WebSocket only');
   });
 
   test('who is turned away is told why', async () => {

@@ -83,7 +83,8 @@ function circlesOf(edges: readonly Import[]): string[][] {
   return circles;
 }
 
-const isSource = ({ path }: SourceFile): boolean => path.startsWith('src/') || path.startsWith('daemon/');
+const isSource = ({ path }: SourceFile): boolean =>
+  path.startsWith('src/') || path.startsWith('daemon/') || path.startsWith('console/');
 
 export const TREE_RULES: readonly TreeRule[] = [
   {

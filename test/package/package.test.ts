@@ -53,6 +53,10 @@ test('holds one bundle a program and nothing of the sources or tests', () => {
     expect(packed.files.find(({ path: name }) => name === `daemon/bin/${program}`)?.mode).toBe(0o755);
   }
   expect(names.filter((name) => /^(src|test|scripts|bench|node_modules)\/|\.map$/.test(name))).toEqual([]);
+  expect(names.filter((name) => name.startsWith('dist/console/')).sort()).toEqual([
+    'dist/console/console.csp',
+    'dist/console/console.html',
+  ]);
   const { scripts } = JSON.parse(readFileSync(path.join(repositoryRoot, 'package.json'), 'utf8'));
   expect(Object.keys(scripts).filter((name) => /^(pre|post)?install$|^prepare$/.test(name))).toEqual([]);
 });

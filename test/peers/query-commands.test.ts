@@ -64,7 +64,7 @@ test('query-commands names what there is, and nothing the original does not know
   const ours = names.qblockd ?? [];
   expect(ours).toEqual(expect.arrayContaining(Object.values(commands).flat()));
   // A command of later releases.
-  const own = ['block-job-change', 'x-config-save', 'x-query-block-exports'];
+  const own = ['block-job-change', 'x-config-save', 'x-query-block-exports', 'x-query-block-graph'];
   const known = [...(names['qemu-storage-daemon'] ?? []), ...own];
   expect(known).toEqual(expect.arrayContaining(ours));
 });

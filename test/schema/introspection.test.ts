@@ -12,7 +12,12 @@ import { missingPeer, requirePeer } from '../peers/requires.ts';
 import { OWN_DRIVERS, ownOptions } from './own-drivers.ts';
 
 /** Commands that the original's 7.2 does not have. Newer releases of it do, except for those that start with x-. */
-const NEWER_COMMANDS = new Set(['block-job-change', 'x-config-save', 'x-query-block-exports']);
+const NEWER_COMMANDS = new Set([
+  'block-job-change',
+  'x-config-save',
+  'x-query-block-exports',
+  'x-query-block-graph',
+]);
 
 /** What the original's 7.2 does not have: [owner, member]. Newer releases of it do, except for what starts with x-. */
 const NEWER = new Set([

@@ -18,7 +18,8 @@ const NAMES: readonly (readonly [number, BlockPermission])[] = [
   [Perm.consistentRead, 'consistent-read'],
 ];
 
-function permissionList(bits: number): BlockPermission[] {
+/** Names of permission bits. */
+export function permissionList(bits: number): BlockPermission[] {
   return NAMES.filter(([bit]) => (bits & bit) !== 0).map(([, name]) => name);
 }
 

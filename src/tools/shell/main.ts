@@ -9,13 +9,13 @@ import { homedir, tmpdir } from 'node:os';
 import path from 'node:path';
 import { createInterface, type Interface } from 'node:readline';
 import { type Client, connect, QmpError } from '../../../client/node.ts';
+import { createCompleter } from '../../../client/prompt/completion.ts';
+import { LineError, parseLine, type TypedCommand } from '../../../client/prompt/words.ts';
 import { PACKAGE_VERSION } from '../../qmp/version.ts';
 import { commandHelp } from '../common/command-table.ts';
 import { createGetopt } from '../common/getopt.ts';
 import { createToolOutput, foreseeErrorFormat, setErrorFormat, type ToolOutput } from '../common/output.ts';
-import { createCompleter } from './completion.ts';
 import { PROGRAM } from './table.ts';
-import { LineError, parseLine, type TypedCommand } from './words.ts';
 
 const HISTORY_LINES = 1000;
 /** A character device serves one client at a time: the next one waits. */

@@ -1,16 +1,15 @@
 /** `--metrics`: what is told, to whom, and that it can be read whatever things are called. */
 
 import { spawnSync } from 'node:child_process';
-import { once } from 'node:events';
 import { existsSync, rmSync, statSync, writeFileSync } from 'node:fs';
 import { type IncomingHttpHeaders, request } from 'node:http';
-import { type AddressInfo, createServer } from 'node:net';
 import path from 'node:path';
 import { afterAll, beforeAll, describe, expect, test } from 'vitest';
 import type { Family } from '../../../daemon/metrics/families.ts';
 import { createScraper } from '../../../daemon/metrics/scrape.ts';
 import { parseMetricsOption } from '../../../daemon/metrics/server.ts';
 import { daemonProgram, makeScratchDir, type RunningDaemon, startDaemon } from '../../peers/daemons.ts';
+import { freePort } from '../../peers/free-port.ts';
 
 interface Answer {
   readonly status: number;
@@ -37,16 +36,6 @@ function ask(
       .on('error', reject)
       .end();
   });
-}
-
-/** A port that was free a moment ago. */
-async function freePort(): Promise<number> {
-  const server = createServer().listen(0, '127.0.0.1');
-  await once(server, 'listening');
-  const { port } = server.address() as AddressInfo;
-  server.close();
-  await once(server, 'close');
-  return port;
 }
 
 interface Parsed {

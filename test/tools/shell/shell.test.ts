@@ -4,8 +4,8 @@ import { spawnSync } from 'node:child_process';
 import path from 'node:path';
 import { afterEach, describe, expect, test } from 'vitest';
 import { connect } from '../../../client/node.ts';
-import { createCompleter } from '../../../src/tools/shell/completion.ts';
-import { parseLine } from '../../../src/tools/shell/words.ts';
+import { createCompleter } from '../../../client/prompt/completion.ts';
+import { parseLine } from '../../../client/prompt/words.ts';
 import { type RunningDaemon, repositoryRoot, startDaemon } from '../../peers/daemons.ts';
 
 describe('lines', () => {

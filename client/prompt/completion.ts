@@ -1,7 +1,7 @@
 /** What may come next on the line: commands, their arguments, the values these take, and the names of what is there. */
 
-import type { ClientBase } from '../../../client/client.ts';
-import type { SchemaInfo } from '../../../schema/generated/types.ts';
+import type { SchemaInfo } from '../../schema/generated/types.ts';
+import type { ClientBase } from '../client.ts';
 
 export interface Completer {
   /** Beginnings that fit the end of the line, and that end. */
@@ -14,7 +14,7 @@ interface Member {
 }
 
 /** Arguments whose values are names of nodes, jobs or exports. */
-const NODE_ARGUMENTS =
+export const NODE_ARGUMENTS =
   /^(node|node-name|device|target|file|backing|top-node|base-node|replaces|overlay|parent|source)$/;
 
 export function createCompleter(client: ClientBase): Completer {
