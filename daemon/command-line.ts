@@ -171,10 +171,12 @@ async function addBlockNode(value: string, { daemon }: Execution): Promise<void>
   const options = parse('BlockdevOptions', value, 'driver');
   const { layer } = daemon.context;
   layer.allowInheritedFd = true;
+  layer.mayWaitInCalls = true;
   try {
     await daemon.run('blockdev-add', options);
   } finally {
     layer.allowInheritedFd = false;
+    layer.mayWaitInCalls = false;
   }
 }
 

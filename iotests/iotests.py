@@ -58,6 +58,7 @@ def filter_text(text):
     if text.startswith('json:{'):
         text = 'json:' + json.dumps(json.loads(text[5:]), sort_keys=True)
     text = text.replace(TEST_DIR, 'TEST_DIR').replace(SOCK_DIR, 'SOCK_DIR')
+    text = re.sub(r', held by process \d+ \([^)]*\)', '', text)
     text = re.sub(r'([a-z])\1{79,}', lambda run: f'{run.group(1)}{{{len(run.group())}}}', text)
     return re.sub(r'#block\d+', 'NODE_NAME', text)
 

@@ -298,8 +298,9 @@ const MAX_ASYNC_CALLS = 64;
 let asyncCalls = 0;
 const waitingCalls: (() => void)[] = [];
 
-// koffi keeps errno per thread and copies it to the caller's before the callback runs.
-function callAsync(fn: Callable, ...args: unknown[]): Promise<number> {
+/** Calls a function of libc on libuv's thread pool. What it returns, or -errno. */
+export function callAsync(fn: Callable, ...args: unknown[]): Promise<number> {
+  // koffi keeps errno per thread and copies it to the caller's before the callback runs.
   return pooled(fn, args, negErrno);
 }
 

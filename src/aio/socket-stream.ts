@@ -45,6 +45,12 @@ export function adoptSocket(socket: Socket): ByteStream {
   }
 }
 
+/** The descriptor of a stream that adoptSocket made, which is over then; the connection itself goes on. */
+export function detachDescriptor(stream: ByteStream): number {
+  if (!(stream instanceof SocketStream)) throw new BlockError('The connection has no descriptor of its own');
+  return stream.detach();
+}
+
 class SocketStream implements ByteStream, Source {
   readonly #fd: number;
   readonly #poll: PollHandle;
@@ -145,6 +151,13 @@ class SocketStream implements ByteStream, Source {
 
   write(segments: readonly IoSegment[]): Promise<number> {
     return writeAll(this, segments);
+  }
+
+  detach(): number {
+    this.#closed = true;
+    forgetSource(this);
+    this.#poll.close();
+    return this.#fd;
   }
 
   close(): void {

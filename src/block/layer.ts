@@ -74,6 +74,8 @@ export class BlockLayer {
   readonly #throttles = new WeakMap<ThrottleGroup, Throttle>();
   /** Descriptors that the process inherited may be named: true while the command line is carried out. */
   allowInheritedFd = false;
+  /** Nobody else waits: a call may take its time for a better error. True in tools and while the command line is carried out. */
+  mayWaitInCalls = false;
   /** Tells the user what no command can answer with; "warning: " goes in front of what is no error. Adds no line end. */
   readonly report: (text: string) => void;
   /** Tells the user a line of a longer story, such as a repair. */

@@ -21,6 +21,8 @@ export interface BlockErrorDetails {
   readonly errno?: number;
   /** A second line for the command line user; never sent over QMP. */
   readonly hint?: string;
+  /** Finds what is to stand behind the message, where that takes a while: see explained. */
+  readonly explain?: () => Promise<string>;
   readonly cause?: unknown;
 }
 
@@ -30,6 +32,7 @@ export class BlockError extends Error {
   /** Positive Linux errno; EIO when nothing better is known, so that I/O paths can always answer a peer. */
   readonly errno: number;
   readonly hint: string | undefined;
+  readonly explain: (() => Promise<string>) | undefined;
 
   constructor(message: string, details: BlockErrorDetails = {}) {
     super(message, details.cause === undefined ? undefined : { cause: details.cause });
@@ -37,6 +40,7 @@ export class BlockError extends Error {
     this.errorClass = details.errorClass ?? 'GenericError';
     this.errno = details.errno || E.EIO;
     this.hint = details.hint;
+    this.explain = details.explain;
   }
 }
 
@@ -48,13 +52,24 @@ export function errnoError(message: string, errno: number, details: BlockErrorDe
 /** The error with more context in front; errno and hint stay. */
 export function prefixed(prefix: string, error: unknown): unknown {
   if (!(error instanceof BlockError)) return error;
-  const { errorClass, errno, hint } = error;
-  return new BlockError(prefix + error.message, {
+  return reworded(error, prefix + error.message);
+}
+
+function reworded(error: BlockError, message: string): BlockError {
+  const { errorClass, errno, hint, explain } = error;
+  return new BlockError(message, {
     errorClass,
     errno,
     cause: error,
-    ...(hint === undefined ? {} : { hint }),
+    ...(hint !== undefined && { hint }),
+    ...(explain !== undefined && { explain }),
   });
+}
+
+/** The error with what takes a while to find, for who tells a user of it. */
+export async function explained(error: unknown): Promise<unknown> {
+  if (!(error instanceof BlockError) || error.explain === undefined) return error;
+  return reworded(error, error.message + (await error.explain()));
 }
 
 /** An I/O error that carries only an errno: what drivers throw when no user-level text applies. */

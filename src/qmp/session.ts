@@ -12,7 +12,7 @@
  *   stream of events with a hole in it would mislead it.
  */
 
-import { BlockError, userText } from '../errors/error.ts';
+import { BlockError, explained, userText } from '../errors/error.ts';
 import { writeOrder } from '../errors/member-order.ts';
 import { commandNotFound, type Dispatcher } from './dispatch.ts';
 import { type JsonItem, JsonReader } from './json-parse.ts';
@@ -324,7 +324,7 @@ export class QmpSession {
     try {
       this.#replyValue(await result, id);
     } catch (error) {
-      this.#replyError(error, id, `'${name}'`);
+      this.#replyError(await explained(error), id, `'${name}'`);
     }
     this.#busy = false;
     this.#pump();

@@ -30,6 +30,8 @@ export interface ClientWishes {
   readonly exportName: string;
   /** The context block status is read from. */
   readonly context: string;
+  /** Only simple replies are to come, as the kernel's client takes them; there is no context then. */
+  readonly simple?: boolean;
   /** Starts TLS on a connection; null: none is to be used. */
   readonly startTls: ((stream: ByteStream, received: Buffer) => Promise<ByteStream>) | null;
 }
@@ -127,10 +129,12 @@ async function openNewstyle(io: HandshakeIo, wishes: ClientWishes): Promise<Open
   let extended = false;
   let structured = false;
   let contextId: number | null = null;
-  if (fixed) {
+  if (fixed && wishes.simple !== true) {
     extended = await ask(io, Option.EXTENDED_HEADERS);
     structured = extended || (await ask(io, Option.STRUCTURED_REPLY));
     if (structured) contextId = await selectContext(io, wishes);
+  }
+  if (fixed) {
     const exp = await go(io, wishes.exportName);
     if (exp !== null) {
       const { min, preferred, max } = exp.sizes;

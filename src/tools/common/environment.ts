@@ -94,6 +94,7 @@ export function createEnvironment(output: ToolOutput): ToolEnvironment {
   };
   // A tool is all command line.
   env.layer.allowInheritedFd = true;
+  env.layer.mayWaitInCalls = true;
   return env;
 }
 

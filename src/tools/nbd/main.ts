@@ -8,7 +8,7 @@ import { BlockError, errnoError, errnoOf, InvariantError } from '../../errors/er
 import { addObject, type ToolEnvironment } from '../common/environment.ts';
 import type { ToolOutput } from '../common/output.ts';
 import { runProgram } from '../common/program.ts';
-import { connectDevice, disconnectDevice } from './device.ts';
+import { connectDevice, deviceIndex, disconnectDevice } from './device.ts';
 import { list } from './list.ts';
 import { Finished, type NbdOptions, OptionProblem, readCommandLine } from './options.ts';
 import { serve } from './serve.ts';
@@ -17,13 +17,18 @@ import { serve } from './serve.ts';
 const READY_FD = 'QBLOCK_NBD_READY_FD';
 const FIRST_PASSED_FD = 3;
 
-function addressOf({ socket, bind, port }: NbdOptions): SocketAddress {
+/** Where a server for a device of the kernel listens, when nothing else is said. */
+const DEVICE_SOCKETS = '/var/lock';
+
+function addressOf({ mode, device, socket, bind, port }: NbdOptions): SocketAddress {
   const { LISTEN_PID, LISTEN_FDS } = process.env;
   if (LISTEN_PID === String(process.pid) && LISTEN_FDS !== undefined) {
     if (LISTEN_FDS !== '1')
       throw new BlockError('qblock-nbd does not support socket activation with LISTEN_FDS > 1');
     return { type: 'fd', str: String(FIRST_PASSED_FD) };
   }
+  if (mode === 'connect' && socket === null)
+    return { type: 'unix', path: `${DEVICE_SOCKETS}/qemu-nbd-${path.basename(device!)}` };
   return socket !== null ? { type: 'unix', path: socket } : { type: 'inet', host: bind, port };
 }
 
@@ -78,7 +83,8 @@ async function run(
   environment: () => ToolEnvironment,
 ): Promise<number> {
   const options = readCommandLine(output, words);
-  if (options.fork && process.env[READY_FD] === undefined) return runInBackground();
+  const isBackground = options.fork || (options.mode === 'connect' && !options.verbose);
+  if (isBackground && process.env[READY_FD] === undefined) return runInBackground();
   if (options.mode === 'disconnect') {
     await disconnectDevice(options.device!);
     output.print(`${options.device} disconnected\n`);
@@ -94,14 +100,24 @@ async function run(
   const stop = new Promise<void>((resolve) => {
     for (const signal of ['SIGTERM', 'SIGINT', 'SIGHUP'] as const) process.on(signal, () => resolve());
   });
+  // Nothing is served for a device that is not there.
+  if (options.mode === 'connect') deviceIndex(options.device!, 'Failed to open');
   const service = await serve(env, options, addressOf(options));
   const removePidFile = options.pidFile === null ? () => undefined : writePidFile(options.pidFile);
   let disconnect: () => Promise<void> = () => Promise.resolve();
-  if (options.mode === 'connect')
-    disconnect = await connectDevice(options.device!, service.addresses[0]!, options);
+  if (options.mode === 'connect') {
+    try {
+      disconnect = await connectDevice(env, options.device!, service.addresses[0]!, options.exportName);
+    } catch (error) {
+      await service.close();
+      removePidFile();
+      throw error;
+    }
+  }
   tellReady();
-  await Promise.race([service.ended, stop]);
-  await disconnect();
+  const isStopped = await Promise.race([service.ended.then(() => false), stop.then(() => true)]);
+  // Otherwise the kernel has gone by itself.
+  if (isStopped) await disconnect();
   await service.close();
   removePidFile();
   return 0;

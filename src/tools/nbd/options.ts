@@ -195,6 +195,8 @@ function modeOf(
     throw new OptionProblem(`Invalid number of arguments\nTry \`${program} --help' for more information.`);
   if (values.has('imageOpts') && values.has('format'))
     throw new OptionProblem('--image-opts and -f are mutually exclusive');
+  if (values.has('tlsCreds') && values.has('connect'))
+    throw new OptionProblem('TLS is not supported with a host device');
   if (values.has('tlsAuthz') && !values.has('tlsCreds'))
     throw new OptionProblem('--tls-authz is not permitted without --tls-creds');
   if (values.has('disconnect')) return 'disconnect';

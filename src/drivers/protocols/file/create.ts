@@ -51,7 +51,7 @@ export async function createHostFile(
   if (hint > 0xffffffff) throw new BlockError('Extent size hint is too large', { errno: E.EINVAL });
   const fd = openForCreation(filename);
   try {
-    lockForCreation(fd, filename);
+    lockForCreation(fd, filename, layer);
     await progress.checked?.();
     const state = creationState(layer, fd, filename);
     await resizeFile(state, 0, 'off');
@@ -74,9 +74,12 @@ function openForCreation(filename: string): number {
   }
 }
 
-function lockForCreation(fd: number, filename: string): void {
+function lockForCreation(fd: number, filename: string, { mayWaitInCalls }: BlockLayer): void {
   if (probeOfdLocks(fd) !== 0) return;
-  new FileLocks(fd, filename).acquire({ perm: Perm.write | Perm.resize, shared: Perm.all & ~Perm.resize });
+  new FileLocks(fd, filename, mayWaitInCalls).acquire({
+    perm: Perm.write | Perm.resize,
+    shared: Perm.all & ~Perm.resize,
+  });
 }
 
 /** Enough of an open node's state for resizing. */

@@ -82,7 +82,7 @@ function makeOpen(driverName: string, accepts: (stat: Stats) => boolean, require
         isDevice,
         ...access,
         next: null,
-        locks: openLocks(fd, filename, options.locking ?? 'auto'),
+        locks: openLocks(fd, filename, options.locking ?? 'auto', node.layer.mayWaitInCalls),
         mayInline: options.aio !== 'threads',
         inlineWrites: !direct && options.aio !== 'threads',
         inlineReads: !direct && options.aio !== 'threads',
@@ -102,10 +102,15 @@ function makeOpen(driverName: string, accepts: (stat: Stats) => boolean, require
   };
 }
 
-function openLocks(fd: number, filename: string, locking: 'auto' | 'on' | 'off'): FileLocks | null {
+function openLocks(
+  fd: number,
+  filename: string,
+  locking: 'auto' | 'on' | 'off',
+  maySearch: boolean,
+): FileLocks | null {
   if (locking === 'off') return null;
   const probe = probeOfdLocks(fd);
-  if (probe === 0) return new FileLocks(fd, filename);
+  if (probe === 0) return new FileLocks(fd, filename, maySearch);
   if (locking === 'auto') return null;
   throw errnoError(`Image locking of '${filename}' is not possible`, -probe);
 }

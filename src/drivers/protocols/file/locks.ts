@@ -14,6 +14,7 @@
  */
 
 import { F_RDLCK, F_UNLCK, F_WRLCK, setOfdLock, testOfdLock } from '../../../aio/ffi.ts';
+import { type LockedFile, type LockHolder, lockedFile, lockHolders } from '../../../aio/host/lock-holders.ts';
 import { Perm, type PermissionPair } from '../../../block/contract/request.ts';
 import { permissionNames } from '../../../block/graph/permissions.ts';
 import { E } from '../../../errors/errno.ts';
@@ -27,12 +28,15 @@ const BITS: readonly number[] = [Perm.consistentRead, Perm.write, Perm.writeUnch
 export class FileLocks {
   readonly #fd: number;
   readonly #filename: string;
+  readonly #maySearch: boolean;
   #used = 0;
   #unshared = 0;
 
-  constructor(fd: number, filename: string) {
+  /** `maySearch`: an error may take the time to find out who holds a lock; otherwise it is found when asked for. */
+  constructor(fd: number, filename: string, maySearch: boolean) {
     this.#fd = fd;
     this.#filename = filename;
+    this.#maySearch = maySearch;
   }
 
   /** Takes the locks `wanted` adds and looks for conflicts; throws with the locks of before in place. */
@@ -58,7 +62,7 @@ export class FileLocks {
     ] as const) {
       this.#each(bits, (index, bit) => {
         const result = setOfdLock(fd, F_RDLCK, base + index, 1);
-        if (result < 0) throw this.#conflict(bit, base === UNSHARE_BASE, -result);
+        if (result < 0) throw this.#conflict(base + index, bit, base === UNSHARE_BASE, -result);
       });
     }
   }
@@ -81,14 +85,14 @@ export class FileLocks {
   #lock(base: number, bits: number, sharing: boolean): void {
     this.#each(bits, (index, bit) => {
       const result = setOfdLock(this.#fd, F_RDLCK, base + index, 1);
-      if (result < 0) throw this.#conflict(bit, sharing, -result);
+      if (result < 0) throw this.#conflict(base + index, bit, sharing, -result);
     });
   }
 
   #test(base: number, bits: number, sharing: boolean): void {
     this.#each(bits, (index, bit) => {
       const result = testOfdLock(this.#fd, F_WRLCK, base + index, 1);
-      if (result < 0) throw this.#conflict(bit, sharing, -result);
+      if (result < 0) throw this.#conflict(base + index, bit, sharing, -result);
     });
   }
 
@@ -102,13 +106,32 @@ export class FileLocks {
     });
   }
 
-  #conflict(bit: number, sharing: boolean, errno: number): BlockError {
-    const hint = `Is another process using the image [${this.#filename}]?`;
-    return new BlockError(`Failed to get ${sharing ? 'shared ' : ''}"${permissionNames(bit)}" lock`, {
-      errno: errno || E.EAGAIN,
-      hint,
-    });
+  #conflict(byte: number, bit: number, sharing: boolean, errno: number): BlockError {
+    const text = `Failed to get ${sharing ? 'shared ' : ''}"${permissionNames(bit)}" lock`;
+    const hint =
+      `Is another process using the image [${this.#filename}]?\n` +
+      'To read it all the same: -U (force-share=on), but what is read may change meanwhile.';
+    const details = { errno: errno || E.EAGAIN, hint };
+    const file = lockedFile(this.#fd);
+    if (this.#maySearch) return new BlockError(text + heldBy([...lockHolders(file, byte)]), details);
+    return new BlockError(text, { ...details, explain: () => searchInTurns(file, byte) });
   }
+}
+
+/** As a search at one go, with turns for everything else in between. */
+async function searchInTurns(file: LockedFile, byte: number): Promise<string> {
+  const found: (LockHolder | null)[] = [];
+  for (const step of lockHolders(file, byte)) {
+    found.push(step);
+    await new Promise((resolve) => setImmediate(resolve));
+  }
+  return heldBy(found);
+}
+
+function heldBy(found: readonly (LockHolder | null)[]): string {
+  const holders = found.filter((one) => one !== null);
+  const names = holders.map(({ pid, name }) => `process ${pid}${name === '' ? '' : ` (${name})`}`);
+  return names.length === 0 ? '' : `, held by ${names.join(', ')}`;
 }
 
 /** Whether the file system can do open-file-description locks. 0, or -errno of the probe. */
