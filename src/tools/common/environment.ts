@@ -189,22 +189,39 @@ function nodeSettings({ untrusted }: ToolEnvironment, request: ImageRequest): Dr
 /** Opens an image. The error names what is wrong, not the image: see openNamedImage. */
 export async function openToolImage(env: ToolEnvironment, request: ImageRequest): Promise<ToolImage> {
   const node = await openToolNode(env, request);
-  const perm =
-    (request.purpose === 'info' ? 0 : Perm.consistentRead) |
-    (request.write === true ? Perm.write : 0) |
-    (request.resize === true ? Perm.resize : 0);
-  let backend: BlockBackend;
   try {
-    backend = await env.layer.createBackend(node, { perm, shared: Perm.all }, OWNER);
+    return await useNode(env, request.name, node, request);
   } catch (error) {
     await env.layer.closeNode(node);
     throw error;
   }
+}
+
+/** Other permissions and flags for an image that stays open; the old one is gone then, unless this throws. */
+export async function withAccess(env: ToolEnvironment, image: ToolImage, access: Access): Promise<ToolImage> {
+  const next = await useNode(env, image.name, image.node, access);
+  await image.close();
+  return next;
+}
+
+type Access = Pick<ImageRequest, 'write' | 'resize' | 'purpose' | 'cache'>;
+
+async function useNode(
+  env: ToolEnvironment,
+  name: string,
+  node: BlockNode,
+  { write, resize, purpose, cache }: Access,
+): Promise<ToolImage> {
+  const perm =
+    (purpose === 'info' ? 0 : Perm.consistentRead) |
+    (write === true ? Perm.write : 0) |
+    (resize === true ? Perm.resize : 0);
+  const backend = await env.layer.createBackend(node, { perm, shared: Perm.all }, OWNER);
   const image: ToolImage = {
-    name: request.name,
+    name,
     node,
     backend,
-    writeFlags: request.cache?.writeThrough === true ? Req.fua : 0,
+    writeFlags: cache?.writeThrough === true ? Req.fua : 0,
     close: () => {
       env.images.delete(image);
       return backend.close();

@@ -9,7 +9,7 @@ import { VISITOR_TYPES } from '../../../schema/generated/visitor-tables.ts';
 import type { DefinitionReader } from '../../block/contract/definitions.ts';
 import type { OpenPurpose } from '../../block/contract/driver.ts';
 import type { DriverFace } from '../../block/contract/face.ts';
-import type { DriverOptions } from '../../block/contract/image.ts';
+import type { DriverOptions, FlatOptions } from '../../block/contract/image.ts';
 import type { BlockNode } from '../../block/graph/node.ts';
 import type { BlockLayer } from '../../block/layer.ts';
 import {
@@ -19,6 +19,7 @@ import {
   protocolOptions,
 } from '../../block/open/image-name.ts';
 import { openFromOptions } from '../../block/open/open.ts';
+import { flatten } from '../../block/open/options.ts';
 import { E } from '../../errors/errno.ts';
 import { BlockError, prefixed } from '../../errors/error.ts';
 import { parseJsonText } from '../../qmp/json-parse.ts';
@@ -102,6 +103,25 @@ export async function openDescribed(
   if (complaint === undefined) return node;
   await layer.closeNode(node);
   throw complaint;
+}
+
+/** Options for nodes that are open, in flat form, values by the types that each node's driver has for them. */
+export function typedChange(node: BlockNode, given: DriverOptions): FlatOptions {
+  const complaints: Complaints = [];
+  const changes: Record<string, unknown> = {};
+  const own: Tree = {};
+  for (const [name, value] of Object.entries(given)) {
+    const child = node.child(name)?.node;
+    if (child === undefined || !isTree(value)) own[name] = value;
+    else
+      for (const [inner, typed] of Object.entries(typedChange(child, value)))
+        changes[`${name}.${inner}`] = typed;
+  }
+  const typed = typedOptions(node.layer, { ...own, driver: node.driver.name }, complaints);
+  const [complaint] = complaints;
+  if (complaint !== undefined) throw complaint;
+  const { driver: _, ...rest } = typed;
+  return { ...flatten(rest), ...changes };
 }
 
 /** What the layer asks of floors that know the schema. */

@@ -68,6 +68,12 @@ export function size(session: IoSession, text: string, shown = text): number {
   return fail(session, `Parsing error: argument too large -- ${shown}`);
 }
 
+/** The size that a text stands for which has been read as one. */
+export function exactSize(text: string): bigint {
+  const parsed = parseSize(text);
+  return parsed.kind === 'size' ? parsed.bytes : 0n;
+}
+
 /** The length of a request. `unless` is what a message about one too long says of a way around. */
 export function length(session: IoSession, text: string, unless = ''): number {
   const bytes = size(session, text);

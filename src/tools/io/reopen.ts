@@ -1,19 +1,18 @@
 /**
- * The command reopen: other options for the open image.
- *
- * The image is closed and opened again, so for a moment its locks are not held, unlike with a reopening in place. What
- * a reopening in place could not change is refused beforehand.
+ * The command reopen: other options for the open image, which stays open: its locks are held all the time. What cannot
+ * change while an image is open is refused.
  */
 
 import type { DriverOptions } from '../../block/contract/image.ts';
 import type { BlockNode } from '../../block/graph/node.ts';
+import { changeOptions } from '../../block/open/reopen.ts';
 import { BlockError } from '../../errors/error.ts';
-import { cacheMode } from '../common/environment.ts';
+import { cacheMode, withAccess } from '../common/environment.ts';
 import type { FlatPair } from '../common/flat-options.ts';
+import { typedChange } from '../common/image-options.ts';
 import { readArguments } from './arguments.ts';
-import { isRecord, textOptions } from './definition.ts';
-import { openImage } from './image.ts';
-import { close, refuse } from './manage.ts';
+import { isDiscardMode, isRecord, textOptions, unmaps } from './definition.ts';
+import { refuse } from './manage.ts';
 import { CommandFailed, type IoSession, type OpenSettings, UsageProblem } from './session.ts';
 
 /** Options of every node that can change while it is open. */
@@ -65,13 +64,8 @@ export async function reopen(session: IoSession, words: readonly string[]): Prom
     const readOnly = options.has('r') || (!options.has('w') && (asked ?? before.readOnly));
     if (readOnly && before.copyOnRead)
       throw new BlockError(`Can't set node '${node.name}' to r/o with copy-on-read enabled`);
-    await replace(session, before, {
-      ...before,
-      format: before.name === null ? null : node.driver.name,
-      readOnly,
-      cache: cache ?? before.cache,
-      options: merged(cache === undefined ? before.options : without(before.options, ['cache']), given),
-    });
+    const all = merged(cache === undefined ? before.options : without(before.options, ['cache']), given);
+    await change(session, before, { ...before, readOnly, cache: cache ?? before.cache, options: all }, given);
   } catch (error) {
     session.env.output.error(error);
     throw new CommandFailed();
@@ -84,19 +78,50 @@ function on(value: unknown): boolean {
   throw new BlockError("Parameter 'read-only' expects 'on' or 'off'");
 }
 
-/** Opens with the new settings; with the old ones again when that fails. */
-async function replace(session: IoSession, before: OpenSettings, wanted: OpenSettings): Promise<void> {
-  if (before.snapshot) throw new BlockError('A temporary image cannot be opened again');
-  await close(session);
+/** Gives the node its new options; who uses it may write no more before, or may write afterwards. */
+async function change(
+  session: IoSession,
+  before: OpenSettings,
+  wanted: OpenSettings,
+  given: DriverOptions,
+): Promise<void> {
+  const { env } = session;
+  const { node } = session.image!;
+  const cacheGiven = wanted.cache === before.cache && isRecord(given.cache) ? null : cacheMode(wanted.cache);
+  const access = (settings: OpenSettings) => {
+    const cache = cacheMode(settings.cache);
+    return { write: !settings.readOnly, resize: !settings.readOnly, ...(cache !== null && { cache }) };
+  };
+  const changes = {
+    ...typedChange(node, changeable(given)),
+    ...(wanted.readOnly !== before.readOnly && { 'read-only': wanted.readOnly }),
+    ...(cacheGiven !== null && { 'cache.direct': cacheGiven.direct, 'cache.no-flush': cacheGiven.noFlush }),
+  };
+  if (wanted.readOnly && !before.readOnly)
+    session.image = await withAccess(env, session.image!, access(wanted));
   try {
-    await openImage(session, wanted);
+    await changeOptions(node, changes);
   } catch (error) {
-    await openImage(session, before);
+    if (wanted.readOnly && !before.readOnly)
+      session.image = await withAccess(env, session.image!, access(before));
     throw error;
   }
+  session.image = await withAccess(env, session.image!, access(wanted));
+  session.opened = wanted;
 }
 
-/** The new options on top of the old ones; what cannot change has been checked and needs no mention. */
+/** What may change, as drivers want it; the rest has been checked to be what it was. */
+function changeable(given: DriverOptions): DriverOptions {
+  const rest = without(given, ['read-only', 'driver', 'node-name', 'filename', 'data-file']);
+  const { discard, 'detect-zeroes': detectZeroes } = rest;
+  if (discard !== undefined && !isDiscardMode(String(discard)))
+    throw new BlockError('Invalid discard option');
+  if (detectZeroes !== undefined && !['off', 'on', 'unmap'].includes(String(detectZeroes)))
+    throw new BlockError(`invalid parameter value: ${String(detectZeroes)}`);
+  return { ...rest, ...(discard !== undefined && { discard: unmaps(String(discard)) ? 'unmap' : 'ignore' }) };
+}
+
+/** The new options on top of the old ones. */
 function merged(before: DriverOptions, given: DriverOptions): DriverOptions {
   const rest = without(given, ['read-only', 'driver', 'node-name', 'file', 'backing', 'data-file']);
   const inner = Object.entries(rest).map(([name, value]) => {

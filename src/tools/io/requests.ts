@@ -8,13 +8,13 @@ import type { BlockNode } from '../../block/graph/node.ts';
 import { E, strerror } from '../../errors/errno.ts';
 import { errnoOf, ioError } from '../../errors/error.ts';
 import type { ToolImage } from '../common/environment.ts';
-import { type Arguments, fail, length, lengths, readArguments, size } from './arguments.ts';
+import { type Arguments, exactSize, fail, length, lengths, readArguments, size } from './arguments.ts';
 import { copyOnRead } from './copy-on-read.ts';
 import { CommandFailed, type IoSession, UsageProblem } from './session.ts';
 import { dump, report } from './text.ts';
 
 const DEFAULT_PATTERN = 0xcd;
-const SECTOR_BYTES = 512;
+const SECTOR_BYTES = 512n;
 
 interface Transfer {
   readonly vec: IoVector;
@@ -87,7 +87,7 @@ export async function read(session: IoSession, words: readonly string[]): Promis
   if (checkOffset < 0 || checked < 0 || checkOffset + checked > bytes) {
     fail(session, 'pattern verification range exceeds end of read data');
   }
-  if (options.has('b')) checkSectors(session, offset, bytes);
+  if (options.has('b')) checkSectors(session, operands);
   const image = openImage(session);
   const { vec, memory } = transfer(session, [bytes], 0xab);
   if (!options.has('b')) await copyFirst(session, 'read', offset, bytes);
@@ -120,12 +120,14 @@ async function vmState(
   await owner.layer.graphLock.withRead((guard) => owner.driver.vmState![verb](owner, guard, offset, vec));
 }
 
-function checkSectors(session: IoSession, offset: number, bytes: number): void {
-  for (const [value, name] of [
+function checkSectors(session: IoSession, [offset = '', bytes = '']: readonly string[]): void {
+  for (const [text, name] of [
     [offset, 'offset'],
     [bytes, 'count'],
   ] as const) {
-    if (value % SECTOR_BYTES !== 0) fail(session, `${value} is not a sector-aligned value for '${name}'`);
+    // Exact also where numbers are not.
+    const value = exactSize(text);
+    if (value % SECTOR_BYTES !== 0n) fail(session, `${value} is not a sector-aligned value for '${name}'`);
   }
 }
 
@@ -170,7 +172,7 @@ export async function write(session: IoSession, words: readonly string[]): Promi
   checkWriteOptions(session, given);
   const offset = size(session, operands[0]!);
   const bytes = options.has('n') ? size(session, operands[1]!) : length(session, operands[1]!, ' without -n');
-  if (options.has('b') || options.has('c')) checkSectors(session, offset, bytes);
+  if (options.has('b') || options.has('c')) checkSectors(session, operands);
   const image = openImage(session);
   const flags = image.writeFlags | (options.has('f') ? Req.fua : 0);
   const { vec, memory } = transfer(session, options.has('z') ? [0] : [bytes], pattern ?? DEFAULT_PATTERN);
