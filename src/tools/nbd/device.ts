@@ -7,7 +7,7 @@ import { closeSync, openSync, readFileSync, realpathSync } from 'node:fs';
 import path from 'node:path';
 import type { SocketAddress } from '../../../schema/generated/types.ts';
 import { closeFd } from '../../aio/ffi.ts';
-import { exchangeNetlink } from '../../aio/netlink.ts';
+import { exchangeNetlink } from '../../aio/host/netlink.ts';
 import { detachDescriptor } from '../../aio/socket-stream.ts';
 import { connectTo } from '../../aio/sockets.ts';
 import { E, strerror } from '../../errors/errno.ts';

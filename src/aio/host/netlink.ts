@@ -4,8 +4,8 @@
  */
 
 import koffi from 'koffi';
-import { E } from '../errors/errno.ts';
-import { addressOf, callAsync, closeFd, recvNow } from './ffi.ts';
+import { E } from '../../errors/errno.ts';
+import { addressOf, callAsync, closeFd, recvNow } from '../ffi.ts';
 
 const AF_NETLINK = 16;
 const SOCK_RAW = 3;
