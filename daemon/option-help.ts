@@ -36,7 +36,8 @@ function typeText(name: string): string {
   return name;
 }
 
-interface Line {
+/** An option as it is typed. */
+export interface OptionLine {
   readonly name: string;
   readonly type: string;
   readonly text: string;
@@ -46,7 +47,12 @@ interface Line {
 }
 
 /** The members as options: those of objects with dots, those of unions with the values that make them apply. */
-function linesOf(owner: string, members: readonly VisitorMember[], prefix: string, depth: number): Line[] {
+function linesOf(
+  owner: string,
+  members: readonly VisitorMember[],
+  prefix: string,
+  depth: number,
+): OptionLine[] {
   return members.flatMap(([member, type, optional]) => {
     const isList = type.startsWith('[');
     const name = `${prefix}${member}${isList ? '.0' : ''}`;
@@ -93,7 +99,7 @@ function printed(lines: readonly (readonly [left: string, text: string])[]): str
     .join('');
 }
 
-function optionLines(title: string, lines: readonly Line[]): string {
+function optionLines(title: string, lines: readonly OptionLine[]): string {
   const sorted = [...lines].sort((a, b) => (a.name < b.name ? -1 : 1));
   return `${title}\n${printed(
     sorted.map(({ name, type, text, conditions, required }) => [
@@ -103,26 +109,43 @@ function optionLines(title: string, lines: readonly Line[]): string {
   )}`;
 }
 
-/** Help for an option of type `typeName`; `options` are the other parameters given. Ends in a line feed. */
-export function optionHelp(typeName: string, options: Readonly<Record<string, unknown>>): string {
+interface Options {
+  /** Those that the value of the tag brings; none without one. */
+  readonly own: readonly OptionLine[];
+  /** Those that are always there. */
+  readonly common: readonly OptionLine[];
+}
+
+/** The options that a type reads; `value` is that of its tag. */
+export function optionsOf(typeName: string, value: string | null): Options {
   const type = VISITOR_TYPES[typeName];
   if (type?.kind !== 'object') throw new BlockError('Help is not available for this option');
-  if (type.tag === undefined) return optionLines('Options:', linesOf(typeName, type.members, '', 0));
   const { tag, branches = {}, members } = type;
-  const value = options[tag];
-  if (typeof value !== 'string') {
-    const texts = OPTION_TEXTS[members.find(([name]) => name === tag)?.[1] ?? ''] ?? {};
-    return `Values of '${tag}' ('VALUE,help' lists the options of each):\n${printed(
-      Object.keys(branches)
-        .sort()
-        .map((name) => [name, texts[name] ?? '']),
-    )}`;
-  }
+  const common = linesOf(typeName, members, '', 0).filter(({ name }) => name !== tag);
+  if (value === null) return { own: [], common };
   if (!Object.hasOwn(branches, value))
     throw new BlockError(`Parameter '${tag}' does not accept value '${value}'`);
   const branch = branches[value] ?? null;
   const struct = branch === null ? undefined : VISITOR_TYPES[branch];
-  const own = branch !== null && struct?.kind === 'object' ? linesOf(branch, struct.members, '', 0) : [];
-  const common = linesOf(typeName, members, '', 0).filter(({ name }) => name !== tag);
-  return `${optionLines(`${value} options:`, own)}\n${optionLines('Options of all:', common)}`;
+  if (branch === null || struct?.kind !== 'object') return { own: [], common };
+  return { own: linesOf(branch, struct.members, '', 0), common };
+}
+
+/** Help for an option of type `typeName`; `options` are the other parameters given. Ends in a line feed. */
+export function optionHelp(typeName: string, options: Readonly<Record<string, unknown>>): string {
+  const type = VISITOR_TYPES[typeName];
+  if (type?.kind !== 'object' || type.tag === undefined)
+    return optionLines('Options:', optionsOf(typeName, null).common);
+  const { tag, branches = {}, members } = type;
+  const value = options[tag];
+  if (typeof value === 'string') {
+    const { own, common } = optionsOf(typeName, value);
+    return `${optionLines(`${value} options:`, own)}\n${optionLines('Options of all:', common)}`;
+  }
+  const texts = OPTION_TEXTS[members.find(([name]) => name === tag)?.[1] ?? ''] ?? {};
+  return `Values of '${tag}' ('VALUE,help' lists the options of each):\n${printed(
+    Object.keys(branches)
+      .sort()
+      .map((name) => [name, texts[name] ?? '']),
+  )}`;
 }

@@ -1,4 +1,5 @@
-// Builds the tree into dist/: the schema generator, the files it generates, everything else, then the bundles of the programs.
+// Builds the tree into dist/: the schema generator, the files it generates, everything else, the bundles of the
+// programs, then man pages and completions.
 // Usage: node scripts/build.mjs [--force]      Does nothing when no input has changed since the last build.
 import { spawnSync } from 'node:child_process';
 import { createHash } from 'node:crypto';
@@ -19,7 +20,18 @@ import { fileURLToPath, pathToFileURL } from 'node:url';
 const root = path.resolve(path.dirname(fileURLToPath(import.meta.url)), '..');
 const stampFile = path.join(root, 'dist/.built');
 const schemaInputs = ['schema', 'package.json'];
-const inputs = [...schemaInputs, 'src', 'daemon', 'bench', 'tsconfig.json', 'scripts', 'client', 'console'];
+const inputs = [
+  ...schemaInputs,
+  'src',
+  'daemon',
+  'bench',
+  'tsconfig.json',
+  'scripts',
+  'client',
+  'console',
+  'docs',
+  'CHANGELOG.md',
+];
 
 /** What went wrong with a build, for the user. What a step had to say has been printed. */
 export class BuildError extends Error {}
@@ -87,6 +99,7 @@ export function build({ force = false, begin = () => undefined } = {}) {
   run('the sources of the console do not compile', [tsc, '-p', 'console']);
   run('the console cannot be bundled', ['scripts/bundle-console.mjs']);
   run('the programs cannot be bundled', ['scripts/bundle.mjs']);
+  run('man pages and completions cannot be made', ['dist/docs/generator/main.js']);
   mkdirSync(path.dirname(stampFile), { recursive: true });
   // Made before the build: an edit during it is not missed.
   writeFileSync(stampFile, JSON.stringify(made));

@@ -9,7 +9,7 @@ import { codeOnly, importsOf, RULES, type SourceFile } from './rules.ts';
 const root = path.resolve(import.meta.dirname, '../..');
 
 function sources(): SourceFile[] {
-  return ['src', 'daemon', 'client', 'console', 'bench', 'schema', 'test'].flatMap((folder) =>
+  return ['src', 'daemon', 'client', 'console', 'bench', 'docs', 'schema', 'test'].flatMap((folder) =>
     readdirSync(path.join(root, folder), { recursive: true, encoding: 'utf8' })
       .map((name) => path.join(folder, name))
       .filter((name) => name.endsWith('.ts') && !name.startsWith('schema/generated/'))

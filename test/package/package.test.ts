@@ -69,6 +69,11 @@ test('installed, the programs run and the client finds the daemon', async (conte
   run('npm', ['install', '-g', '--prefix', prefix, '--ignore-scripts', ...quiet, tarball]);
   expect(readdirSync(path.join(prefix, 'bin')).sort()).toEqual(PROGRAMS);
   const bin = (name: string): string => path.join(prefix, 'bin', name);
+  for (const name of PROGRAMS) {
+    expect(existsSync(path.join(prefix, `share/man/man1/${name}.1`))).toBe(true);
+    for (const file of [`bash-completion/completions/${name}`, `zsh/vendor-completions/_${name}`])
+      expect(existsSync(path.join(prefix, 'lib/node_modules/qblockd/dist/share', file))).toBe(true);
+  }
   expect(run(bin('qblockd'), ['--version'])).toBe(
     `qblockd version ${PACKAGE_VERSION} (QMP of qemu-storage-daemon 7.2.22)\n`,
   );
@@ -128,6 +133,11 @@ test('npm run deb: the unit of the package starts the daemon of the package', as
   const tree = path.join(dir, 'deb');
   run('dpkg-deb', ['-x', file, tree]);
   rmSync(file);
+  for (const name of PROGRAMS) {
+    run('gzip', ['-t', path.join(tree, `usr/share/man/man1/${name}.1.gz`)]);
+    for (const where of [`bash-completion/completions/${name}`, `zsh/vendor-completions/_${name}`])
+      expect(existsSync(path.join(tree, 'usr/share', where))).toBe(true);
+  }
   const unit = readFileSync(path.join(tree, 'usr/lib/systemd/system/qblockd.service'), 'utf8');
   const [program = '', ...args] = /^ExecStart=(.*)$/m.exec(unit)?.[1]?.split(' ') ?? [];
   expect(args).toEqual(['--config', '/etc/qblockd', '--qmp', 'fd:qmp']);

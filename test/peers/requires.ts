@@ -72,6 +72,11 @@ export const PEERS = {
     probe: ['sh', '-c', 'ls /lib/modules/*/kernel/drivers/block/virtio_blk.ko && busybox true && mke2fs -V'],
     debianPackage: 'linux-image-cloud-amd64, busybox-static, e2fsprogs',
   },
+  man: {
+    probe: ['sh', '-c', 'man --version && mandoc -h; test $? -le 5'],
+    debianPackage: 'man-db, groff, mandoc',
+  },
+  zsh: { probe: ['zsh', '--version'], debianPackage: 'zsh' },
   systemd: { probe: ['systemd-analyze', '--version'], debianPackage: 'systemd' },
   'npm registry': {
     probe: ['npm', 'view', 'koffi', 'version', '--fetch-retries=0', '--fetch-timeout=5000'],
