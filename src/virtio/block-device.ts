@@ -25,6 +25,13 @@ import type { Chain, DeviceQueue } from './device-queue.ts';
 
 /** Longest time for requests before others in this process get their turn. */
 const TURN_MS = 2;
+/** What is taken of a queue before the time is looked at: a request costs its bytes, and so much for each part. */
+const BATCH_BYTES = 4 * 1024 * 1024;
+const PART_BYTES = 4096;
+/** Longer reads and writes are carried out piece by piece: below, some need memory for all of a piece. */
+const PIECE_BYTES = 32 * 1024 * 1024;
+/** Bytes of reads and writes under way from which on no more are taken. */
+const UNDER_WAY_BYTES_MAX = 256 * 1024 * 1024;
 
 export interface BlockDeviceSettings {
   readonly io: BackendIo;
@@ -49,6 +56,8 @@ export class BlockDevice {
   readonly #unpublished = new Set<DeviceQueue>();
   /** Requests started and not given back, over all queues. */
   #pending = 0;
+  /** Bytes of those that could not be carried out at once. */
+  #bytesUnderWay = 0;
   #publishing = false;
   #again = false;
   #whenIdle: (() => void)[] = [];
@@ -92,7 +101,13 @@ export class BlockDevice {
   }
 
   #isServed(queue: DeviceQueue): boolean {
-    return queue.ready && queue.started && queue.enabled && !this.paused;
+    return (
+      queue.ready &&
+      queue.started &&
+      queue.enabled &&
+      !this.paused &&
+      this.#bytesUnderWay < UNDER_WAY_BYTES_MAX
+    );
   }
 
   /** Starts what the queue holds; whether there was anything. */
@@ -101,9 +116,12 @@ export class BlockDevice {
     if (chain === null) return this.#reportBroken(queue);
     plug();
     try {
-      // As many as fit into the ring at a time: what finishes meanwhile has to be told to the guest some time.
-      for (let left = queue.size; chain !== null; chain = --left > 0 ? queue.take() : null)
+      // What finishes meanwhile has to be told to the guest some time.
+      for (let left = BATCH_BYTES; chain !== null; chain = left > 0 ? queue.take() : null) {
+        left -= chain.readableBytes + chain.writableBytes;
+        left -= (chain.readable.length + chain.writable.length) * PART_BYTES;
         this.start(queue, chain);
+      }
     } finally {
       unplug();
     }
@@ -183,7 +201,12 @@ export class BlockDevice {
     const { io } = this.#settings;
     if (bytes === 0 || io.tryPreadv(offset, bytes, vector))
       this.#finish(queue, chain, RequestStatus.ok, bytes);
-    else this.#finishLater(queue, chain, bytes, io.preadv(offset, bytes, vector, 0));
+    else if (bytes <= PIECE_BYTES)
+      this.#transferLater(queue, chain, bytes, bytes, io.preadv(offset, bytes, vector, 0));
+    else {
+      const pieces = inPieces(vector, (at, piece) => io.preadv(offset + at, piece.bytes, piece, 0));
+      this.#transferLater(queue, chain, bytes, bytes, pieces);
+    }
   }
 
   #write(queue: DeviceQueue, chain: Chain, offset: number): void {
@@ -196,7 +219,13 @@ export class BlockDevice {
     const { io } = this.#settings;
     if (bytes === 0 || (this.writeback && io.tryPwritev(offset, bytes, vector)))
       this.#finish(queue, chain, RequestStatus.ok, 0);
-    else this.#finishLater(queue, chain, 0, io.pwritev(offset, bytes, vector, this.#writeFlags));
+    else if (bytes <= PIECE_BYTES)
+      this.#transferLater(queue, chain, bytes, 0, io.pwritev(offset, bytes, vector, this.#writeFlags));
+    else {
+      const flags = this.#writeFlags;
+      const pieces = inPieces(vector, (at, piece) => io.pwritev(offset + at, piece.bytes, piece, flags));
+      this.#transferLater(queue, chain, bytes, 0, pieces);
+    }
   }
 
   get #writeFlags(): number {
@@ -248,6 +277,27 @@ export class BlockDevice {
     );
   }
 
+  /** As finishLater, for reads and writes of `bytes` bytes: there are not too many of them under way. */
+  #transferLater(
+    queue: DeviceQueue,
+    chain: Chain,
+    bytes: number,
+    written: number,
+    request: Promise<void>,
+  ): void {
+    this.#bytesUnderWay += bytes;
+    const finish = (status: number, count: number): void => {
+      const wasFull = this.#bytesUnderWay >= UNDER_WAY_BYTES_MAX;
+      this.#bytesUnderWay -= bytes;
+      this.#finishAsync(queue, chain, status, count);
+      if (wasFull) this.#serveSoon();
+    };
+    request.then(
+      () => finish(RequestStatus.ok, written),
+      () => finish(RequestStatus.ioError, 0),
+    );
+  }
+
   #finishLater(queue: DeviceQueue, chain: Chain, bytes: number, request: Promise<void>): void {
     request.then(
       () => this.#finishAsync(queue, chain, RequestStatus.ok, bytes),
@@ -280,6 +330,15 @@ export class BlockDevice {
     this.#pending--;
     queue.give(chain, bytes + 1);
   }
+}
+
+/** Does `transfer` for one piece of the vector after another, each with its place in it. */
+async function inPieces(
+  vector: IoVector,
+  transfer: (at: number, piece: IoVector) => Promise<void>,
+): Promise<void> {
+  for (let at = 0; at < vector.bytes; at += PIECE_BYTES)
+    await transfer(at, sliceVector(vector, at, Math.min(PIECE_BYTES, vector.bytes - at)));
 }
 
 /** Copies the first bytes of a list of segments. */

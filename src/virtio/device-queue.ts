@@ -22,6 +22,8 @@ import {
 } from './ring.ts';
 
 const TWO_32 = 4294967296;
+/** Most parts of a request: more than drivers use (SEGMENTS_MAX), and as many as one system call takes. */
+const PARTS_MAX = 1024;
 
 /** A request's memory, in the order in which the guest gave it. */
 export interface Chain {
@@ -184,6 +186,7 @@ export class DeviceQueue {
         return this.fail(`descriptor outside of memory: ${length} bytes at ${address}`);
       if (isWrite) writableBytes += length;
       else readableBytes += length;
+      if (readable.length + writable.length > PARTS_MAX) return this.fail('a request of too many parts');
       if ((word & DescriptorFlag.next) === 0) break;
       index = word >>> 16;
     }

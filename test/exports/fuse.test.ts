@@ -7,7 +7,13 @@ import { execFileSync, spawn, spawnSync } from 'node:child_process';
 import { existsSync, readdirSync, readFileSync, rmSync, writeFileSync } from 'node:fs';
 import path from 'node:path';
 import { afterEach, beforeEach, describe, expect, test } from 'vitest';
-import { makeScratchDir, type RunningDaemon, repositoryRoot, startDaemon } from '../peers/daemons.ts';
+import {
+  makeScratchDir,
+  privateKib,
+  type RunningDaemon,
+  repositoryRoot,
+  startDaemon,
+} from '../peers/daemons.ts';
 import type { QmpClient } from '../peers/qmp-client.ts';
 import { hasPeer, requirePeer } from '../peers/requires.ts';
 
@@ -174,7 +180,7 @@ test('a kill leaves a dead mount, which the next export takes away', async (cont
   expect(sh('stat -c %s m')).toBe(String(16 * MiB));
 });
 
-test('exports come and go a hundred times, also with load on them, and leave nothing', async (context) => {
+test('exports come and go a thousand times, some with load on them, and leave nothing', async (context) => {
   requirePeer(context, 'fuse');
   await addDisk('16M');
   const descriptors = (): number => readdirSync(`/proc/${daemon.process.pid}/fd`).length;
@@ -185,10 +191,16 @@ test('exports come and go a hundred times, also with load on them, and leave not
     await qmp.execute('block-export-del', { id: 'e' });
     await load;
   };
-  await once();
-  const before = descriptors();
   for (let i = 0; i < 100; i++) await once();
-  expect(descriptors()).toBeLessThanOrEqual(before);
+  const before = { descriptors: descriptors(), kib: privateKib(daemon.process.pid) };
+  for (let i = 0; i < 900; i++) {
+    await exportDisk();
+    await qmp.execute('block-export-del', { id: 'e' });
+  }
+  expect(descriptors()).toBeLessThanOrEqual(before.descriptors);
+  expect(mounted()).toBe(false);
+  // A session has a megabyte a request.
+  expect(privateKib(daemon.process.pid)).toBeLessThan(before.kib + 64 * 1024);
   await qmp.execute('blockdev-del', { 'node-name': 'd' });
 });
 

@@ -10,7 +10,13 @@ import { VirtioBlockDriver } from '../../src/virtio/block-driver.ts';
 import { DriverQueue } from '../../src/virtio/driver-queue.ts';
 import { Feature, hasFeature } from '../../src/virtio/ring.ts';
 import { ProtocolFeature } from '../../src/virtio/vhost-user/messages.ts';
-import { type DaemonKind, makeScratchDir, type RunningDaemon, startDaemon } from '../peers/daemons.ts';
+import {
+  type DaemonKind,
+  makeScratchDir,
+  privateKib,
+  type RunningDaemon,
+  startDaemon,
+} from '../peers/daemons.ts';
 import type { QmpClient } from '../peers/qmp-client.ts';
 import { requirePeer } from '../peers/requires.ts';
 import { createRandom } from './random.ts';
@@ -280,7 +286,7 @@ test('who is told to go finds everything given back that was begun', async () =>
   await Promise.all(reads);
 });
 
-test('one front end after another; nothing is left of them', async () => {
+test('a thousand front ends, one after another; nothing is left of them', async () => {
   await start('qblockd');
   const count = (): number => readdirSync(`/proc/${daemon.process.pid}/fd`).length;
   const maps = (): number => readFileSync(`/proc/${daemon.process.pid}/maps`, 'utf8').split('\n').length;
@@ -297,15 +303,26 @@ test('one front end after another; nothing is left of them', async () => {
       if (details?.clients === 0) return;
     }
   };
+  const connect = async (times: number): Promise<void> => {
+    for (let i = 0; i < times; i++) {
+      const driver = await VirtioBlockDriver.open({
+        path: `${dir}/v`,
+        queues: 2,
+        depth: 2,
+        reconnect: false,
+      });
+      const read = driver.read(0, memoryOf(4096, 0).vec).catch(() => undefined);
+      if (i % 2 === 0) await read;
+      driver.close();
+    }
+    await settled();
+  };
   await settled();
-  const before = { fds: count(), maps: maps() };
-  for (let i = 0; i < 200; i++) {
-    const driver = await VirtioBlockDriver.open({ path: `${dir}/v`, queues: 2, depth: 2, reconnect: false });
-    const read = driver.read(0, memoryOf(4096, 0).vec).catch(() => undefined);
-    if (i % 2 === 0) await read;
-    driver.close();
-  }
-  await settled();
+  await connect(200);
+  const before = { fds: count(), maps: maps(), kib: privateKib(daemon.process.pid) };
+  await connect(800);
+  // What the guests' memory is made of is counted by the maps.
+  expect(privateKib(daemon.process.pid)).toBeLessThan(before.kib + 64 * 1024);
   expect(count()).toBeLessThanOrEqual(before.fds + 3);
   expect(maps()).toBeLessThanOrEqual(before.maps + 40);
 });

@@ -93,27 +93,31 @@ interface Descriptor {
   readonly next?: number;
 }
 
+function openFrontEnd(queueSize: number, called: () => void): Promise<FrontEnd> {
+  return FrontEnd.open({
+    path: `${dir}/v`,
+    queues: 2,
+    queueSize,
+    dataBytes: 65536,
+    features: [Feature.indirectDescriptors],
+    protocolFeatures: DRIVER_PROTOCOL_FEATURES,
+    reconnect: false,
+    called,
+    ringsRenewed: () => undefined,
+    connected: () => undefined,
+    lost: () => undefined,
+    configChanged: () => undefined,
+  });
+}
+
 /** A front end whose first queue holds these descriptors; resolves with how many requests have come back. */
 async function ring(
   descriptors: readonly Descriptor[],
   available: { readonly index?: number; readonly heads?: readonly number[] } = {},
 ): Promise<number> {
   let calls = 0;
-  const frontEnd = await FrontEnd.open({
-    path: `${dir}/v`,
-    queues: 2,
-    queueSize: QUEUE_SIZE,
-    dataBytes: 65536,
-    features: [Feature.indirectDescriptors],
-    protocolFeatures: DRIVER_PROTOCOL_FEATURES,
-    reconnect: false,
-    called: () => {
-      calls++;
-    },
-    ringsRenewed: () => undefined,
-    connected: () => undefined,
-    lost: () => undefined,
-    configChanged: () => undefined,
+  const frontEnd = await openFrontEnd(QUEUE_SIZE, () => {
+    calls++;
   });
   const { buf } = frontEnd.memory;
   for (const [index, { address, length, flags = 0, next: link = 0 }] of descriptors.entries()) {
@@ -191,6 +195,45 @@ test.each<[string, readonly Descriptor[], { index?: number; heads?: number[] }?]
 ])('a ring with %s breaks that queue only', async (_name, descriptors, available) => {
   const done = await ring(descriptors, available);
   expect(done).toBeLessThanOrEqual(1);
+  await expectServed();
+});
+
+/** Fills the first queue of a ring of 32768 with one request, which has so many parts of one byte. */
+function fillRing(frontEnd: FrontEnd, parts: number): void {
+  const { buf } = frontEnd.memory;
+  const size = frontEnd.settings.queueSize;
+  for (let i = 0; i < parts; i++) {
+    const isLast = i === parts - 1;
+    buf.writeBigUInt64LE(BigInt(frontEnd.dataAddress + i), i * 16);
+    buf.writeUInt32LE(1, i * 16 + 8);
+    buf.writeUInt16LE(isLast ? write : next, i * 16 + 12);
+    buf.writeUInt16LE(isLast ? 0 : i + 1, i * 16 + 14);
+  }
+  // No request of this type: it comes back at once.
+  buf.writeUInt32LE(99, frontEnd.dataAddress);
+  buf.writeUInt16LE(size, queueLayout(size).available + 2);
+  frontEnd.queues[0]!.kick();
+}
+
+test('a ring full of long requests does not keep others from being served', async () => {
+  const frontEnd = await openFrontEnd(32768, () => undefined);
+  fillRing(frontEnd, 1000);
+  let replies = 0;
+  while (frontEnd.queues[0]!.usedIndex !== 32768) {
+    await qmp.execute('query-block-exports');
+    replies++;
+  }
+  frontEnd.close();
+  expect(replies).toBeGreaterThan(4);
+});
+
+test('a request of too many parts breaks its queue', async () => {
+  const frontEnd = await openFrontEnd(32768, () => undefined);
+  fillRing(frontEnd, 2000);
+  await qmp.execute('query-block-exports');
+  await frontEnd.readConfig(60);
+  expect(frontEnd.queues[0]!.usedIndex).toBe(0);
+  frontEnd.close();
   await expectServed();
 });
 

@@ -5,7 +5,7 @@
  */
 
 import { type ChildProcess, spawn } from 'node:child_process';
-import { existsSync, mkdtempSync, rmSync } from 'node:fs';
+import { existsSync, mkdtempSync, readFileSync, rmSync } from 'node:fs';
 import { tmpdir } from 'node:os';
 import path from 'node:path';
 import { limitMs, waitUntil } from '../patience.ts';
@@ -138,4 +138,10 @@ export async function startDaemon(kind: DaemonKind, options: StartOptions = {}):
       return report;
     },
   };
+}
+
+/** Memory of a process that is in RAM and its own, in KiB. */
+export function privateKib(pid: number | undefined): number {
+  const text = readFileSync(`/proc/${pid}/status`, 'utf8');
+  return Number(/^RssAnon:\s+(\d+) kB$/m.exec(text)?.[1]);
 }
