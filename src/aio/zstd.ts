@@ -1,19 +1,31 @@
 /**
  * zstd through the system's libzstd, for Node versions whose node:zlib has none (before 22.15).
  *
- * One-shot calls on libuv's thread pool, each with a context from a small pool. Here: frames in, frames out. Not
- * here: what frames a cluster may hold (src/drivers/compress).
+ * One-shot calls on libuv's thread pool, each with a context from a small pool; or within the turn, while such calls are
+ * short. Here: frames in, frames out. Not here: what frames a cluster may hold (src/drivers/compress).
  */
 
 import koffi from 'koffi';
 import { addressOf } from './ffi.ts';
+import { callTook, createCallPace, mayCallNow } from './libraries/call-pace.ts';
 
 export interface ZstdLibrary {
   /** Compresses `input` into one frame at the default level. The frame's length, or null when `output` is too small. */
   compress(input: Buffer, output: Buffer): Promise<number | null>;
   /** Decompresses one whole frame into `output`. Bytes written, or null when malformed or larger than `output`. */
   decompress(frame: Buffer, output: Buffer): Promise<number | null>;
+  /** As compress, within this turn; undefined: not now, such calls have been taking long. */
+  readonly compressNow: CallNow;
+  /** As decompress, within this turn. */
+  readonly decompressNow: CallNow;
 }
+
+export type CallNow = (
+  inputAddr: number,
+  inputBytes: number,
+  outputAddr: number,
+  outputBytes: number,
+) => number | null | undefined;
 
 /** ZSTD_CLEVEL_DEFAULT (zstd.h). */
 const LEVEL_DEFAULT = 3;
@@ -28,6 +40,7 @@ type Callable = ReturnType<ReturnType<typeof koffi.load>['func']>;
 
 // size_t results; errors are the negated code (ZSTD_isError), so anything in the upper half is an error.
 function sizeOrNull(result: number | bigint): number | null {
+  if (typeof result === 'number') return result;
   return BigInt(result) >= 1n << 63n ? null : Number(result);
 }
 
@@ -70,6 +83,21 @@ function runner(create: Callable, free: Callable, call: Callable, more: readonly
   };
 }
 
+/** Makes the call within the turn, with a context that is kept, as long as such calls are short. */
+function nowRunner(create: Callable, call: Callable, more: readonly number[]): CallNow {
+  const pace = createCallPace();
+  let context: unknown = null;
+  return (inputAddr, inputBytes, outputAddr, outputBytes) => {
+    if (!mayCallNow(pace)) return undefined;
+    context ??= create();
+    if (context === null) return undefined;
+    const startMs = performance.now();
+    const result = call(context, outputAddr, outputBytes, inputAddr, inputBytes, ...more) as number | bigint;
+    callTook(pace, performance.now() - startMs);
+    return sizeOrNull(result);
+  };
+}
+
 function load(): ZstdLibrary | null {
   let library: ReturnType<typeof koffi.load>;
   try {
@@ -78,19 +106,22 @@ function load(): ZstdLibrary | null {
     return null;
   }
   const bufferArguments = ['void*', 'uintptr_t', 'size_t', 'uintptr_t', 'size_t'];
+  const createCompressor = library.func('ZSTD_createCCtx', 'void*', []);
+  const compress = library.func('ZSTD_compressCCtx', 'size_t', [...bufferArguments, 'int']);
+  const createDecompressor = library.func('ZSTD_createDCtx', 'void*', []);
+  const decompress = library.func('ZSTD_decompressDCtx', 'size_t', bufferArguments);
   return {
-    compress: runner(
-      library.func('ZSTD_createCCtx', 'void*', []),
-      library.func('ZSTD_freeCCtx', 'size_t', ['void*']),
-      library.func('ZSTD_compressCCtx', 'size_t', [...bufferArguments, 'int']),
-      [LEVEL_DEFAULT],
-    ),
+    compress: runner(createCompressor, library.func('ZSTD_freeCCtx', 'size_t', ['void*']), compress, [
+      LEVEL_DEFAULT,
+    ]),
     decompress: runner(
-      library.func('ZSTD_createDCtx', 'void*', []),
+      createDecompressor,
       library.func('ZSTD_freeDCtx', 'size_t', ['void*']),
-      library.func('ZSTD_decompressDCtx', 'size_t', bufferArguments),
+      decompress,
       [],
     ),
+    compressNow: nowRunner(createCompressor, compress, [LEVEL_DEFAULT]),
+    decompressNow: nowRunner(createDecompressor, decompress, []),
   };
 }
 

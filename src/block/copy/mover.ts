@@ -230,6 +230,47 @@ export async function moveExtent(
   return null;
 }
 
+/**
+ * Pieces of what is moved within a turn end at multiples of this in the target. One stays in the processor's cache between
+ * being read and being written.
+ */
+export const IN_TURN_BYTES = 256 * 1024;
+
+/**
+ * Moves as much of the data in [offset, offset+bytes) as can be moved within this turn, and returns how much that was;
+ * 0 where the kernel copies, data is compressed, or anything would have to wait. Errors are left to moveExtent.
+ */
+export function moveInTurn(mover: Mover, guard: GraphReadGuard, offset: number, bytes: number): number {
+  const { writeFlags, compress, findZeroes, leavesZeroes, targetStart, bufferBytes } = mover;
+  const [source, target] = [mover.source(), mover.target()];
+  if (writeFlags !== 0 || compress || asksKernel(mover)) return 0;
+  if (targetStart + offset + bytes > target.totalBytes) return 0;
+  const memory = takeBuffer(mover);
+  const pieceBytes = Math.min(bufferBytes, IN_TURN_BYTES);
+  let done = 0;
+  while (done < bytes) {
+    const start = targetStart + offset + done;
+    const length = Math.min(pieceBytes - (start % pieceBytes), bytes - done);
+    const vector = vectorOf(memory, 0, length);
+    if (!sync.tryPreadv(source, guard, offset + done, length, vector)) break;
+    let at = 0;
+    while (at < length) {
+      const to = start + at;
+      const run = findZeroes?.(memory.buf.subarray(at, length), to) ?? { bytes: length - at, isData: true };
+      const part = at === 0 && run.bytes === length ? vector : vectorOf(memory, at, run.bytes);
+      const moved = run.isData
+        ? sync.tryPwritev(target, guard, to, run.bytes, part)
+        : leavesZeroes === 'always';
+      if (!moved) break;
+      at += run.bytes;
+    }
+    done += at;
+    if (at < length) break;
+  }
+  mover.buffers.push(memory);
+  return done;
+}
+
 const ANY_ORDER: WriteOrder = { turn: Promise.resolve(), begun: () => undefined };
 
 async function throughKernel(

@@ -1,12 +1,13 @@
 /**
  * Compression of clusters: raw deflate and zstd, as the qcow2 specification names them ("Compressed clusters").
  *
- * All work runs on libuv's thread pool, so clusters are compressed side by side. Here: bytes to bytes. Not here:
- * where compressed clusters lie in an image and how their length is stored.
+ * What is quickly done is done within the turn; the rest runs on libuv's thread pool, so that clusters are compressed
+ * side by side. Here: bytes to bytes. Not here: where compressed clusters lie in an image and how their length is stored.
  */
 
 import { promisify } from 'node:util';
 import * as zlib from 'node:zlib';
+import { inflateNow } from '../../aio/libraries/inflate.ts';
 import { zstdLibrary } from '../../aio/zstd.ts';
 import { E } from '../../errors/errno.ts';
 import { BlockError, ioError } from '../../errors/error.ts';
@@ -121,6 +122,38 @@ export function decompressCluster(
   outputBytes: number,
 ): Promise<Buffer> {
   return type === 'zstd' ? decompressZstd(input, outputBytes) : decompressZlib(input, outputBytes);
+}
+
+/** Larger clusters are left to the thread pool: one alone would hold up the loop. */
+const MAX_NOW_BYTES = 256 * 1024;
+
+/** `length` bytes at `address`. */
+export interface Span {
+  readonly address: number;
+  readonly length: number;
+}
+
+/**
+ * Compresses a cluster within the turn: bytes written to `output`, which is to be smaller than `input`; null when that
+ * does not make it smaller. Undefined: not within the turn (compressCluster).
+ */
+export function compressNow(type: CompressionType, input: Span, output: Span): number | null | undefined {
+  // With deflate it always takes long enough for the thread pool.
+  if (type === 'zlib' || input.length > MAX_NOW_BYTES) return undefined;
+  return zstdLibrary()?.compressNow(input.address, input.length, output.address, output.length);
+}
+
+/**
+ * As decompressCluster, within the turn. `packed` is all of `input`, and `output` has the length of a cluster. False:
+ * that takes long, or something is wrong with the data: decompressCluster finds out.
+ */
+export function decompressNow(type: CompressionType, packed: Buffer, input: Span, output: Span): boolean {
+  if (output.length > MAX_NOW_BYTES) return false;
+  if (type === 'zlib') return inflateNow(input.address, input.length, output.address, output.length);
+  const library = zstdLibrary();
+  const frame = findZstdFrame(packed, 0);
+  if (library === null || frame === null || frame.skippable) return false;
+  return library.decompressNow(input.address, frame.end, output.address, output.length) === output.length;
 }
 
 // As with the original, deflate data that goes on after the cluster is full is cut, but zstd data is an error.

@@ -12,6 +12,8 @@ export type ProgressMode = 'none' | 'line' | 'json';
 export interface Progress {
   /** What is being done from now on, and how many bytes that is about; for JSON. */
   begin(phase: string, totalBytes: number): void;
+  /** Each step is shown as the original shows it. */
+  readonly isShown: boolean;
   /** Sets what is done, in percent. Small steps are not shown. */
   set(percent: number): void;
   /** Adds to what is done. */
@@ -72,6 +74,7 @@ export function createProgress(
       totalBytes = bytes;
       phaseStartMs = performance.now();
     },
+    isShown: mode === 'line',
     set(percent) {
       current = Math.min(percent, 100);
       show(Math.abs(current - shown) > stepPercent || current === 0 || current === 100);

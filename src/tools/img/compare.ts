@@ -1,5 +1,6 @@
 /** `compare`: whether two images have the same content. */
 
+import { createTurns } from '../../aio/host/turns.ts';
 import { allocateIoMemory, type IoMemory, isZero, vectorOf } from '../../aio/memory.ts';
 import { Status } from '../../block/contract/request.ts';
 import type { ChainStatus } from '../../block/io/status-chain.ts';
@@ -24,6 +25,8 @@ const STATUS_NO_DATA = 4;
 
 /** Longest piece that is read at once. */
 const PIECE_BYTES = 2 * 1024 * 1024;
+/** What is in the page cache is read in pieces of which one of each side stays in the processor's cache. */
+const IN_TURN_BYTES = 256 * 1024;
 const SECTOR_BYTES = 512;
 
 /** The comparison is over. `message` is a result, printed unless -q, or an error. */
@@ -102,6 +105,8 @@ interface Side {
   readonly image: ToolImage;
   readonly bytes: number;
   readonly memory: IoMemory;
+  /** The extent that was looked up last ends at `end`. */
+  known: { readonly end: number; readonly flags: number } | null;
 }
 
 interface Settings {
@@ -119,6 +124,7 @@ class Comparison {
       image,
       bytes: image.node.totalBytes,
       memory: allocateIoMemory(PIECE_BYTES),
+      known: null,
     });
     this.#sides = [side(images[0]), side(images[1])];
     this.#settings = settings;
@@ -133,9 +139,11 @@ class Comparison {
     if (strict && one.bytes !== two.bytes)
       throw new Verdict(STATUS_DIFFERENT, 'Strict mode: Image size mismatch!');
     const common = Math.min(one.bytes, two.bytes);
+    const turns = createTurns();
     for (let at = 0; at < common; ) {
       const length = await this.#compareAt(at);
       at += length;
+      await turns.next();
       progress.add((length / whole) * 100);
     }
     if (one.bytes === two.bytes) return;
@@ -156,19 +164,21 @@ class Comparison {
   /** Compares the extent at `offset`; returns its length. */
   async #compareAt(offset: number): Promise<number> {
     const [one, two] = this.#sides;
-    const statuses = await Promise.all([statusAt(one, offset), statusAt(two, offset)]);
-    const [first, second] = statuses;
+    const { strict } = this.#settings;
+    const first = await knownAt(one, offset, strict);
+    const second = await knownAt(two, offset, strict);
     let length = Math.min(first.bytes, second.bytes);
     // Whether an extent reaches the end of its image counts too, as in the original.
     const relevant = ~(Status.offsetValid | Status.recurse | Status.compressed);
-    if (this.#settings.strict && ((first.flags ^ second.flags) & relevant) !== 0)
+    if (strict && ((first.flags ^ second.flags) & relevant) !== 0)
       throw new Verdict(STATUS_DIFFERENT, `Strict mode: Offset ${offset} block status mismatch!`);
     if ((first.flags & second.flags & Status.zero) !== 0) return length;
     if (holdsData(first) && holdsData(second)) {
       length = Math.min(length, PIECE_BYTES);
+      const done = compareInTurn(one, two, offset, length);
+      if (done > 0) return done;
       await Promise.all([read(one, offset, length), read(two, offset, length)]);
-      const different = firstDifference(one.memory.buf, two.memory.buf, length);
-      if (different !== null) throw mismatch(offset + different);
+      checkSame(one, two, offset, length);
     } else if (holdsData(first) || holdsData(second)) {
       length = Math.min(length, PIECE_BYTES);
       await this.#checkZeroes(holdsData(first) ? one : two, offset, length);
@@ -185,11 +195,32 @@ class Comparison {
   }
 }
 
+/** Compares what is had without waiting; returns how much that was. */
+function compareInTurn(one: Side, two: Side, offset: number, bytes: number): number {
+  for (let at = 0; at < bytes; ) {
+    const length = Math.min(bytes - at, IN_TURN_BYTES);
+    if (!tryRead(one, offset + at, length) || !tryRead(two, offset + at, length)) return at;
+    checkSame(one, two, offset + at, length);
+    at += length;
+  }
+  return bytes;
+}
+
+function tryRead({ image, memory }: Side, offset: number, bytes: number): boolean {
+  return image.backend.tryPreadv(offset, bytes, vectorOf(memory, 0, bytes));
+}
+
+/** `offset` is where in the images the first `length` bytes of the sides' memory were. */
+function checkSame(one: Side, two: Side, offset: number, length: number): void {
+  const different = firstDifference(one.memory.buf, two.memory.buf, length);
+  if (different !== null) throw mismatch(offset + different);
+}
+
 function mismatch(offset: number): Verdict {
   return new Verdict(STATUS_DIFFERENT, `Content mismatch at offset ${offset}!`);
 }
 
-function holdsData({ flags }: ChainStatus): boolean {
+function holdsData({ flags }: { readonly flags: number }): boolean {
   return (flags & Status.allocated) !== 0;
 }
 
@@ -208,6 +239,19 @@ function firstDifference(one: Buffer, two: Buffer, length: number): number | nul
     }
   }
   return low;
+}
+
+/** The extent at `offset`, asked for anew when the last one is over, or always. */
+async function knownAt(
+  side: Side,
+  offset: number,
+  anew: boolean,
+): Promise<{ readonly flags: number; readonly bytes: number }> {
+  const { known } = side;
+  if (!anew && known !== null && offset < known.end) return { flags: known.flags, bytes: known.end - offset };
+  const { flags, bytes } = await statusAt(side, offset);
+  side.known = { end: offset + bytes, flags };
+  return { flags, bytes };
 }
 
 async function statusAt({ image, bytes }: Side, offset: number): Promise<ChainStatus> {

@@ -8,14 +8,17 @@
  * is the mover's (block/copy/mover.ts).
  */
 
+import { createTurns } from '../../../aio/host/turns.ts';
 import { allocateIoMemory, type IoMemory, isZero, vectorOf } from '../../../aio/memory.ts';
 import { Status } from '../../../block/contract/request.ts';
 import {
   asksKernel,
   type CopyFailure,
   createMover,
+  IN_TURN_BYTES,
   type Mover,
   moveExtent,
+  moveInTurn,
   requestBytes,
   type WriteOrder,
   writeBuffer,
@@ -24,17 +27,22 @@ import {
 import { skipFilters } from '../../../block/graph/chain.ts';
 import { backingOf } from '../../../block/io/status-chain.ts';
 import { CoMutex } from '../../../coroutine/co-mutex.ts';
+import { CoQueue } from '../../../coroutine/co-queue.ts';
 import { strerror } from '../../../errors/errno.ts';
 import { BlockError, errnoOf } from '../../../errors/error.ts';
 import type { ToolImage } from '../../common/environment.ts';
 import type { ToolOutput } from '../../common/output.ts';
 import type { Progress } from '../../common/progress.ts';
 import { createPace, type Pace } from '../common/pace.ts';
-import { firstRun, type ZeroRules } from './zero-runs.ts';
+import { KnownRuns } from './known-runs.ts';
+import { firstRun, mayCutAt, type ZeroRules } from './zero-runs.ts';
 
 /** Longest piece of data that is read and written at once. */
 export const PIECE_BYTES = 2 * 1024 * 1024;
 const SECTOR_BYTES = 512;
+/** Pieces that are moved by waiting, after one that could not be moved within a turn; and more of them each time. */
+const FIRST_WAITING_PIECES = 16;
+const MAX_WAITING_PIECES = 4096;
 
 export interface Source {
   readonly image: ToolImage;
@@ -88,9 +96,12 @@ const AT_ONCE: WriteOrder = { turn: Promise.resolve(), begun: () => undefined };
 export class Copy {
   readonly #settings: CopySettings;
   readonly #movers: ReadonlyMap<Source, Mover>;
-  /** The status that holds up to `#statusEnd`. */
+  /** The status that holds up to `#statusEnd`, and whether it could be told. */
   #kind: Kind = 'data';
+  #isTold = true;
   #statusEnd = 0;
+  readonly #known: KnownRuns<Kind>;
+  readonly #movesInTurn: boolean;
   #position = 0;
   #dataBytes = 0;
   #dataDone = 0;
@@ -101,10 +112,20 @@ export class Copy {
   #doneBeforeLast: Promise<void> = Promise.resolve();
   #failure: { readonly error: unknown } | null = null;
   readonly #pace: Pace;
+  /** Pieces that have been given out and are not done. */
+  #running = 0;
+  readonly #idle = new CoQueue();
+  /** Pieces to be given out before moving within a turn is tried again: still now, and the next time. */
+  #waitingPieces = 0;
+  #nextWaitingPieces = FIRST_WAITING_PIECES;
 
   constructor(settings: CopySettings) {
     this.#settings = settings;
     this.#pace = createPace(settings.rate);
+    // Progress is told extent by extent.
+    this.#known = new KnownRuns(!settings.progress.isShown);
+    const { rate, compressBytes, offload, zeroes } = settings;
+    this.#movesInTurn = rate === 0 && compressBytes === null && !offload && mayCutAt(IN_TURN_BYTES, zeroes);
     this.#movers = new Map(settings.sources.map((source) => [source, moverFor(source, settings)]));
   }
 
@@ -118,14 +139,20 @@ export class Copy {
     if (totalBytes > 0) this.#settings.progress.set(100);
   }
 
-  /** What progress is measured by. */
+  /** What progress is measured by. What could not be told is asked for again when it is copied. */
   async #countData(): Promise<void> {
+    const turns = createTurns();
     for (let at = 0; at < this.#settings.totalBytes; ) {
+      const isNew = at >= this.#statusEnd;
       const extent = await this.#extentAt(at);
+      if (isNew && this.#isTold) this.#known.add(this.#statusEnd, this.#kind);
+      else if (isNew) this.#known.stop();
       if (this.#isWork(extent.kind)) this.#dataBytes += extent.bytes;
       at += extent.bytes;
+      await turns.next();
     }
     this.#statusEnd = 0;
+    this.#known.rewind();
   }
 
   #isWork(kind: Kind): boolean {
@@ -137,7 +164,11 @@ export class Copy {
   /** The extent at `offset`, as far as it is handled in one go. */
   async #extentAt(offset: number): Promise<Extent> {
     const { totalBytes, compressBytes } = this.#settings;
-    if (offset >= this.#statusEnd) await this.#readStatus(offset);
+    if (offset >= this.#statusEnd) {
+      const known = this.#known.at(offset);
+      if (known === null) await this.#readStatus(offset);
+      else this.#useKnown(offset, known.end, known.kind);
+    }
     let kind = this.#kind;
     let bytes = this.#statusEnd - offset;
     if (kind === 'data') bytes = Math.min(bytes, this.#pieceBytes(offset));
@@ -157,6 +188,12 @@ export class Copy {
     return asksKernel(mover) ? requestBytes(mover, 'data') : PIECE_BYTES;
   }
 
+  #useKnown(offset: number, end: number, kind: Kind): void {
+    const source = this.#sourceAt(offset);
+    this.#statusEnd = Math.min(end, source.start + source.bytes);
+    this.#kind = kind;
+  }
+
   async #readStatus(offset: number): Promise<void> {
     const { targetBackingBytes, salvage } = this.#settings;
     const source = this.#sourceAt(offset);
@@ -168,6 +205,7 @@ export class Copy {
     // What the source leaves to its backing image, the target leaves to its own.
     const base = targetBackingBytes === null ? null : backingOf(skipFilters(node));
     let flags: number = Status.data;
+    this.#isTold = true;
     try {
       const status = await backend.chainStatus(within, length, base);
       length = status.bytes;
@@ -180,6 +218,7 @@ export class Copy {
         });
       this.#settings.output.warn(`error while reading block status at offset ${offset}: ${reason}`);
       length = Math.min(length, SECTOR_BYTES);
+      this.#isTold = false;
     }
     const tail = (within + length) % source.alignmentBytes;
     if (length > tail) length -= tail;
@@ -209,9 +248,43 @@ export class Copy {
       } catch (error) {
         this.#failure ??= { error };
       } finally {
-        piece?.order.begun();
-        piece?.done();
+        if (piece !== null) this.#end(piece);
       }
+    }
+  }
+
+  #end(piece: Piece): void {
+    piece.order.begun();
+    piece.done();
+    if (--this.#running === 0) this.#idle.wakeAll();
+  }
+
+  /**
+   * Moves what lies in the page cache on both sides, piece by piece, as long as nothing has to wait: several pieces at
+   * once would only be in each other's way then.
+   */
+  async #moveInTurns(): Promise<void> {
+    const { totalBytes, target, zeroes, targetIsZero } = this.#settings;
+    while (this.#running > 0) await this.#idle.wait();
+    const turns = createTurns();
+    this.#waitingPieces = this.#nextWaitingPieces;
+    this.#nextWaitingPieces = Math.min(this.#nextWaitingPieces * 2, MAX_WAITING_PIECES);
+    while (this.#position < totalBytes && this.#failure === null) {
+      const { offset, bytes, kind } = await this.#extentAt(this.#position);
+      const source = this.#sourceAt(offset);
+      let moved = bytes;
+      if (kind === 'zero' && (zeroes === null || !targetIsZero)) return;
+      if (kind === 'data') {
+        const mover = this.#movers.get(source)!;
+        moved = await target.node.layer.graphLock.withRead(async (guard) =>
+          moveInTurn(mover, guard, offset - source.start, bytes),
+        );
+        if (moved > 0) this.#nextWaitingPieces = FIRST_WAITING_PIECES;
+      }
+      this.#position += moved;
+      if (this.#isWork(kind)) await this.#account(moved);
+      if (moved < bytes) return;
+      await turns.next();
     }
   }
 
@@ -219,11 +292,14 @@ export class Copy {
   #nextPiece(): Promise<Piece | null> {
     return this.#next.with('the next piece', async () => {
       const { totalBytes, zeroes, inOrder, compressBytes } = this.#settings;
+      if (this.#waitingPieces > 0) this.#waitingPieces--;
+      else if (this.#movesInTurn) await this.#moveInTurns();
       if (this.#failure !== null || this.#position >= totalBytes) return null;
       let extent = await this.#extentAt(this.#position);
       if (zeroes === null && extent.kind === 'zero')
         extent = { ...extent, bytes: Math.min(extent.bytes, PIECE_BYTES) };
       this.#position += extent.bytes;
+      this.#running++;
       if (this.#isWork(extent.kind)) await this.#account(extent.bytes);
       // One write is done by the kernel while the next is prepared; more would only wait for the file's lock.
       const turn = Promise.all([this.#lastStarted, this.#doneBeforeLast]).then(() => {

@@ -42,6 +42,11 @@ export function firstRun(data: Buffer, offset: number, { alignmentBytes, leastBy
   }
 }
 
+/** Whether data cut at multiples of `bytes` have the same runs as a whole. Null: no zeroes are looked for. */
+export function mayCutAt(bytes: number, rules: ZeroRules | null): boolean {
+  return rules === null || (rules.leastBytes <= rules.alignmentBytes && bytes % rules.alignmentBytes === 0);
+}
+
 function isZeroBlock(data: Buffer, start: number, end: number): boolean {
   // Most blocks with data show it at once.
   if (data[start] !== 0 || data[end - 1] !== 0) return false;

@@ -9,6 +9,7 @@
 import {
   allocateIoMemory,
   copyFromVector,
+  type IoMemory,
   type IoVector,
   sliceVector,
   vectorOf,
@@ -18,12 +19,12 @@ import { co } from '../../../../block/io/callbacks.ts';
 import { CoQueue } from '../../../../coroutine/co-queue.ts';
 import { E } from '../../../../errors/errno.ts';
 import { ioError } from '../../../../errors/error.ts';
-import { compressCluster } from '../../../compress/codec.ts';
+import { compressCluster, compressNow } from '../../../compress/codec.ts';
 import { addPart, runParts } from '../../shared/parts.ts';
 import { encodeCompressedHi, entryOffset, HI_COMPRESSED, offsetLo } from '../layout/layout.ts';
 import type { Allocation, Need, Qcow2Node, Qcow2State } from '../layout/state.ts';
 import { toRequestError } from '../metadata/corruption.ts';
-import { debugEvent } from '../metadata/debug.ts';
+import { debugEvent, isDebugged } from '../metadata/debug.ts';
 import { l2IndexOf, setL2Bitmap, setL2Entry } from '../metadata/mapping.ts';
 import { checkOverlap } from '../metadata/metadata-io.ts';
 import { allocateRun, changeRefcount, getRefcount, giveBackBytes, isNeed } from '../metadata/refcount.ts';
@@ -77,21 +78,20 @@ async function writeCluster(
   vec: IoVector,
 ): Promise<void> {
   const s = node.state;
-  const plain = Buffer.alloc(s.clusterBytes);
-  copyFromVector(vec, plain);
-  const packed = await compressCluster(codecOf(s), plain);
-  if (packed === null) return writeExtents(node, guard, guest, vec.bytes, vec, 0);
+  const mem = await pack(s, vec);
+  if (mem === null) return writeExtents(node, guard, guest, vec.bytes, vec, 0);
+  const packed = mem.buf;
   const allocation = await planOn(node, guard, guest, s.clusterBytes, () =>
     planCompressed(node, guest, packed.length),
   );
   try {
     checkOverlap(node, allocation.host, packed.length, null);
-    const mem = allocateIoMemory(packed.length);
-    packed.copy(mem.buf);
-    await debugEvent(node, guard, 'cluster_alloc_bytes');
-    await debugEvent(node, guard, 'write_compressed');
+    if (isDebugged(node)) {
+      await debugEvent(node, guard, 'cluster_alloc_bytes');
+      await debugEvent(node, guard, 'write_compressed');
+    }
     await co.pwritev(s.file.node, guard, allocation.host, packed.length, vectorOf(mem), 0);
-    await debugEvent(node, guard, 'l2_update_compressed');
+    if (isDebugged(node)) await debugEvent(node, guard, 'l2_update_compressed');
   } catch (error) {
     giveUpPlace(node, allocation, packed.length);
     throw error;
@@ -103,6 +103,31 @@ async function writeCluster(
   if (s.l2EntryBytes === 16) setL2Bitmap(s, allocation.table, l2Index, 0, 0);
   endAllocation(s, allocation);
   scheduleWriteBack(node);
+}
+
+/** The cluster compressed; null when that does not make it smaller. What is behind the end of the image is zeroes. */
+async function pack(s: Qcow2State, vec: IoVector): Promise<IoMemory | null> {
+  const type = codecOf(s);
+  const { clusterBytes } = s;
+  let { mem, start } = vec.segments[0]!;
+  if (vec.segments.length !== 1 || vec.bytes !== clusterBytes) {
+    mem = allocateIoMemory(clusterBytes);
+    start = 0;
+    copyFromVector(vec, mem.buf);
+    mem.buf.fill(0, vec.bytes);
+  }
+  const output = allocateIoMemory(clusterBytes - 1);
+  const now = compressNow(
+    type,
+    { address: mem.addr + start, length: clusterBytes },
+    { address: output.addr, length: clusterBytes - 1 },
+  );
+  if (now === null) return null;
+  if (now !== undefined) return { buf: output.buf.subarray(0, now), addr: output.addr };
+  const packed = await compressCluster(type, mem.buf.subarray(start, start + clusterBytes));
+  if (packed === null) return null;
+  packed.copy(output.buf);
+  return { buf: output.buf.subarray(0, packed.length), addr: output.addr };
 }
 
 function giveUpPlace(node: Qcow2Node, allocation: Allocation, bytes: number): void {

@@ -24,12 +24,15 @@ import { toRequestError } from '../metadata/corruption.ts';
 import { debugEvent, isDebugged } from '../metadata/debug.ts';
 import { lookup } from '../metadata/mapping.ts';
 import { satisfy, tryLookup } from '../metadata/needs.ts';
-import { readCompressed } from './compressed-read.ts';
+import { readCompressed, tryReadCompressed } from './compressed-read.ts';
 
 /** Extents of one request that are read at the same time. */
 const MAX_PARALLEL = 8;
 
-/** Reads within this turn, or begins to, what is one extent, if its table can be had at once. */
+/** Longest request of several extents that is read within a turn. */
+const PARTS_IN_TURN_BYTES = 512 * 1024;
+
+/** Reads within this turn, if all tables can be had at once; or begins to, what is one extent. */
 export function tryPreadv(
   node: Qcow2Node,
   guard: GraphReadGuard,
@@ -39,14 +42,37 @@ export function tryPreadv(
   short: ShortRequest | null,
 ): boolean {
   if (!tryLookup(node, guard, offset, bytes)) return false;
+  const { found } = node.state;
+  if (found.bytes === bytes) return tryFound(node, guard, offset, vec, short);
+  if (bytes > PARTS_IN_TURN_BYTES || vec.segments.length !== 1) return false;
+  for (let at = 0; at < bytes; ) {
+    if (at > 0 && !tryLookup(node, guard, offset + at, bytes - at)) return false;
+    const length = found.bytes;
+    if (!tryFound(node, guard, offset + at, sliceVector(vec, at, length), null)) return false;
+    at += length;
+  }
+  return true;
+}
+
+/** Reads the extent that the last lookup has found, of `vec.bytes`. */
+function tryFound(
+  node: Qcow2Node,
+  guard: GraphReadGuard,
+  offset: number,
+  vec: IoVector,
+  short: ShortRequest | null,
+): boolean {
   const s = node.state;
   const { found } = s;
-  if (found.bytes !== bytes) return false;
+  const { bytes } = vec;
   switch (found.kind) {
     case Mapping.data:
       return sync.tryPreadv(s.dataFile.node, guard, found.host, bytes, vec, short);
     case Mapping.compressed:
-      return false;
+      return (
+        vec.segments.length === 1 &&
+        tryReadCompressed(node, guard, found.entryHi, found.entryLo, offset % s.clusterBytes, vec)
+      );
     case Mapping.zero:
     case Mapping.zeroAllocated:
       fillVector(vec, 0);
@@ -160,8 +186,13 @@ function readFound(
     case Mapping.unallocated:
     case Mapping.unallocatedInCluster:
       return readBacking(node, guard, offset, bytes, vec);
-    case Mapping.compressed:
-      return readCompressed(node, guard, s.found.entryHi, s.found.entryLo, offset % s.clusterBytes, vec);
+    case Mapping.compressed: {
+      const { entryHi, entryLo } = s.found;
+      const offsetInCluster = offset % s.clusterBytes;
+      if (vec.segments.length === 1 && tryReadCompressed(node, guard, entryHi, entryLo, offsetInCluster, vec))
+        return DONE;
+      return readCompressed(node, guard, entryHi, entryLo, offsetInCluster, vec);
+    }
     default:
       fillVector(vec, 0);
       return DONE;

@@ -9,6 +9,7 @@
  */
 
 import type { QCryptoBlockInfoLUKS } from '../../../../../schema/generated/types.ts';
+import type { IoMemory } from '../../../../aio/memory.ts';
 import type { OpenPurpose } from '../../../../block/contract/driver.ts';
 import type { BlockChild, BlockNode } from '../../../../block/graph/node.ts';
 import type { CoMutex } from '../../../../coroutine/co-mutex.ts';
@@ -103,6 +104,13 @@ export interface RefcountSwitch {
   isSnapshot: boolean;
 }
 
+/** Memory for what is unpacked within a turn: what is in it means nothing afterwards. */
+export interface UnpackMemory {
+  /** Room for a cluster as it is in the file, from sector to sector. */
+  readonly packed: IoMemory;
+  readonly plain: IoMemory;
+}
+
 export interface Qcow2State {
   header: Header;
   readonly purpose: OpenPurpose;
@@ -159,6 +167,8 @@ export interface Qcow2State {
   freshFrom: number;
   /** Next free byte in the cluster that compressed data is being packed into; 0 = none. */
   compressedTail: number;
+  /** Made by the first read of a compressed cluster within a turn; null: none yet. */
+  unpackMemory: UnpackMemory | null;
 
   /** Refcounts may be late on the disk (the dirty bit says so). */
   lazyRefcounts: boolean;

@@ -217,6 +217,7 @@ function createState(
     freeHint: 0,
     freshFrom: Number.POSITIVE_INFINITY,
     compressedTail: 0,
+    unpackMemory: null,
     lazyRefcounts,
     purpose,
     ...switches(options, node.settings.discardUnmap),
