@@ -13,22 +13,27 @@ import { ChardevTable } from '../src/chardev/table.ts';
 import type { CommandContext } from '../src/commands/context.ts';
 import { commandTable } from '../src/commands/table.ts';
 import { drivers } from '../src/drivers/table.ts';
+import { BlockError } from '../src/errors/error.ts';
 import { ExportTable } from '../src/exports/table.ts';
 import { endAllJobs } from '../src/jobs/end-all.ts';
 import { JobTable } from '../src/jobs/job-common.ts';
 import type { ClientLog } from '../src/nbd/server/server.ts';
-import { ObjectTree } from '../src/objects/tree.ts';
+import { type MonitorOptions, ObjectTree } from '../src/objects/tree.ts';
 import { createDispatcher, type Dispatcher } from '../src/qmp/dispatch.ts';
 import { EventHub } from '../src/qmp/events.ts';
 import type { QmpSession } from '../src/qmp/session.ts';
 import { definitionReader } from '../src/tools/common/image-options.ts';
 import { createStateFile, type StateFile } from './config/state.ts';
 import type { Logger } from './logger.ts';
+import { attachMonitor } from './monitor.ts';
 import type { PidFile } from './pid-file.ts';
 import type { QmpListener } from './qmp-listener.ts';
 import { type Reporter, writeAll } from './reporter.ts';
 import { SessionHost } from './sessions.ts';
 import type { PassedSockets } from './systemd/sockets.ts';
+
+/** A device outlives the monitor on it by so much: see attachMonitor. */
+const DEVICE_MS = 100;
 
 export interface DaemonSettings {
   readonly engine: EngineKind | 'auto';
@@ -71,7 +76,7 @@ export class Daemon {
       );
     }
     logger.info({ engine: engine.kind }, 'I/O engine');
-    const objects = new ObjectTree();
+    const objects = new ObjectTree({ monitor: (options, gone) => this.#openMonitor(options, gone) });
     const layer = new BlockLayer({
       engine,
       events: {
@@ -111,6 +116,25 @@ export class Daemon {
     onLongDerivation(() => dispatcher.letOthersGo());
     this.host = new SessionHost(this.#watched(dispatcher), this.#events, logger);
     this.#localSession = this.host.createLocalSession();
+  }
+
+  /** A monitor-qmp object. With close-action=delete the object goes with its peer, and the device with it. */
+  #openMonitor(options: MonitorOptions, gone: () => void): () => void {
+    const { chardevs } = this.context;
+    const { chardev: id, pretty = false, 'close-action': closeAction = 'none' } = options;
+    const device = chardevs.find(id);
+    if (device === null) throw new BlockError(`chardev "${id}" not found`);
+    if (closeAction === 'none') return attachMonitor(device, this.host, pretty);
+    return attachMonitor(device, this.host, pretty, () => {
+      setImmediate(() => {
+        gone();
+        // When the monitor has left it.
+        setTimeout(
+          () => chardevs.find(id) === device && !device.inUse && chardevs.remove(id),
+          DEVICE_MS,
+        ).unref();
+      });
+    });
   }
 
   /** Writes to standard output, unless that is a monitor's or a character device's. */

@@ -7,9 +7,20 @@ import type { OpenSession, SessionHost } from './sessions.ts';
 
 /** Output that may pile up before the session stops reading commands. */
 const HIGH_WATER_BYTES = 64 * 1024;
+/** Time for a monitor to answer the command that deletes it. */
+const ANSWER_MS = 50;
 
-/** Makes a monitor the user of a device. Throws when the device is in use. */
-export function attachMonitor(device: Chardev, host: SessionHost, pretty: boolean): void {
+/**
+ * Makes a monitor the user of a device. Throws when the device is in use. `onClosed`: the peer has left. The result takes
+ * the monitor off the device again, when the command under way has been answered.
+ */
+export function attachMonitor(
+  device: Chardev,
+  host: SessionHost,
+  pretty: boolean,
+  onClosed: () => void = () => undefined,
+): () => void {
+  let detached = false;
   let session: OpenSession | null = null;
   let connected = false;
   let serving = false;
@@ -26,6 +37,7 @@ export function attachMonitor(device: Chardev, host: SessionHost, pretty: boolea
       connected = false;
       session?.disconnected();
       session = null;
+      onClosed();
     },
     received: (data) => session?.receive(data),
     drained: () => session?.drained(),
@@ -38,9 +50,19 @@ export function attachMonitor(device: Chardev, host: SessionHost, pretty: boolea
     open();
   });
 
+  return () => {
+    detached = true;
+    // The session's own command may have asked for it: its answer goes first.
+    setTimeout(() => {
+      session?.disconnected();
+      session = null;
+      device.detach();
+    }, ANSWER_MS).unref();
+  };
+
   /** Opens a session for the peer. A peer that is there already is announced while attaching, before `port` is. */
   function open(): void {
-    if (!connected || !serving) return;
+    if (!connected || !serving || detached) return;
     port.setReading(true); // the last peer may have left while it was not being read
     session = host.open(
       {

@@ -67,6 +67,8 @@ function urlOf(address: SocketAddress): string {
       return `tcp:${address.host}:${address.port}`;
     case 'unix':
       return `unix:${address.path}`;
+    case 'vsock':
+      return `vsock:${address.cid}:${address.port}`;
     case 'fd':
       return `fd:${address.str}`;
   }

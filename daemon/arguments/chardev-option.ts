@@ -12,6 +12,10 @@ export const CHARDEV_OPTIONS: OptionTypes = {
   append: 'bool',
   backend: 'str',
   chardev: 'str',
+  'chardevs.0': 'str',
+  'chardevs.1': 'str',
+  'chardevs.2': 'str',
+  'chardevs.3': 'str',
   fd: 'str',
   host: 'str',
   ipv4: 'bool',
@@ -20,12 +24,14 @@ export const CHARDEV_OPTIONS: OptionTypes = {
   localport: 'str',
   logappend: 'bool',
   logfile: 'str',
+  logtimestamp: 'bool',
   mux: 'bool',
   nodelay: 'bool',
   delay: 'bool',
   path: 'str',
   port: 'str',
   reconnect: 'num',
+  'reconnect-ms': 'num',
   server: 'bool',
   signal: 'bool',
   size: 'size',
@@ -76,6 +82,7 @@ function common(pairs: Pairs): ChardevCommon {
   const options: Optional<ChardevCommon> = {
     logfile: pairs.text('logfile'),
     logappend: pairs.flag('logappend'),
+    logtimestamp: pairs.flag('logtimestamp'),
   };
   return present(options) as ChardevCommon;
 }
@@ -114,6 +121,7 @@ function socketOptions(pairs: Pairs): ChardevBackend {
     tn3270: pairs.flag('tn3270'),
     websocket: pairs.flag('websocket'),
     reconnect: pairs.number('reconnect'),
+    'reconnect-ms': pairs.number('reconnect-ms'),
     'tls-creds': pairs.text('tls-creds'),
     'tls-authz': pairs.text('tls-authz'),
   });
@@ -135,14 +143,32 @@ function udpOptions(pairs: Pairs): ChardevBackend {
   return { type: 'udp', data: { ...common(pairs), ...data } };
 }
 
+function hubMembers(pairs: Pairs): string[] {
+  const members = [0, 1, 2, 3].map((index) => pairs.text(`chardevs.${index}`));
+  return members.filter((id) => id !== undefined);
+}
+
+/** Older names that the command line takes. */
+const ALIASES: Readonly<Record<string, ChardevBackend['type']>> = { tty: 'serial', parport: 'parallel' };
+
 /** What chardev-add would be given for these pairs. */
 export function chardevBackend(kind: string, values: ParsedOptions['values']): ChardevBackend {
   const pairs = new Pairs(values);
   const shared = common(pairs);
-  switch (kind) {
+  const type = ALIASES[kind] ?? kind;
+  switch (type) {
     case 'null':
+      return { type, data: shared };
     case 'pty':
-      return { type: kind, data: shared };
+      return { type: 'pty', data: { ...shared, ...present({ path: pairs.text('path') }) } } as ChardevBackend;
+    case 'hub':
+      return { type: 'hub', data: { ...shared, chardevs: hubMembers(pairs) } };
+    case 'serial':
+    case 'parallel': {
+      const what = type === 'serial' ? 'serial/tty' : type;
+      const device = required(pairs, 'path', `${what}: no device path given`);
+      return { type, data: { ...shared, device } };
+    }
     case 'socket':
       return socketOptions(pairs);
     case 'udp':
@@ -151,7 +177,7 @@ export function chardevBackend(kind: string, values: ParsedOptions['values']): C
       return { type: 'stdio', data: { ...shared, ...present({ signal: pairs.flag('signal') }) } };
     case 'ringbuf':
     case 'memory':
-      return { type: kind, data: { ...shared, ...present({ size: pairs.number('size') }) } };
+      return { type, data: { ...shared, ...present({ size: pairs.number('size') }) } };
     case 'mux':
       return {
         type: 'mux',

@@ -33,6 +33,13 @@ export function introspect(model: Model): readonly Entity[] {
   return new Introspector(model).run();
 }
 
+/** The number by which introspection knows each type of the schema that it lists. */
+export function introspectionNumbers(model: Model): ReadonlyMap<string, string> {
+  const introspector = new Introspector(model);
+  introspector.run();
+  return introspector.numbers;
+}
+
 class Introspector {
   readonly #model: Model;
   readonly #numbers = new Map<string, string>();
@@ -60,6 +67,10 @@ class Introspector {
     for (let next = this.#pending.shift(); next !== undefined; next = this.#pending.shift())
       entities.push(next());
     return entities;
+  }
+
+  get numbers(): ReadonlyMap<string, string> {
+    return this.#numbers;
   }
 
   /** Name of a type that is described once; the first mention puts it on the list. */

@@ -2,7 +2,7 @@
  * Writes REFERENCE.md: the QMP reference manual, made from the descriptions in the schema.
  */
 
-import type { CommandDefinition, Member, Model, TypeDefinition, TypeUse } from './model.ts';
+import type { CommandDefinition, Member, Model, Since, TypeDefinition, TypeUse } from './model.ts';
 
 /** The text of REFERENCE.md. */
 export function emitReference(model: Model): string {
@@ -32,12 +32,7 @@ export function emitReference(model: Model): string {
 }
 
 function commandText(model: Model, command: CommandDefinition): string[] {
-  const lines = [
-    `### ${command.name} (command)`,
-    '',
-    `${command.description}${featureText(command.features)}`,
-    '',
-  ];
+  const lines = [`### ${command.name} (command)`, '', `${command.description}${notesText(command)}`, ''];
   const type = command.argumentType === null ? undefined : model.types.get(command.argumentType);
   if (type?.implicit === true) lines.push('Arguments:', '', ...memberLines(model, type), '');
   else if (type !== undefined) lines.push(`Arguments: the members of ${link(model, type.name)}.`, '');
@@ -49,15 +44,11 @@ function commandText(model: Model, command: CommandDefinition): string[] {
 }
 
 function typeText(model: Model, type: TypeDefinition): string[] {
-  const lines = [
-    `### ${type.name} (${kindOf(type)})`,
-    '',
-    `${type.description}${featureText(type.features)}`,
-    '',
-  ];
+  const lines = [`### ${type.name} (${kindOf(type)})`, '', `${type.description}${notesText(type)}`, ''];
   switch (type.kind) {
     case 'enum':
-      for (const value of type.values) lines.push(`- \`${value.name}\`: ${value.description}`);
+      for (const value of type.values)
+        lines.push(`- \`${value.name}\`: ${value.description}${notesText(value)}`);
       break;
     case 'alternate':
       for (const choice of type.choices)
@@ -81,11 +72,13 @@ function memberLines(model: Model, type: TypeDefinition | undefined): string[] {
 
 function memberText(model: Model, member: Member): string {
   const name = member.optional ? `[\`${member.name}\`]` : `\`${member.name}\``;
-  return `- ${name} (${useText(model, member.use)}): ${member.description}${featureText(member.features)}`;
+  return `- ${name} (${useText(model, member.use)}): ${member.description}${notesText(member)}`;
 }
 
-function featureText(features: readonly string[]): string {
-  return features.length === 0 ? '' : ` (${features.join(', ')})`;
+/** What is special about it, and since when it is there. */
+function notesText({ features, since }: { features: readonly string[]; since?: Since }): string {
+  const notes = [...features, ...(typeof since === 'string' ? [`since ${since}`] : [])];
+  return notes.length === 0 ? '' : ` (${notes.join(', ')})`;
 }
 
 function useText(model: Model, use: TypeUse): string {

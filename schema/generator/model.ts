@@ -24,7 +24,11 @@ export interface Member {
   readonly optional: boolean;
   readonly description: string;
   readonly features: readonly string[];
+  readonly since: Since;
 }
+
+/** Release that has it, where the original's 7.2 has not; null: it has. */
+export type Since = string | null;
 
 export interface EnumType {
   readonly kind: 'enum';
@@ -32,6 +36,7 @@ export interface EnumType {
     readonly name: string;
     readonly description: string;
     readonly features: readonly string[];
+    readonly since: Since;
   }[];
 }
 
@@ -70,6 +75,7 @@ export interface CommandDefinition {
   readonly returns: TypeUse | null;
   readonly returnsDescription: string;
   readonly features: readonly string[];
+  readonly since: Since;
 }
 
 export interface EventDefinition {
@@ -133,6 +139,7 @@ interface RawUse {
   readonly 'x-int'?: IntegerKind;
   readonly 'x-any'?: true;
   readonly 'x-features'?: readonly string[];
+  readonly 'x-since'?: string;
 }
 
 interface RawMembers {
@@ -145,6 +152,7 @@ interface RawType extends Partial<RawMembers> {
   readonly enum?: readonly string[];
   readonly 'x-enum-descriptions'?: Readonly<Record<string, string>>;
   readonly 'x-enum-features'?: Readonly<Record<string, readonly string[]>>;
+  readonly 'x-enum-since'?: Readonly<Record<string, string>>;
   readonly 'x-base'?: { readonly $ref: string };
   readonly 'x-features'?: readonly string[];
   readonly 'x-command-line'?: true;
@@ -168,6 +176,7 @@ interface RawModule {
         readonly arguments?: RawMembers | { readonly $ref: string };
         readonly returns?: RawUse;
         readonly 'x-features'?: readonly string[];
+        readonly 'x-since'?: string;
       }
     >
   >;
@@ -252,6 +261,7 @@ class ModelBuilder {
           returns: command.returns === undefined ? null : this.#use(module, command.returns),
           returnsDescription: command.returns?.description ?? '',
           features: command['x-features'] ?? [],
+          since: command['x-since'] ?? null,
         });
       }
       for (const [name, event] of Object.entries(raw['x-events'] ?? {})) {
@@ -286,6 +296,7 @@ class ModelBuilder {
         name: value,
         description: descriptions[value] ?? '',
         features: raw['x-enum-features']?.[value] ?? [],
+        since: raw['x-enum-since']?.[value] ?? null,
       }));
       this.#types.set(name, { ...common, kind: 'enum', values });
     } else if (raw['x-alternate'] !== undefined) {
@@ -335,6 +346,7 @@ class ModelBuilder {
       optional: !required.has(name),
       description: use.description ?? '',
       features: use['x-features'] ?? [],
+      since: use['x-since'] ?? null,
     }));
   }
 

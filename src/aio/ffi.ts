@@ -241,6 +241,13 @@ const FS_IOC_FSGETXATTR = 0x801c581f;
 const FS_IOC_FSSETXATTR = 0x401c5820;
 const FS_XFLAG_EXTSIZE = 0x800;
 
+/** What the file system was asked for by setExtentSizeHint; 0: nothing, or it knows no such thing. */
+export function extentSizeHint(fd: number): number {
+  const attributes = Buffer.allocUnsafeSlow(28).fill(0);
+  const got = negErrno(cIoctl(fd, FS_IOC_FSGETXATTR, 'uintptr_t', addressOf(attributes)));
+  return got < 0 || (attributes.readUInt32LE(0) & FS_XFLAG_EXTSIZE) === 0 ? 0 : attributes.readUInt32LE(4);
+}
+
 /** Asks the file system to allocate extents of at least `bytes` for the file. 0 or -errno. */
 export function setExtentSizeHint(fd: number, bytes: number): number {
   // struct fsxattr: xflags u32, extsize u32, nextents u32, projid u32, cowextsize u32, pad: 28 bytes.

@@ -12,10 +12,13 @@ import path from 'node:path';
 import type { SocketAddress } from '../../schema/generated/types.ts';
 import { E, strerror } from '../errors/errno.ts';
 import { BlockError, errnoError, errnoOf } from '../errors/error.ts';
+import { setKeepAlive } from './host/keep-alive.ts';
 import { claimSocket, closeUnixServer, inodeOf, makeWay, temporaryPath } from './host/socket-paths.ts';
+import type { VsockPlace } from './host/vsock.ts';
 
 type InetAddress = Extract<SocketAddress, { type: 'inet' }>;
 type UnixAddress = Extract<SocketAddress, { type: 'unix' }>;
+type VsockAddress = Extract<SocketAddress, { type: 'vsock' }>;
 
 /** sizeof(sockaddr_un.sun_path). A path may use all of it, without a byte that ends it. */
 const SUN_PATH_BYTES = 108;
@@ -240,12 +243,16 @@ async function listenInet(
   settings: ListenSettings,
   onConnection: OnConnection,
 ): Promise<Listener> {
+  const accept = (socket: Socket): void => {
+    setKeepAlive(socket, address);
+    onConnection(socket);
+  };
   const hosts = await resolveHost(address, true);
   let port = resolvePort(address);
   const servers: InetServer[] = [];
   let errno: number = E.EADDRNOTAVAIL;
   for (const host of hosts) {
-    const result = await listenOnPorts(address, host, port, settings, onConnection);
+    const result = await listenOnPorts(address, host, port, settings, accept);
     if (typeof result === 'number') errno = result;
     else {
       servers.push(result);
@@ -264,6 +271,29 @@ async function listenInet(
       for (const { server } of servers) if (server.listening) server.close();
     },
   };
+}
+
+/** The numbers of a vsock address. */
+function vsockPlace({ cid, port }: VsockAddress): VsockPlace {
+  const number = (name: string, text: string): number => {
+    if (/^\d{1,10}$/.test(text) && Number(text) <= 0xffff_ffff) return Number(text);
+    throw new BlockError(`Failed to parse ${name} '${text}'`);
+  };
+  return { cid: number('cid', cid), port: number('port', port) };
+}
+
+async function listenVsock(
+  address: VsockAddress,
+  settings: ListenSettings,
+  onConnection: OnConnection,
+): Promise<Listener> {
+  const place = vsockPlace(address);
+  const { bindVsock, foreignServer } = await import('./host/vsock.ts');
+  const { pauseOnConnect = false, allowHalfOpen = false, backlog = 128 } = settings;
+  const fd = bindVsock(place);
+  const server = fd < 0 ? fd : foreignServer(fd, backlog, { pauseOnConnect, allowHalfOpen }, onConnection);
+  if (typeof server === 'number') throw errnoError('Failed to bind socket', -server);
+  return { addresses: [address], close: () => void (server.listening && server.close()) };
 }
 
 /** The number of an inherited descriptor that is a socket. */
@@ -304,6 +334,8 @@ export function listenOn(
       return listenUnix(address, settings, onConnection);
     case 'inet':
       return listenInet(address, settings, onConnection);
+    case 'vsock':
+      return listenVsock(address, settings, onConnection);
     case 'fd':
       return listenFd(address, settings, onConnection);
   }
@@ -333,7 +365,7 @@ async function connectInet(address: InetAddress, settings: ListenSettings): Prom
   for (const { host } of await resolveHost(address, false)) {
     const socket = await startConnection({ host, port }, settings);
     if (typeof socket !== 'number') {
-      if (address['keep-alive'] === true) socket.setKeepAlive(true);
+      setKeepAlive(socket, address);
       return socket;
     }
     errno = socket;
@@ -349,6 +381,17 @@ async function connectUnix(address: UnixAddress, settings: ListenSettings): Prom
   return socket;
 }
 
+async function connectToVsock(
+  address: VsockAddress,
+  { pauseOnConnect = false }: ListenSettings,
+): Promise<Socket> {
+  const place = vsockPlace(address);
+  const { connectVsock, foreignSocket } = await import('./host/vsock.ts');
+  const fd = await connectVsock(place);
+  if (fd < 0) throw errnoError(`Failed to connect to '${address.cid}:${address.port}'`, -fd);
+  return foreignSocket(fd, pauseOnConnect);
+}
+
 function inheritedConnection(fd: number, { pauseOnConnect = false }: ListenSettings): Socket {
   // Not in the type declarations: the option by which net.Server makes sockets that read nothing yet.
   const options = { fd, readable: true, writable: true, pauseOnCreate: pauseOnConnect };
@@ -362,6 +405,8 @@ export async function connectTo(address: SocketAddress, settings: ListenSettings
       return connectUnix(address, settings);
     case 'inet':
       return connectInet(address, settings);
+    case 'vsock':
+      return connectToVsock(address, settings);
     case 'fd':
       return inheritedConnection(inheritedSocket(address.str, settings), settings);
   }

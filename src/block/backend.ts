@@ -109,6 +109,10 @@ export class BlockBackend implements BackendIo, RootParent, ShortHolder {
     return this.#owner.jobId ?? null;
   }
 
+  get allowsInactive(): boolean {
+    return this.#owner.allowsInactive === true;
+  }
+
   get staysAtNode(): boolean {
     return this.#owner.staysAtNode === true;
   }

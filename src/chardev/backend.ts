@@ -58,6 +58,8 @@ export interface ChardevBackend {
   setReading(reading: boolean): void;
   /** Drops the peer that is connected now, if the kind of backend has such a thing. */
   disconnect?(): void;
+  /** Sends a break, if the kind of backend knows such a thing. */
+  sendBreak?(): void;
   /** Drops it when it has taken what was written. */
   finish?(): void;
   /** Output is sent or given up, and everything released. */

@@ -27,13 +27,16 @@ export class Chardev implements ChardevPort {
   readonly id: string;
   #backend: ChardevBackend;
   #logFd: number | null;
+  /** Time stamps in the log: whether the next byte begins a line; null: none are wanted. */
+  #atLineStart: boolean | null;
   #user: ChardevUser | null = null;
   #isOpen: () => boolean = () => true;
 
-  constructor(id: string, backend: ChardevBackend, logFd: number | null) {
+  constructor(id: string, backend: ChardevBackend, logFd: number | null, stamped = false) {
     this.id = id;
     this.#backend = backend;
     this.#logFd = logFd;
+    this.#atLineStart = stamped ? true : null;
   }
 
   get backend(): ChardevBackend {
@@ -90,11 +93,12 @@ export class Chardev implements ChardevPort {
   }
 
   /** Puts another backend in the place of the present one, which is closed. The device must not be in use. */
-  replaceBackend(backend: ChardevBackend, logFd: number | null): void {
+  replaceBackend(backend: ChardevBackend, logFd: number | null, stamped = false): void {
     const old = this.#backend;
     this.#closeLog();
     this.#backend = backend;
     this.#logFd = logFd;
+    this.#atLineStart = stamped ? true : null;
     old.close();
   }
 
@@ -107,11 +111,26 @@ export class Chardev implements ChardevPort {
   #log(data: Buffer): void {
     if (this.#logFd === null) return;
     try {
-      writeSync(this.#logFd, data);
+      writeSync(this.#logFd, this.#atLineStart === null ? data : this.#stamped(data));
     } catch (error) {
       // Neither a full disk nor a pipe that nobody empties must stop the monitor; the pipe's reader may come back.
       if (errnoOf(error) !== E.EAGAIN) this.#closeLog();
     }
+  }
+
+  /** The data with the time at the start of each line. */
+  #stamped(data: Buffer): Buffer {
+    const stamp = Buffer.from(`${new Date().toISOString()} `);
+    const parts: Buffer[] = [];
+    for (let at = 0; at < data.length; ) {
+      const end = data.indexOf(10, at);
+      const next = end < 0 ? data.length : end + 1;
+      if (this.#atLineStart === true) parts.push(stamp);
+      parts.push(data.subarray(at, next));
+      this.#atLineStart = end >= 0;
+      at = next;
+    }
+    return Buffer.concat(parts);
   }
 
   #closeLog(): void {

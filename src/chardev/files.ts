@@ -1,15 +1,24 @@
 /**
- * Backends with a path: regular files, FIFOs and pseudo terminals.
+ * Backends with a path: regular files, FIFOs, pseudo terminals, serial lines and parallel ports.
  */
 
-import { closeSync, constants, createReadStream, createWriteStream, fstatSync } from 'node:fs';
+import {
+  closeSync,
+  constants,
+  createReadStream,
+  createWriteStream,
+  fstatSync,
+  symlinkSync,
+  unlinkSync,
+} from 'node:fs';
 import { Socket } from 'node:net';
 import { isatty, ReadStream, WriteStream } from 'node:tty';
-import type { ChardevFile, ChardevHostdev } from '../../schema/generated/types.ts';
-import { ioctlGetI32, setBlocking } from '../aio/ffi.ts';
+import type { ChardevFile, ChardevHostdev, ChardevPty } from '../../schema/generated/types.ts';
+import { dupFd, ioctlGetI32, ioctlNumber, setBlocking } from '../aio/ffi.ts';
 import { openHostFile, openHostOutput } from '../aio/host/files.ts';
+import { sendBreak, setSerialLine } from '../aio/host/terminal.ts';
 import { errnoError, errnoOf } from '../errors/error.ts';
-import type { ChardevBackend } from './backend.ts';
+import { type ChardevBackend, ignore } from './backend.ts';
 import { streamBackend } from './stream.ts';
 
 function openPath(path: string, flags: number): number {
@@ -109,8 +118,8 @@ export function openPipe({ device }: ChardevHostdev): ChardevBackend {
 const TIOCGPTN = 0x80045430;
 const TIOCSPTLCK = 0x40045431;
 
-/** A new pseudo terminal; the peer opens the path that is in `pty`. */
-export function openPty(): ChardevBackend {
+/** A new pseudo terminal; the peer opens the path that is in `pty`, or the link to it that the user wants. */
+export function openPty({ path: link }: ChardevPty): ChardevBackend {
   const fd = openPath('/dev/ptmx', constants.O_RDWR | constants.O_NOCTTY);
   // The int that TIOCSPTLCK is given is 0: unlock.
   const unlocked = ioctlGetI32(fd, TIOCSPTLCK);
@@ -120,6 +129,12 @@ export function openPty(): ChardevBackend {
     throw errnoError('Failed to create PTY', -Math.min(unlocked, number));
   }
   const path = `/dev/pts/${number}`;
+  try {
+    if (link !== undefined) symlinkSync(path, link);
+  } catch (error) {
+    closeSync(fd);
+    throw errnoError(`Failed to create PTY symlink '${link}'`, errnoOf(error));
+  }
   // Held open, so that the terminal stays in raw mode and reads do not fail while no peer has it open.
   const peerFd = openPath(path, constants.O_RDWR | constants.O_NOCTTY);
   const terminal = new ReadStream(fd);
@@ -133,6 +148,65 @@ export function openPty(): ChardevBackend {
     close: () => {
       terminal.destroy();
       closeSync(peerFd);
+      if (link !== undefined) removeLink(link);
+    },
+  });
+}
+
+/** Somebody else may have removed it. */
+function removeLink(link: string): void {
+  try {
+    unlinkSync(link);
+  } catch {
+    // Then it is gone already.
+  }
+}
+
+/** A serial line, or anything else with a path: 115200 baud, 8 bits, bytes as they are. */
+export function openSerial({ device }: ChardevHostdev): ChardevBackend {
+  const fd = openPath(device, constants.O_RDWR | constants.O_NOCTTY | constants.O_NONBLOCK);
+  const isLine = setSerialLine(fd) >= 0;
+  if (!isLine) {
+    const input = readableOf(fd);
+    const backend = streamBackend({
+      kind: 'serial',
+      filename: 'serial',
+      input,
+      output: writableOf(dupFd(fd)),
+    });
+    return { ...backend, sendBreak: ignore };
+  }
+  const terminal = new ReadStream(fd);
+  const backend = streamBackend({
+    kind: 'serial',
+    filename: 'serial',
+    input: terminal,
+    output: terminal as unknown as Socket,
+    close: () => terminal.destroy(),
+  });
+  return { ...backend, sendBreak: () => sendBreak(fd) };
+}
+
+// ioctl numbers of Linux (linux/ppdev.h).
+const PPCLAIM = 0x708b;
+const PPRELEASE = 0x708c;
+
+/** A parallel port, which is held as long as the device is there. Monitors have no use for it: what is written is lost. */
+export function openParallel({ device }: ChardevHostdev): ChardevBackend {
+  const fd = openPath(device, constants.O_RDWR);
+  const claimed = ioctlNumber(fd, PPCLAIM, 0);
+  if (claimed < 0) {
+    closeSync(fd);
+    throw errnoError('not a parallel port', -claimed);
+  }
+  return streamBackend({
+    kind: 'parallel',
+    filename: 'parallel',
+    input: null,
+    output: null,
+    close: () => {
+      ioctlNumber(fd, PPRELEASE, 0);
+      closeSync(fd);
     },
   });
 }

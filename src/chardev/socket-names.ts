@@ -8,14 +8,16 @@ function unixFlags(address: Extract<SocketAddress, { type: 'unix' }>): string {
   return `,abstract=on${address.tight === true || address.tight === undefined ? ',tight=on' : ''}`;
 }
 
-/** "unix:/path,server=on", "tcp:127.0.0.1:80,server=on", "fd:3". */
-export function addressText(address: SocketAddress, server: boolean, telnet: boolean): string {
+/** `protocol`: what is spoken over TCP. "unix:/path,server=on", "tcp:127.0.0.1:80,server=on", "fd:3". */
+export function addressText(address: SocketAddress, server: boolean, protocol: string): string {
   const suffix = server ? ',server=on' : '';
   switch (address.type) {
     case 'unix':
       return `unix:${address.path}${unixFlags(address)}${suffix}`;
     case 'inet':
-      return `${telnet ? 'telnet' : 'tcp'}:${address.host}:${address.port}${suffix}`;
+      return `${protocol}:${address.host}:${address.port}${suffix}`;
+    case 'vsock':
+      return `vsock:${address.cid}:${address.port}`;
     case 'fd':
       return `fd:${address.str}${suffix}`;
   }
@@ -27,11 +29,11 @@ function hostText(host: string | undefined): string {
 }
 
 /** The same for a connection: with both ends for TCP. */
-export function peerText(peer: Socket, address: SocketAddress, server: boolean, telnet: boolean): string {
+export function peerText(peer: Socket, address: SocketAddress, server: boolean, protocol: string): string {
   // The name of a client's end of a UNIX socket is empty.
-  if (address.type === 'unix') return server ? addressText(address, server, telnet) : 'unix:';
-  if (peer.remotePort === undefined) return addressText(address, server, telnet);
+  if (address.type === 'unix') return server ? addressText(address, server, protocol) : 'unix:';
+  if (peer.remotePort === undefined) return addressText(address, server, protocol);
   const local = `${hostText(peer.localAddress)}:${peer.localPort}`;
   const remote = `${hostText(peer.remoteAddress)}:${peer.remotePort}`;
-  return `${telnet ? 'telnet' : 'tcp'}:${local}${server ? ',server=on' : ''} <-> ${remote}`;
+  return `${protocol}:${local}${server ? ',server=on' : ''} <-> ${remote}`;
 }

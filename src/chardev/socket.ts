@@ -8,6 +8,7 @@
  */
 
 import type { Socket } from 'node:net';
+import type { Duplex } from 'node:stream';
 import type { ChardevSocket, SocketAddress } from '../../schema/generated/types.ts';
 import { connectTo, flattenAddress, type Listener, listenOn } from '../aio/sockets.ts';
 import { BlockError, reasonOf } from '../errors/error.ts';
@@ -15,7 +16,7 @@ import type { TlsCredentials } from '../objects/tls-creds.ts';
 import type { ObjectTree } from '../objects/tree.ts';
 import { type BackendEvents, type ChardevBackend, ignore } from './backend.ts';
 import { addressText, peerText } from './socket-names.ts';
-import { TELNET_GREETING, telnetFilter } from './telnet.ts';
+import { TELNET_GREETINGS, telnetFilter } from './telnet.ts';
 
 /** Clients that may wait for their turn; more are turned away. */
 const MAX_WAITING = 16;
@@ -35,7 +36,8 @@ interface Settings {
   readonly address: SocketAddress;
   readonly server: boolean;
   readonly noDelay: boolean;
-  readonly telnet: boolean;
+  readonly telnet: 'telnet' | 'tn3270' | null;
+  readonly websocket: boolean;
   /** Milliseconds between attempts of a client; 0: one attempt. */
   readonly reconnectMs: number;
   readonly credentials: TlsCredentials | null;
@@ -46,16 +48,16 @@ interface Settings {
 function parseSettings(options: ChardevSocket, { objects }: SocketEnvironment): Settings {
   const address = flattenAddress(options.addr);
   const server = options.server ?? true;
-  if (server && (options.reconnect ?? 0) > 0) {
+  if (options.reconnect !== undefined && options['reconnect-ms'] !== undefined) {
+    throw new BlockError("'reconnect' and 'reconnect-ms' are mutually exclusive");
+  }
+  const reconnectMs = Math.max(0, options['reconnect-ms'] ?? (options.reconnect ?? 0) * 1000);
+  if (server && reconnectMs > 0) {
     throw new BlockError("'reconnect' option is incompatible with socket in server listen mode");
   }
   if (!server && options.websocket === true) throw new BlockError('Websocket client is not implemented');
   if (!server && options.wait !== undefined) {
     throw new BlockError("'wait' option is incompatible with socket in client connect mode");
-  }
-  if (options.websocket === true || options.tn3270 === true) {
-    const name = options.websocket === true ? 'websocket' : 'tn3270';
-    throw new BlockError(`'${name}' option is not supported`);
   }
   const { 'tls-creds': credsId, 'tls-authz': authzId } = options;
   if (authzId !== undefined && credsId === undefined) {
@@ -69,8 +71,9 @@ function parseSettings(options: ChardevSocket, { objects }: SocketEnvironment): 
     address,
     server,
     noDelay: options.nodelay ?? false,
-    telnet: options.telnet ?? false,
-    reconnectMs: Math.max(0, options.reconnect ?? 0) * 1000,
+    telnet: options.tn3270 === true ? 'tn3270' : options.telnet === true ? 'telnet' : null,
+    websocket: options.websocket ?? false,
+    reconnectMs,
     credentials,
     authzId: authzId ?? null,
   };
@@ -81,7 +84,9 @@ class SocketChannel {
   readonly #settings: Settings;
   readonly #environment: SocketEnvironment;
   readonly #waiting: Socket[] = [];
-  #peer: Socket | null = null;
+  #peer: Duplex | null = null;
+  /** The connection below the peer: for its addresses. */
+  #connection: Socket | null = null;
   #preparing = false;
   #events: BackendEvents | null = null;
   #reading = true;
@@ -155,18 +160,19 @@ class SocketChannel {
 
   /** Makes a socket the peer, after the TLS handshake if there is to be one. */
   async #prepare(socket: Socket): Promise<void> {
-    const { credentials, noDelay } = this.#settings;
+    const { credentials, noDelay, websocket } = this.#settings;
     if (noDelay && this.#settings.address.type === 'inet') socket.setNoDelay(true);
-    if (credentials === null) {
-      this.#setPeer(socket);
+    if (credentials === null && !websocket) {
+      this.#setPeer(socket, socket);
       return;
     }
     this.#preparing = true;
-    const secure = await this.#startTls(socket, credentials);
+    const secure = credentials === null ? socket : await this.#startTls(socket, credentials);
+    const peer = secure !== null && websocket ? await this.#startWebSocket(secure) : secure;
     this.#preparing = false;
-    if (secure !== null && !this.#closed) this.#setPeer(secure);
+    if (peer !== null && !this.#closed) this.#setPeer(peer, socket);
     else {
-      secure?.destroy();
+      peer?.destroy();
       if (this.#settings.server) this.#serveNext();
       else this.#scheduleReconnect();
     }
@@ -180,14 +186,20 @@ class SocketChannel {
     return startTlsServer(socket, credentials, findAuthorizer);
   }
 
-  #setPeer(socket: Socket): void {
+  async #startWebSocket(socket: Socket): Promise<Duplex | null> {
+    return (await import('./websocket.ts')).startWebSocket(socket);
+  }
+
+  #setPeer(socket: Duplex, connection: Socket): void {
+    const { telnet } = this.#settings;
     this.#peer = socket;
-    if (this.#settings.telnet) {
-      this.#filter = telnetFilter();
-      if (this.#settings.server) socket.write(TELNET_GREETING);
+    this.#connection = connection;
+    if (telnet !== null) {
+      this.#filter = telnetFilter(telnet);
+      if (this.#settings.server) socket.write(TELNET_GREETINGS[telnet]);
     }
     socket.on('data', (data: Buffer) => {
-      const kept = this.#settings.telnet ? this.#filter(data) : data;
+      const kept = telnet === null ? data : this.#filter(data);
       if (kept.length > 0) this.#events?.received(kept);
     });
     socket.on('drain', () => this.#events?.drained());
@@ -205,7 +217,7 @@ class SocketChannel {
     this.#onFirstPeer();
   }
 
-  #lostPeer(socket: Socket): void {
+  #lostPeer(socket: Duplex): void {
     if (this.#peer !== socket) return;
     this.#peer = null;
     this.#events?.closed();
@@ -267,9 +279,14 @@ class SocketChannel {
   }
 
   filename(): string {
-    const { server, telnet } = this.#settings;
-    const text = addressText(this.address, server, telnet);
-    return this.#peer === null ? `disconnected:${text}` : peerText(this.#peer, this.address, server, telnet);
+    const { server, telnet, websocket } = this.#settings;
+    const spoken = telnet !== null ? 'telnet' : websocket ? 'websocket' : 'tcp';
+    // A connection speaks what was agreed on.
+    const protocol = telnet === 'tn3270' ? 'tcp' : spoken;
+    const { address } = this;
+    return this.#peer === null || this.#connection === null
+      ? `disconnected:${addressText(address, server, protocol)}`
+      : peerText(this.#connection, address, server, protocol);
   }
 
   close(): void {
@@ -282,7 +299,7 @@ class SocketChannel {
     this.#peer = null;
     // What was written (the reply to `quit`) is sent before the connection goes.
     peer?.end();
-    peer?.destroySoon();
+    this.#connection?.destroySoon();
   }
 }
 

@@ -46,6 +46,9 @@ export const CHARDEV_BACKEND_KINDS: readonly ChardevBackendKind[] = [
   'memory',
   'udp',
   'pty',
+  'hub',
+  'serial',
+  'parallel',
 ];
 
 export class ChardevTable {
@@ -86,7 +89,7 @@ export class ChardevTable {
     this.#reserved.add(id);
     try {
       const { backend, logFd } = await this.#open(id, options, settings);
-      this.#devices.set(id, new Chardev(id, backend, logFd));
+      this.#devices.set(id, new Chardev(id, backend, logFd, options.data.logtimestamp === true));
       this.#objects.publish('chardevs', id, qomObject(backend));
       return backend.pty === undefined ? {} : { pty: backend.pty };
     } finally {
@@ -111,7 +114,7 @@ export class ChardevTable {
       // Somebody may have come, or the device may have gone, while the new backend was opened.
       const device = this.checkChange(id);
       this.#release(device.backend);
-      device.replaceBackend(backend, logFd);
+      device.replaceBackend(backend, logFd, options.data.logtimestamp === true);
     } catch (error) {
       this.#release(backend);
       backend.close();
@@ -185,7 +188,13 @@ export class ChardevTable {
       case 'pipe':
         return (await import('./files.ts')).openPipe(options.data);
       case 'pty':
-        return (await import('./files.ts')).openPty();
+        return (await import('./files.ts')).openPty(options.data);
+      case 'serial':
+        return (await import('./files.ts')).openSerial(options.data);
+      case 'parallel':
+        return (await import('./files.ts')).openParallel(options.data);
+      case 'hub':
+        return this.#openHub(options.data.chardevs);
       case 'udp':
         return (await import('./udp.ts')).openUdp(options.data);
     }
@@ -196,6 +205,16 @@ export class ChardevTable {
     if (base === undefined) throw new BlockError(`mux: base chardev ${baseId} not found`);
     if (base.inUse) throw new BlockError(`Device '${baseId}' is in use`);
     return openMux(base, this.#settings.requestShutdown);
+  }
+
+  async #openHub(ids: readonly string[]): Promise<ChardevBackend> {
+    const { openHub } = await import('./hub.ts');
+    const devices = ids.map((id) => {
+      const device = this.#devices.get(id);
+      if (device === undefined) throw new BlockError(`hub: base chardev '${id}' not found`);
+      return device;
+    });
+    return openHub(devices);
   }
 
   /** Whether a device uses the process's standard input and output. */

@@ -7,6 +7,7 @@ import { findNode } from '../block/graph/find-node.ts';
 import type { BlockNode } from '../block/graph/node.ts';
 import { operationBlocker } from '../block/graph/op-blockers.ts';
 import type { BlockLayer } from '../block/layer.ts';
+import { activate, inactivate, setAllActive } from '../block/open/activation.ts';
 import { addNode } from '../block/open/open.ts';
 import { namedBlockNodes, nodeStats, nodesInOrder } from '../block/query/query.ts';
 import { BlockError } from '../errors/error.ts';
@@ -42,6 +43,12 @@ export const blockCoreCommands = {
     await layer.deleteNode(name);
     return {};
   },
+  'blockdev-set-active': async ({ layer }, { 'node-name': name, active }) => {
+    if (name === undefined) await setAllActive(layer, active);
+    else if (active) await activate(findNode(layer, name, ''));
+    else await inactivate(findNode(layer, name, ''));
+    return {};
+  },
   block_resize: async ({ layer }, { device, 'node-name': nodeName, size }) => {
     await resize(layer, findNode(layer, nodeName ?? '', device ?? ''), size);
     return {};
@@ -55,6 +62,7 @@ export const blockCoreCommands = {
   Handlers<CommandContext>,
   | 'blockdev-add'
   | 'blockdev-del'
+  | 'blockdev-set-active'
   | 'block_resize'
   | 'query-named-block-nodes'
   | 'query-block'

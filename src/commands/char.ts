@@ -65,8 +65,10 @@ export const charCommands = {
   },
 
   'chardev-send-break': ({ chardevs }, { id }) => {
-    // No kind of device that exists here knows breaks; the original takes them in silence too.
-    if (chardevs.find(id) === null) throw new BlockError(`Chardev '${id}' not found`);
+    const device = chardevs.find(id);
+    if (device === null) throw new BlockError(`Chardev '${id}' not found`);
+    // Serial lines know breaks; the others take them in silence, as in the original.
+    device.backend.sendBreak?.();
     return {};
   },
 

@@ -164,7 +164,7 @@ export const mirrorCommands = {
     await mirror(context, given, source, target, {
       unmap: true,
       filterName: given['filter-node-name'] ?? null,
-      zeroTarget: given.sync === 'full',
+      zeroTarget: given.sync === 'full' && given['target-is-zero'] !== true,
     });
     return {};
   },

@@ -2,7 +2,11 @@
  * QMP commands over objects: object-add, object-del and the qom-* family.
  */
 
-import type { ObjectPropertyInfo, ObjectTypeInfo } from '../../schema/generated/types.ts';
+import type {
+  ObjectPropertyInfo,
+  ObjectPropertyValue,
+  ObjectTypeInfo,
+} from '../../schema/generated/types.ts';
 import { BlockError } from '../errors/error.ts';
 import type { ObjectTree, QomNode } from '../objects/tree.ts';
 import { findQomType, isQomSubtype, QOM_TYPES, qomProperties } from '../objects/types.ts';
@@ -45,6 +49,15 @@ function getProperty(node: QomNode, property: string): unknown {
   const { accessors } = node.object;
   if (!Object.hasOwn(accessors, property)) throw propertyError(node, property, 'not found');
   return accessors[property]?.get();
+}
+
+/** A property that cannot be read has no value: its error is not the caller's concern. */
+function withValue(node: QomNode, { name, type }: ObjectPropertyInfo): ObjectPropertyValue {
+  try {
+    return { name, type, value: getProperty(node, name) };
+  } catch {
+    return { name, type };
+  }
 }
 
 function setProperty(node: QomNode, property: string, value: unknown): void {
@@ -90,6 +103,12 @@ export const qomCommands = {
     return listProperties(node);
   },
 
+  'qom-list-get': ({ objects }, { paths }) =>
+    paths.map((path) => {
+      const node = findNode(objects, path);
+      return { properties: listProperties(node).map((property) => withValue(node, property)) };
+    }),
+
   'qom-get': ({ objects }, { path, property }) => getProperty(findNode(objects, path), property),
 
   'qom-set': ({ objects }, { path, property, value }) => {
@@ -115,5 +134,12 @@ export const qomCommands = {
   },
 } satisfies Handlers<
   CommandContext,
-  'object-add' | 'object-del' | 'qom-list' | 'qom-get' | 'qom-set' | 'qom-list-types' | 'qom-list-properties'
+  | 'object-add'
+  | 'object-del'
+  | 'qom-list'
+  | 'qom-list-get'
+  | 'qom-get'
+  | 'qom-set'
+  | 'qom-list-types'
+  | 'qom-list-properties'
 >;

@@ -22,6 +22,7 @@ interface JobArguments {
   readonly 'on-error'?: BlockdevOnError;
   readonly 'filter-node-name'?: string;
   readonly 'backing-file'?: string;
+  readonly 'backing-mask-protocol'?: boolean;
   readonly 'auto-finalize'?: boolean;
   readonly 'auto-dismiss'?: boolean;
 }
@@ -34,6 +35,7 @@ function jobOptions(args: JobArguments) {
     onError: args['on-error'] ?? 'report',
     filterName: args['filter-node-name'] ?? null,
     backingFile: args['backing-file'] ?? null,
+    maskProtocol: args['backing-mask-protocol'] ?? false,
     autoFinalize: args['auto-finalize'] ?? true,
     autoDismiss: args['auto-dismiss'] ?? true,
   } as const;

@@ -65,6 +65,8 @@ export interface RunningExport {
 }
 
 export interface ExportType<T extends ExportTypeName = ExportTypeName> {
+  /** Clients get errors for what an inactive node does not do, and go on afterwards. */
+  readonly servesInactive?: boolean;
   /** What it takes of the node and lets others do. */
   permissions(options: OptionsOf<T>, writable: boolean): PermissionPair;
   /** Throws BlockError; then nothing is left behind. */

@@ -29,6 +29,11 @@ class ExportOwner implements BackendOwner {
   hurried = false;
   running: RunningExport | null = null;
   limits: ThrottleMember | null = null;
+  readonly allowsInactive: boolean;
+
+  constructor(allowsInactive: boolean) {
+    this.allowsInactive = allowsInactive;
+  }
 
   /** Exports are nameless block devices to the permission system, as in the original. */
   describe(): string {
@@ -96,7 +101,10 @@ export async function createExport(
   node: BlockNode,
   writable: boolean,
 ): Promise<BlockExport> {
-  const owner = new ExportOwner();
+  const allowsInactive = options['allow-inactive'] ?? false;
+  if (allowsInactive && type.servesInactive !== true)
+    throw new BlockError(`Export type '${options.type}' does not support inactive exports`);
+  const owner = new ExportOwner(allowsInactive);
   const limits = joinLimits(layer, options['x-throttle-group'], owner);
   let backend: BlockBackend | null = null;
   try {

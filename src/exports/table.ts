@@ -16,6 +16,7 @@ import type {
 import { findNode } from '../block/graph/find-node.ts';
 import type { BlockNode, RootParent } from '../block/graph/node.ts';
 import type { BlockLayer } from '../block/layer.ts';
+import { activate } from '../block/open/activation.ts';
 import { BlockError } from '../errors/error.ts';
 import type { ClientLog, NbdServer } from '../nbd/server/server.ts';
 import { isIdentifier, type ObjectTree } from '../objects/tree.ts';
@@ -100,13 +101,14 @@ export class ExportTable {
     if (this.#exports.has(id)) throw new BlockError(`Block export id '${id}' is already in use`);
     const node = findNode(this.#layer, options['node-name'], '');
     const writable = options.writable ?? false;
-    if (writable && node.readOnly) throw new BlockError('Cannot export read-only node as writable');
+    if (writable && node.shownReadOnly) throw new BlockError('Cannot export read-only node as writable');
     this.#checkIothread(options, node);
     // The id is taken from here on, although making the export takes a while.
     this.#exports.set(id, null);
     try {
       // The options' type says which kind they are for, which the compiler cannot follow through a look-up.
       const type = this.#types[options.type] as unknown as ExportType;
+      if (!node.active && options['allow-inactive'] !== true) await activate(node);
       const exp = await createExport(this.#layer, type, options, node, writable);
       this.#exports.set(id, exp);
     } catch (error) {
@@ -123,7 +125,7 @@ export class ExportTable {
       type: 'nbd',
       id: name,
       'node-name': node.name,
-      writable: (options.writable ?? false) && !node.readOnly,
+      writable: (options.writable ?? false) && !node.shownReadOnly,
       name,
       ...(description !== undefined && { description }),
       ...(bitmap !== undefined && { bitmaps: [bitmap] }),
@@ -226,9 +228,12 @@ export class ExportTable {
    * while other exports use it. Without fixed-iothread it stays where it is, silently.
    */
   #checkIothread(options: BlockExportOptions, node: BlockNode): void {
-    const { iothread } = options;
-    if (iothread === undefined) return;
-    this.#objects.iothread(iothread);
+    if (options.iothread === undefined) return;
+    // One loop runs all of them: several are as good as the first.
+    const names = [options.iothread].flat();
+    const [iothread] = names;
+    if (iothread === undefined) throw new BlockError('The list of iothreads must not be empty');
+    for (const name of names) this.#objects.iothread(name);
     const inUse = [...this.#exports.values()].some((exp) => exp !== null && nodeNameOf(exp) === node.name);
     if (!inUse) {
       this.#iothreads.set(node.name, iothread);

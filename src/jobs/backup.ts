@@ -7,7 +7,12 @@
  * How copying works is block/copy; what the arguments may be is commands/backup.ts.
  */
 
-import type { BitmapSyncMode, BlockdevOnError, MirrorSyncMode } from '../../schema/generated/types.ts';
+import type {
+  BitmapSyncMode,
+  BlockdevOnError,
+  MirrorSyncMode,
+  OnCbwError,
+} from '../../schema/generated/types.ts';
 import { type DirtyBitmap, nextDirty, setDirty } from '../block/bitmaps/dirty-bitmap.ts';
 import { beginSuccession, endSuccession } from '../block/bitmaps/successor.ts';
 import { Perm } from '../block/contract/request.ts';
@@ -29,7 +34,14 @@ import {
 import { cancelRequests } from './cancel-requests.ts';
 import { takeAllSteps } from './clean-up.ts';
 import { type Job, type JobDriver, type JobTable, type JobTransaction, withJobLock } from './job-common.ts';
-import { addProgress, isCancelled, pausePoint, setRemainingProgress, sleepJob } from './job-driver.ts';
+import {
+  addProgress,
+  isCancelled,
+  pausePoint,
+  setRemainingProgress,
+  sleepJob,
+  wakeJob,
+} from './job-driver.ts';
 import { cancelJob } from './job-monitor.ts';
 
 /** A job without work of its own looks at its state this often; what changes it wakes the job. */
@@ -62,6 +74,10 @@ export interface BackupOptions {
   readonly maxWorkers: number;
   /** 0: no limit. */
   readonly maxChunkBytes: number;
+  /** Least unit of copying; 0: as fits the target. */
+  readonly minClusterBytes: number;
+  /** What is given up when something cannot be copied before it is overwritten. */
+  readonly onCbwError: OnCbwError;
   readonly transaction?: JobTransaction;
 }
 
@@ -175,6 +191,8 @@ async function insertFilter({
   target,
   filterName,
   discardSource,
+  minClusterBytes,
+  onCbwError,
 }: BackupOptions): Promise<BlockNode> {
   const { layer } = source;
   let filter: BlockNode;
@@ -184,6 +202,8 @@ async function insertFilter({
       ...(filterName === null ? {} : { 'node-name': filterName }),
       file: source.name,
       target: target.name,
+      'on-cbw-error': onCbwError,
+      'min-cluster-size': minClusterBytes,
       'read-only': source.readOnly,
       discard: source.settings.discardUnmap ? 'unmap' : 'ignore',
       cache: { direct: source.settings.cache.direct, 'no-flush': source.settings.cache.noFlush },
@@ -296,6 +316,7 @@ function reportProgress({ copy, block }: Backup): void {
     addProgress(job, copy.copiedBytes - reported);
     reported = copy.copiedBytes;
     setRemainingProgress(job, remainingBytes(copy));
+    if (copy.brokenBy !== 0) wakeJob(job);
   };
   copy.onProgress();
 }
@@ -306,12 +327,16 @@ async function run(backup: Backup, job: Job): Promise<void> {
   if (options.sync === 'none') {
     backup.underWay = true;
     backup.begin();
-    while (!isCancelled(job)) await sleepJob(job, IDLE_MS);
+    while (!isCancelled(job)) {
+      checkNotBroken(copy);
+      await sleepJob(job, IDLE_MS);
+    }
     return;
   }
   while (remainingBytes(copy) > 0) {
     const failure = await runCopy(copy, runOptions(backup, job));
     if (isCancelled(job)) return;
+    checkNotBroken(copy);
     if (failure === null) continue;
     const error = failure.error instanceof BlockError ? failure.error : ioError(errnoOf(failure.error));
     // A write comes after a read, which took its time.
@@ -325,7 +350,13 @@ async function run(backup: Backup, job: Job): Promise<void> {
     if (action === 'ignore') await sleepJob(job, RETRY_MS);
     await pausePoint(job);
   }
+  checkNotBroken(copy);
   if (backup.underWay) await backup.replied;
+}
+
+/** Throws when a guest's write went on without its copy: the backup is of no moment. */
+function checkNotBroken({ brokenBy }: BlockCopy): void {
+  if (brokenBy !== 0) throw ioError(brokenBy);
 }
 
 function runOptions(backup: Backup, job: Job): RunOptions {
@@ -350,7 +381,7 @@ function runOptions(backup: Backup, job: Job): RunOptions {
       await pausePoint(job);
       backup.underWay = true;
       backup.begin();
-      return !isCancelled(job);
+      return !isCancelled(job) && backup.copy.brokenBy === 0;
     },
   };
 }

@@ -254,8 +254,7 @@ export function queryBlockJobs(table: JobTable, lock: JobLock): BlockJobInfo[] {
 }
 
 function blockJobInfo({ job, rate, ioStatus }: BlockJob, lock: JobLock): BlockJobInfo {
-  return {
-    type: job.driver.type,
+  const info = {
     device: job.id,
     len: job.progress.total,
     offset: job.progress.current,
@@ -269,6 +268,9 @@ function blockJobInfo({ job, rate, ioStatus }: BlockJob, lock: JobLock): BlockJo
     'auto-dismiss': job.autoDismiss,
     ...(job.error !== null && { error: job.error.message }),
   };
+  const { type } = job.driver;
+  if (type !== 'mirror') return { type, ...info };
+  return { type, ...info, 'actively-synced': job.driver.details?.(job)['actively-synced'] ?? false };
 }
 
 /** block-job-set-speed: a job that sleeps because of the old limit goes on by the new one. */

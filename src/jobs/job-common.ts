@@ -79,6 +79,8 @@ export interface JobDriver {
    * point; a job that drains a node of its own while it runs is asked here instead.
    */
   isBusy?(job: Job): boolean;
+  /** What query-block-jobs tells of this kind of job alone; called under the job lock. */
+  details?(job: Job): { readonly 'actively-synced': boolean };
   /** Changes how the job works; options as of block-job-change. Throws what cannot be changed. */
   change?(job: Job, options: BlockJobChangeOptions): Promise<void>;
   /** A cancellation was asked for; returns whether the job is to be cancelled by force. Default: always by force. */

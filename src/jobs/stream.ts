@@ -33,6 +33,8 @@ export interface StreamOptions extends Omit<JobOptions, 'driver' | 'observer'> {
   readonly bottom: BlockNode;
   /** What the overlay is to say of its backing file; null: its name. */
   readonly backingFile: string | null;
+  /** It says raw instead of the name of a protocol. */
+  readonly maskProtocol: boolean;
   /** Bytes a second; 0: no limit. */
   readonly speed: number;
   readonly onError: BlockdevOnError;
@@ -158,12 +160,12 @@ async function copyAll({ overlay, bottom, onError }: Stream, job: Job): Promise<
 
 /** The overlay gets its new backing image, in the image first. */
 async function finish(stream: Stream): Promise<void> {
-  const { overlay, bottom, device, backingFile } = stream;
+  const { overlay, bottom, device, backingFile, maskProtocol } = stream;
   const filter = stream.filter!;
   unfreeze(stream);
   const below = (): BlockNode | null => chainChild(bottom)?.node ?? null;
   const writeName = (base: BlockNode | null): Promise<void> =>
-    writeBackingName(overlay, base === null ? null : backingNameOf(base, backingFile));
+    writeBackingName(overlay, base === null ? null : backingNameOf(base, backingFile, maskProtocol));
   const before = below();
   let base = before;
   if (cowChild(overlay) !== null) await writeName(base);

@@ -15,6 +15,8 @@ export interface Iothread {
   'poll-max-ns': number;
   'poll-grow': number;
   'poll-shrink': number;
+  /** Weight of the newest measurement; 0: the default, 3. */
+  'poll-weight': number;
   'aio-max-batch': number;
   'thread-pool-min': number;
   'thread-pool-max': number;
@@ -30,6 +32,7 @@ const PARAMETERS: readonly Parameter[] = [
   'poll-max-ns',
   'poll-grow',
   'poll-shrink',
+  'poll-weight',
 ];
 
 const INT64_MAX = '9223372036854775807';
@@ -81,6 +84,7 @@ export function createIothread(options: IothreadOptions): { iothread: Iothread; 
     'poll-max-ns': 32768,
     'poll-grow': 0,
     'poll-shrink': 0,
+    'poll-weight': 0,
   };
   const accessors = parametersOf(iothread, PARAMETERS, options);
   return { iothread, qom: { typeName: 'iothread', accessors } };

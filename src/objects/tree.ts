@@ -23,6 +23,8 @@ export type ObjectValue =
   | { readonly kind: 'throttle-group'; readonly group: ThrottleGroup }
   | { readonly kind: 'iothread'; readonly iothread: Iothread }
   | { readonly kind: 'main-loop' }
+  | { readonly kind: 'thread-context' }
+  | { readonly kind: 'monitor'; readonly close: () => void }
   | { readonly kind: 'cipher-suites' };
 
 interface UserObject {
@@ -57,9 +59,28 @@ export function identifierError(): BlockError {
   });
 }
 
+export type MonitorOptions = Extract<ObjectOptions, { 'qom-type': 'monitor-qmp' }>;
+
+/** What objects are made with that is not on this floor. */
+export interface ObjectMakers {
+  /** Opens a monitor. `gone`: its peer has left, and the object is to go with it. The result closes it. */
+  readonly monitor: (options: MonitorOptions, gone: () => void) => () => void;
+}
+
+const NO_MAKERS: ObjectMakers = {
+  monitor: () => {
+    throw new BlockError('invalid object type: monitor-qmp');
+  },
+};
+
 export class ObjectTree {
+  readonly #makers: ObjectMakers;
   readonly #root: Container = { kind: 'container', path: '/', children: new Map() };
   readonly #objects = new Map<string, UserObject>();
+
+  constructor(makers: ObjectMakers = NO_MAKERS) {
+    this.#makers = makers;
+  }
 
   // ---- objects of users --------------------------------------------------------------------------------------
 
@@ -81,11 +102,14 @@ export class ObjectTree {
     if (object.users > 0) throw new BlockError(`object '${id}' is in use, can not be deleted`);
     this.#objects.delete(id);
     this.withdraw('objects', id);
+    if (object.value.kind === 'monitor') object.value.close();
   }
 
   /** The options that object-add would take to make the objects there are, as they are now, in the order of their making. */
   savedOptions(): ObjectOptions[] {
-    return [...this.#objects.values()].map(({ options, value }) =>
+    // Monitors are of this run, as their devices are.
+    const kept = [...this.#objects.values()].filter(({ value }) => value.kind !== 'monitor');
+    return kept.map(({ options, value }) =>
       options['qom-type'] === 'throttle-group' && value.kind === 'throttle-group'
         ? { 'qom-type': 'throttle-group', id: options.id, limits: { ...value.group.limits } }
         : options,
@@ -184,6 +208,18 @@ export class ObjectTree {
           throw new BlockError('There is a main-loop object already');
         return { value: { kind: 'main-loop' }, qom };
       }
+      case 'monitor-qmp': {
+        this.#refuseDuplicate(options.id);
+        const close = this.#makers.monitor(
+          options,
+          () => this.#objects.has(options.id) && this.delete(options.id),
+        );
+        return { value: { kind: 'monitor', close }, qom: monitorObject(options) };
+      }
+      case 'thread-context': {
+        const { createThreadContext } = await import('./thread-context.ts');
+        return { value: { kind: 'thread-context' }, qom: createThreadContext(options) };
+      }
       case 'throttle-group': {
         const { group, qom } = createThrottleGroup(options);
         return { value: { kind: 'throttle-group', group }, qom };
@@ -271,6 +307,16 @@ export class ObjectTree {
     const [first = null] = found;
     return found.size > 1 ? 'ambiguous' : first;
   }
+}
+
+function monitorObject(options: MonitorOptions): QomObject {
+  const { chardev, pretty = false, 'close-action': closeAction = 'none' } = options;
+  const accessors = {
+    chardev: { get: () => chardev },
+    pretty: { get: () => pretty },
+    'close-action': { get: () => closeAction },
+  };
+  return { typeName: 'monitor-qmp', accessors };
 }
 
 function duplicateError(id: string): BlockError {

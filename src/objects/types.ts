@@ -55,8 +55,14 @@ export const QOM_TYPES: Readonly<Record<string, QomType>> = {
     ['poll-max-ns', 'int'],
     ['poll-grow', 'int'],
     ['poll-shrink', 'int'],
+    ['poll-weight', 'int'],
   ]),
   'main-loop': creatable('event-loop-base', []),
+  monitor: abstract('object', [['chardev', 'string']]),
+  'monitor-qmp': creatable('monitor', [
+    ['pretty', 'bool'],
+    ['close-action', 'MonitorQmpCloseAction'],
+  ]),
   secret_common: abstract('object', [
     ['iv', 'string'],
     ['keyid', 'string'],
@@ -68,6 +74,11 @@ export const QOM_TYPES: Readonly<Record<string, QomType>> = {
     ['data', 'string'],
   ]),
   secret_keyring: creatable('secret_common', [['serial', 'int32_t']]),
+  'thread-context': creatable('object', [
+    ['thread-id', 'int'],
+    ['node-affinity', 'int'],
+    ['cpu-affinity', 'int'],
+  ]),
   'throttle-group': creatable('object', [
     ['x-bps-write-max-length', 'int'],
     ['x-iops-total-max-length', 'int'],
@@ -108,7 +119,10 @@ export const QOM_TYPES: Readonly<Record<string, QomType>> = {
   'chardev-mux': concrete('chardev'),
   'chardev-null': concrete('chardev'),
   'chardev-pipe': concrete('chardev-fd'),
+  'chardev-hub': concrete('chardev'),
+  'chardev-parallel': concrete('chardev'),
   'chardev-pty': concrete('chardev'),
+  'chardev-serial': concrete('chardev-fd'),
   'chardev-ringbuf': concrete('chardev'),
   'chardev-memory': concrete('chardev-ringbuf'),
   'chardev-socket': concrete('chardev', [

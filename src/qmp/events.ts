@@ -19,7 +19,7 @@ interface RateLimit<K extends keyof Events> {
 const RATE_LIMITS: { readonly [K in keyof Events]?: RateLimit<K> } = {
   BLOCK_IO_ERROR: {
     periodMs: 1000,
-    key: (data) => (data.action === 'stop' ? null : `${data.device} ${data['node-name'] ?? ''}`),
+    key: (data) => (data.action === 'stop' ? null : data['qom-path']),
   },
   QUORUM_FAILURE: { periodMs: 1000, key: () => '' },
   QUORUM_REPORT_BAD: { periodMs: 1000, key: (data) => data['node-name'] },

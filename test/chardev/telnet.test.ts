@@ -18,7 +18,7 @@ const piece = fc.oneof(
 test('data stays, commands go', () => {
   fc.assert(
     fc.property(fc.array(piece), fc.integer({ min: 1, max: 7 }), (pieces, chunkBytes) => {
-      const filter = telnetFilter();
+      const filter = telnetFilter('telnet');
       const sent = Buffer.concat(pieces.map(({ sent: bytes }) => bytes));
       const received: Buffer[] = [];
       for (let at = 0; at < sent.length; at += chunkBytes)

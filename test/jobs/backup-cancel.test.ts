@@ -33,6 +33,8 @@ const FULL = {
   useCopyRange: true,
   maxWorkers: 4,
   maxChunkBytes: 0,
+  minClusterBytes: 0,
+  onCbwError: 'break-guest-write',
 } as const;
 const turn = (): Promise<void> => new Promise((resolve) => setImmediate(resolve));
 

@@ -51,6 +51,7 @@ function restingParent(mirror: () => Mirror | null): Rest {
     depth: 0,
     parent: {
       staysAtNode: true,
+      allowsInactive: false,
       jobId: null,
       describe: () => 'the job',
       drainedBegin: () => void rest.depth++,

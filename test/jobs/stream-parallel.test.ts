@@ -69,6 +69,7 @@ test('the upper job gets what is below it in the end', async (context) => {
       device,
       bottom,
       backingFile: null,
+      maskProtocol: false,
       speed: 0,
       onError: 'report',
       filterName: null,

@@ -8,6 +8,7 @@ import { expect, test } from 'vitest';
 import { QOM_TYPES } from '../../src/objects/types.ts';
 import { CERTIFICATE_CASES, KEY_PASSWORD, makeCertificates } from './certificates.ts';
 import { type Command, compareCommands } from './compare.ts';
+import { NEWER_NAMES, withoutNewer } from './newer-members.ts';
 import { requirePeer } from './requires.ts';
 
 const get = (target: string, property: string): Command => ['qom-get', { path: target, property }];
@@ -49,11 +50,13 @@ test('paths and containers', async (context) => {
 
 test('every type has the properties the original has', async (context) => {
   requirePeer(context, 'qemu-storage-daemon');
-  const names = [...Object.keys(QOM_TYPES), 'nope', ''];
+  // The original goes when it is asked about two of its own.
+  const untold = [...NEWER_NAMES, 'chardev-serial', 'chardev-parallel'];
+  const names = [...Object.keys(QOM_TYPES).filter((name) => !untold.includes(name)), 'nope', ''];
   const { theirs, ours } = await compareCommands(
     names.map((typename) => ['qom-list-properties', { typename }]),
   );
-  expect(ours).toEqual(theirs);
+  expect(withoutNewer(ours)).toEqual(theirs);
 });
 
 function typesOf(reply: unknown): unknown[] {
@@ -70,7 +73,7 @@ test('types are a subset of the original, with the same parents', async (context
   const { theirs, ours } = await compareCommands(arguments_.map((args) => ['qom-list-types', args]));
   for (const [index, record] of ours.entries()) {
     const [mine = [], original = []] = [record, theirs[index]].map((side) => typesOf(side?.reply));
-    expect(original).toEqual(expect.arrayContaining(mine));
+    expect(original).toEqual(expect.arrayContaining(withoutNewer(mine) as unknown[]));
   }
 });
 

@@ -10,6 +10,7 @@ import { spawn, spawnSync } from 'node:child_process';
 import { mkdirSync, symlinkSync, truncateSync, writeFileSync } from 'node:fs';
 import path from 'node:path';
 import { type DaemonKind, type ExitReport, type RunningDaemon, reportOf, startDaemon } from './daemons.ts';
+import { withoutNewer } from './newer-members.ts';
 import type { QmpClient, QmpMessage } from './qmp-client.ts';
 
 /** One thing a transcript does. `$DIR` in any string stands for the scratch folder. */
@@ -168,7 +169,7 @@ class Recorder {
         return;
       }
       const shown = unordered && Array.isArray(message.return) ? { return: sorted(message.return) } : message;
-      this.lines.push(`<- ${format(this.#normaliser.value(shown))}`);
+      this.lines.push(`<- ${format(this.#normaliser.value(withoutNewer(shown)))}`);
       if (done(message)) return;
     }
   }

@@ -36,7 +36,15 @@ function listen(
 }
 
 function ioError(reason: string, more: Partial<Events['BLOCK_IO_ERROR']> = {}): Events['BLOCK_IO_ERROR'] {
-  return { device: '', 'node-name': 'n', operation: 'write', action: 'report', reason, ...more };
+  return {
+    'qom-path': '/exports/e',
+    device: '',
+    'node-name': 'n',
+    operation: 'write',
+    action: 'report',
+    reason,
+    ...more,
+  };
 }
 
 test('of many I/O errors the first goes out at once and the last after a second', () => {
@@ -59,7 +67,7 @@ test('other nodes and errors that stop a device are not held back', () => {
   const hub = new EventHub();
   const { reasons } = listen(hub);
   hub.emit('BLOCK_IO_ERROR', ioError('a'));
-  hub.emit('BLOCK_IO_ERROR', ioError('b', { 'node-name': 'm' }));
+  hub.emit('BLOCK_IO_ERROR', ioError('b', { 'qom-path': '/exports/m' }));
   hub.emit('BLOCK_IO_ERROR', ioError('c', { action: 'stop' }));
   expect(reasons()).toEqual(['a', 'b', 'c']);
 });

@@ -81,6 +81,8 @@ export interface BackendOwner {
   readonly sendsWhileDrained?: boolean;
   /** The edge does not go along when the node is replaced. */
   readonly staysAtNode?: boolean;
+  /** Default: false; see RootParent. */
+  readonly allowsInactive?: boolean;
   /** The block job that uses the node; default: none. */
   readonly jobId?: string;
   /** The node's length changed. */

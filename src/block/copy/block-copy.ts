@@ -49,6 +49,8 @@ export interface BlockCopy extends CopySettings {
   discardSource: boolean;
   /** Nobody needs the copy any more: nothing is copied for the sake of a write. */
   isGivenUp: boolean;
+  /** Errno of a copy that failed before its cluster was overwritten: what is copied is no point in time. 0: none has. */
+  brokenBy: number;
   /** Bytes copied so far, whole clusters. */
   copiedBytes: number;
   /** Called whenever bytes have been copied or there is less to copy. */
@@ -62,6 +64,7 @@ export function createBlockCopy(settings: CopySettings): BlockCopy {
     tasks: new Set(),
     discardSource: false,
     isGivenUp: false,
+    brokenBy: 0,
     copiedBytes: 0,
     onProgress: null,
   };
@@ -113,6 +116,12 @@ function finish(copy: BlockCopy, task: CopyTask, end: 'copied' | 'skipped' | 'fa
   if (end === 'copied') copy.copiedBytes += (task.end - task.first) * copy.clusterBytes;
   if (end === 'failed') copy.dirty.set(task.first, task.end);
   task.done.wakeAll();
+  copy.onProgress?.();
+}
+
+/** The point in time is lost for the sake of a write. */
+export function breakCopy(copy: BlockCopy, errno: number): void {
+  copy.brokenBy = errno;
   copy.onProgress?.();
 }
 

@@ -94,6 +94,7 @@ function apply<T>(change: (graph: GraphChange) => T, touched: Set<BlockNode>, le
   const graph: GraphChange = {
     attach(parent, name, roles, node, pair = NOTHING) {
       if (parent.kind === 'node') checkChildChange(parent.node, name, node);
+      checkActive(parent, name, node);
       const edge: BlockChild = {
         name,
         roles,
@@ -130,6 +131,7 @@ function apply<T>(change: (graph: GraphChange) => T, touched: Set<BlockNode>, le
       if (edge.node === node) return;
       checkNotFrozen(edge);
       if (edge.parent.kind === 'node') checkChildChange(edge.parent.node, edge.name, node);
+      checkActive(edge.parent, edge.name, node);
       const before = edge.node;
       const at = before.parents.indexOf(edge);
       touch(edge);
@@ -168,6 +170,16 @@ function checkChildChange(parent: BlockNode, name: string, child: BlockNode | nu
   assert(parent.inFlight === 0, `children of node '${parent.name}' changed under its requests`);
   if (child !== null && isBelow(child, parent)) {
     throw new BlockError(`Making '${child.name}' a ${name} child of '${parent.name}' would create a cycle`);
+  }
+}
+
+/** An active node uses active ones only; so do users that have not said that they can do with an inactive one. */
+function checkActive(parent: EdgeParent, name: string, child: BlockNode): void {
+  if (child.active) return;
+  if (parent.kind === 'root') {
+    if (!parent.root.allowsInactive) throw new BlockError(`Node '${child.name}' is inactive`);
+  } else if (parent.node.active) {
+    throw new BlockError(`Inactive '${child.name}' can't be a ${name} child of active '${parent.node.name}'`);
   }
 }
 
@@ -303,6 +315,7 @@ export function makeNode<S>(layer: BlockLayer, driver: BlockDriver<S>, given: Ne
     readOnly: given.readOnly ?? false,
     autoReadOnly: false,
     forceShare: false,
+    active: true,
     untrusted: false,
     discardUnmap: true,
     detectZeroes: 'off',

@@ -30,6 +30,8 @@ export interface RootParent {
   resized(): void;
   /** The edge belongs to this very node and does not go along when the node is replaced (a job's hold on it). */
   readonly staysAtNode: boolean;
+  /** An inactive node will do: reads are all that is wanted of it, or errors are expected. */
+  readonly allowsInactive: boolean;
   /** The block job that the edge belongs to; null: a user of another kind. */
   readonly jobId: string | null;
 }
@@ -78,6 +80,8 @@ export interface NodeSettings {
   readonly readOnly: boolean;
   readonly autoReadOnly: boolean;
   readonly forceShare: boolean;
+  /** Whether it was active when it was opened; what it is now is a matter of the node. */
+  readonly active: boolean;
   /** The image opens no file that only it names. */
   readonly untrusted: boolean;
   /** discard=unmap: discards and unmapping zero writes reach the driver. */
@@ -105,6 +109,8 @@ export class BlockNode<S = unknown> {
   readOnly: boolean;
   /** A reopening is about to make it read-only: users that write are in the way. */
   turnsReadOnly = false;
+  /** False: the image is left to others. Nothing is locked, and `readOnly` is true. Owned by open/activation.ts. */
+  active: boolean;
   /** The monitor holds a reference: the node was made by blockdev-add itself. */
   monitorOwned = false;
   /** Counts up in the order in which the original names nodes: after the file below, before the backing image. */
@@ -158,12 +164,18 @@ export class BlockNode<S = unknown> {
     this.driver = driver;
     this.name = settings.name;
     this.settings = settings;
-    this.readOnly = settings.readOnly;
+    this.active = settings.active;
+    this.readOnly = settings.readOnly || !settings.active;
     const list = (what: string): BlockChild[] =>
       debuggingGraph ? checkedList(`${what} of node '${settings.name}'`, () => layer.graphLock.writing) : [];
     this.children = list('children');
     this.parents = list('parents');
     this.takesDebugEvents = driver.debugEvent !== undefined;
+  }
+
+  /** What users are told: an inactive node may be written to when it is active again. */
+  get shownReadOnly(): boolean {
+    return this.active ? this.readOnly : this.settings.readOnly;
   }
 
   /** The child of that name; null when there is none. */

@@ -84,8 +84,16 @@ function checkAlignedEnd({ totalBytes, limits }: BlockNode, perm: number): void 
   );
 }
 
+const NOTHING: PermissionPair = { perm: 0, shared: Perm.all };
+
+/** What is claimed outside the process: nothing for an inactive node, whatever its users want. */
+function claimedPermissions(node: BlockNode): PermissionPair {
+  return node.active ? cumulativePermissions(node) : NOTHING;
+}
+
 /** What `edge`'s parent node takes on it, given what the parent's own users want. */
 function childPermissions(node: BlockNode, edge: BlockChild): PermissionPair {
+  if (!node.active) return NOTHING;
   const wanted = cumulativePermissions(node);
   const pair = node.driver.childPermissions?.(node, edge.roles, wanted) ?? wanted;
   // force-share: whatever others do to the child is accepted.
@@ -119,8 +127,10 @@ export function refreshPermissions(nodes: readonly BlockNode[]): void {
     for (const node of order) {
       const { perm } = cumulativePermissions(node);
       checkConflicts(node);
-      if ((perm & MODIFYING) !== 0 && node.readOnly) throw readOnlyError(node);
-      checkAlignedEnd(node, perm);
+      if (node.active) {
+        if ((perm & MODIFYING) !== 0 && node.readOnly) throw readOnlyError(node);
+        checkAlignedEnd(node, perm);
+      }
       for (const edge of node.children) {
         const pair = childPermissions(node, edge);
         saved.push({ edge, perm: edge.perm, shared: edge.shared });
@@ -131,7 +141,7 @@ export function refreshPermissions(nodes: readonly BlockNode[]): void {
     for (const node of order) {
       if (node.driver.checkPermissions === undefined) continue;
       checked.push(node);
-      node.driver.checkPermissions(node, cumulativePermissions(node));
+      node.driver.checkPermissions(node, claimedPermissions(node));
     }
   } catch (error) {
     for (const { edge, perm, shared } of saved.reverse()) {
@@ -141,7 +151,7 @@ export function refreshPermissions(nodes: readonly BlockNode[]): void {
     for (const node of checked) node.driver.abortPermissions?.(node);
     throw error;
   }
-  for (const node of order) node.driver.setPermissions?.(node, cumulativePermissions(node));
+  for (const node of order) node.driver.setPermissions?.(node, claimedPermissions(node));
 }
 
 /**

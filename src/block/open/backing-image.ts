@@ -63,10 +63,14 @@ export function isInChain(top: BlockNode, node: BlockNode): boolean {
   return false;
 }
 
-/** What an image over `node` says of it, unless the user wants another `filename` to be written there. */
-export function backingNameOf(node: BlockNode, filename: string | null): BackingName {
+/**
+ * What an image over `node` says of it, unless the user wants another `filename` to be written there. `maskProtocol`: the
+ * format is raw where it would be the name of a protocol.
+ */
+export function backingNameOf(node: BlockNode, filename: string | null, maskProtocol = false): BackingName {
   const image = skipFilters(node);
-  return { filename: filename ?? nodeFilename(image), format: image.driver.name };
+  const isMasked = maskProtocol && image.driver.kind === 'protocol';
+  return { filename: filename ?? nodeFilename(image), format: isMasked ? 'raw' : image.driver.name };
 }
 
 /**

@@ -38,10 +38,14 @@ const COMMON_OPTIONS = new Set([
   'auto-read-only',
   'force-share',
   'detect-zeroes',
+  'active',
   'untrusted',
 ]);
 
-type Inherited = Pick<NodeSettings, 'readOnly' | 'autoReadOnly' | 'forceShare' | 'cache' | 'untrusted'> & {
+type Inherited = Pick<
+  NodeSettings,
+  'readOnly' | 'autoReadOnly' | 'forceShare' | 'cache' | 'untrusted' | 'active'
+> & {
   /** The image whose backing image is opened. */
   readonly overlay?: BlockNode;
 };
@@ -81,7 +85,7 @@ async function openNode(
   try {
     const context: OpenContext = {
       options,
-      readOnly: settings.readOnly,
+      readOnly: settings.readOnly || !settings.active,
       autoReadOnly: settings.autoReadOnly,
       purpose,
       engine: layer.engine,
@@ -202,9 +206,9 @@ async function openBacking(
   if (given === '')
     layer.report('warning: Use of "backing": "" is deprecated; use "backing": null instead\n');
   if (given === null || given === '' || (given === undefined && image === null)) return null;
-  const { forceShare, cache, untrusted } = parent.settings;
+  const { forceShare, cache, untrusted, active } = parent.settings;
   const inherited: Inherited = {
-    ...{ readOnly: true, autoReadOnly: false, forceShare, cache, untrusted },
+    ...{ readOnly: true, autoReadOnly: false, forceShare, cache, untrusted, active },
     overlay: parent,
   };
   const name = given === undefined ? absoluteBackingName(parent, image!.filename) : null;
@@ -288,6 +292,7 @@ export async function openImage(
     autoReadOnly: false,
     forceShare: settings['force-share'] === true,
     cache: { direct: false, noFlush: false },
+    active: true,
     untrusted: settings.untrusted === true,
   });
   const node = await openNode(layer, { ...settings, ...options }, null, 0, purpose);
@@ -398,6 +403,7 @@ function nodeSettings(
     readOnly: flag(options['read-only'], inherited?.readOnly),
     autoReadOnly: flag(options['auto-read-only'], inherited?.autoReadOnly),
     forceShare: flag(options['force-share'], inherited?.forceShare),
+    active: typeof options.active === 'boolean' ? options.active : (inherited?.active ?? true),
     untrusted: flag(options.untrusted, inherited?.untrusted),
     discardUnmap: options.discard === undefined ? inherited !== null : options.discard === 'unmap',
     detectZeroes: (options['detect-zeroes'] as NodeSettings['detectZeroes'] | undefined) ?? 'off',

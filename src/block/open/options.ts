@@ -23,6 +23,7 @@ const COMMON: ReadonlySet<string> = new Set([
   'driver',
   'node-name',
   'force-share',
+  'active',
   'untrusted',
 ]);
 
@@ -138,6 +139,7 @@ export function reopenedSettings(node: BlockNode, options: FlatOptions, withPare
     readOnly: options['read-only'] === true,
     autoReadOnly: options['auto-read-only'] === true,
     forceShare: settings.forceShare,
+    active: settings.active,
     // Trust does not come with a change of options.
     untrusted: settings.untrusted,
     discardUnmap,

@@ -3,6 +3,7 @@
 import type {
   BlockDeviceInfo,
   BlockDeviceStats,
+  BlockLimitsInfo,
   BlockStats,
   ImageInfo,
   ImageInfoSpecific,
@@ -38,7 +39,28 @@ export async function imageInfo(node: BlockNode): Promise<ImageInfo> {
   addBackingName(node, image);
   const snapshots = node.driver.snapshots?.list(node) ?? [];
   if (snapshots.length > 0) image.snapshots = snapshots.map(snapshotInfo);
+  image.limits = limitsInfo(node);
   return image;
+}
+
+/** How requests to the node are aligned and split; what has no limit is left out. */
+function limitsInfo({ limits, driver }: BlockNode): BlockLimitsInfo {
+  const optional = {
+    'max-discard': limits.maxPdiscard,
+    'discard-alignment': limits.pdiscardAlignment,
+    'max-write-zeroes': limits.maxPwriteZeroes,
+    'write-zeroes-alignment': limits.pwriteZeroesAlignment,
+    'opt-transfer': limits.optTransfer,
+    'max-transfer': limits.maxTransfer,
+  };
+  return {
+    'request-alignment': limits.requestAlignment,
+    ...Object.fromEntries(Object.entries(optional).filter(([, bytes]) => bytes !== 0)),
+    'max-iov': limits.maxIov,
+    ...(driver.kind === 'protocol' && { 'max-hw-iov': limits.maxIov }),
+    'min-mem-alignment': limits.minMemAlignment,
+    'opt-mem-alignment': limits.optMemAlignment,
+  };
 }
 
 function isEncrypted(node: BlockNode, specific: ImageInfoSpecific | undefined): boolean {
@@ -100,7 +122,7 @@ async function blockDeviceInfo(node: BlockNode, flat: boolean): Promise<BlockDev
   return {
     file: nodeFilename(node),
     'node-name': node.name,
-    ro: node.readOnly,
+    ro: node.shownReadOnly,
     drv: node.driver.name,
     ...(backing !== null && { backing_file: nodeFilename(backing) }),
     backing_file_depth: flat ? 0 : chainDepth(node),
@@ -116,6 +138,8 @@ async function blockDeviceInfo(node: BlockNode, flat: boolean): Promise<BlockDev
     cache: { writeback: true, direct: settings.cache.direct, 'no-flush': settings.cache.noFlush },
     write_threshold: shownThreshold(node.writeThreshold),
     ...(node.dirtyBitmaps.all.size > 0 && { 'dirty-bitmaps': dirtyBitmapInfos(node) }),
+    active: node.active,
+    children: node.children.map((edge) => ({ child: edge.name, 'node-name': edge.node.name })),
   };
 }
 
@@ -124,25 +148,31 @@ function deviceStats(node: BlockNode): BlockDeviceStats {
   return {
     rd_bytes: 0,
     wr_bytes: 0,
+    zone_append_bytes: 0,
     unmap_bytes: 0,
     rd_operations: 0,
     wr_operations: 0,
+    zone_append_operations: 0,
     flush_operations: 0,
     unmap_operations: 0,
     rd_total_time_ns: 0,
     wr_total_time_ns: 0,
+    zone_append_total_time_ns: 0,
     flush_total_time_ns: 0,
     unmap_total_time_ns: 0,
     wr_highest_offset: node.writeHighestOffset,
     rd_merged: 0,
     wr_merged: 0,
+    zone_append_merged: 0,
     unmap_merged: 0,
     failed_rd_operations: 0,
     failed_wr_operations: 0,
+    failed_zone_append_operations: 0,
     failed_flush_operations: 0,
     failed_unmap_operations: 0,
     invalid_rd_operations: 0,
     invalid_wr_operations: 0,
+    invalid_zone_append_operations: 0,
     invalid_flush_operations: 0,
     invalid_unmap_operations: 0,
     account_invalid: false,

@@ -85,6 +85,8 @@ function optionsOf(
     useCopyRange: perf['use-copy-range'] ?? true,
     maxWorkers: workers,
     maxChunkBytes,
+    minClusterBytes: perf['min-cluster-size'] ?? 0,
+    onCbwError: args['on-cbw-error'] ?? 'break-guest-write',
     ...(transaction !== undefined && { transaction }),
   };
 }

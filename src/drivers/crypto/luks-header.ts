@@ -234,8 +234,8 @@ export function encodeLuksHeader(header: LuksHeader): Buffer {
   return bytes;
 }
 
-/** Image information. */
-export function luksInfo(header: LuksHeader): QCryptoBlockInfoLUKS {
+/** Image information. `detached`: the content is elsewhere. */
+export function luksInfo(header: LuksHeader, detached = false): QCryptoBlockInfoLUKS {
   const { spec, hash } = resolveLuksAlgorithms(header);
   return {
     'ivgen-alg': spec.ivgen,
@@ -251,6 +251,7 @@ export function luksInfo(header: LuksHeader): QCryptoBlockInfoLUKS {
       ...(active && { stripes: STRIPES }),
     })),
     'payload-offset': header.payloadOffsetBytes,
+    'detached-header': detached,
     'master-key-iters': header.digestIterations,
   };
 }

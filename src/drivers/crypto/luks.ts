@@ -50,7 +50,7 @@ async function readHeader(read: HeaderReader, detached: boolean): Promise<LuksHe
 
 /** Image information; needs no passphrase, nor ciphers this host may lack. */
 export async function readLuksInfo(read: HeaderReader, detached = false): Promise<QCryptoBlockInfoLUKS> {
-  return luksInfo(await readHeader(read, detached));
+  return luksInfo(await readHeader(read, detached), detached);
 }
 
 /**
@@ -68,7 +68,7 @@ export async function openLuks(
   const key = await findMasterKey(header, algorithms, passphrase, read);
   return {
     cipher: openBlockCipher(algorithms.spec, key),
-    info: luksInfo(header),
+    info: luksInfo(header, detached),
     payloadOffset: header.payloadOffsetBytes,
   };
 }
@@ -156,7 +156,7 @@ export async function createLuks(
     const header = Buffer.alloc(first.slot.offsetBytes + first.material.length);
     encodeLuksHeader(record).copy(header);
     first.material.copy(header, first.slot.offsetBytes);
-    return { cipher, info: luksInfo(record), payloadOffset: record.payloadOffsetBytes, header };
+    return { cipher, info: luksInfo(record, detached), payloadOffset: record.payloadOffsetBytes, header };
   } catch (error) {
     cipher.close();
     throw error;

@@ -23,6 +23,7 @@ import type { GraphReadGuard } from '../../block/contract/guard.ts';
 import { Perm, Req, Role, Status } from '../../block/contract/request.ts';
 import {
   type BlockCopy,
+  breakCopy,
   copyBeforeWrite as copyClusters,
   createBlockCopy,
   needsCopy,
@@ -63,6 +64,7 @@ interface CbwOptions {
   readonly bitmap?: { readonly node: string; readonly name: string };
   readonly 'on-cbw-error'?: 'break-guest-write' | 'break-snapshot';
   readonly 'cbw-timeout'?: number;
+  readonly 'min-cluster-size'?: number;
 }
 
 function sourceOf(node: BlockNode): BlockNode {
@@ -83,7 +85,7 @@ async function open(opening: CbwNode, context: OpenContext): Promise<CbwState> {
   const bitmap = wanted === undefined ? null : lookUpBitmap(node.layer, wanted.node, wanted.name);
   const source = sourceOf(node);
   const target = targetOf(node);
-  const clusterBytes = await copyClusterBytes(node.layer, target);
+  const clusterBytes = await copyClusterBytes(node.layer, target, options['min-cluster-size'] ?? 0);
   node.totalBytes = source.totalBytes;
   const makeBitmap = (on: BlockNode): DirtyBitmap =>
     createBitmap(on, { name: null, granularityBytes: clusterBytes, enabled: false });
@@ -168,6 +170,7 @@ async function preserve(node: CbwNode, guard: GraphReadGuard, offset: number, by
     const { isGivenUp } = state.copy;
     if (error !== 0 && !state.breakSnapshot && !isGivenUp) throw ioError(error);
     if (error !== 0 || isGivenUp) state.broken = true;
+    if (error !== 0 && !isGivenUp) breakCopy(state.copy, error);
   }
   if (!state.broken) state.done.bits.set(first, end);
   const { graphLock } = node.layer;

@@ -11,8 +11,15 @@ const DEFAULT_CLUSTER_BYTES = 65536;
 /**
  * The unit of copying to `target` in bytes: its cluster size, at least 64 KiB. A smaller unit would write parts of
  * clusters, and what such a cluster shows of a backing image is not what the source had.
+ * `minBytes`: the user wants at least so much; 0: no wish.
  */
-export async function copyClusterBytes(layer: BlockLayer, target: BlockNode): Promise<number> {
+export async function copyClusterBytes(
+  layer: BlockLayer,
+  target: BlockNode,
+  minBytes: number,
+): Promise<number> {
+  if (minBytes < 0 || (minBytes > 0 && !Number.isInteger(Math.log2(minBytes))))
+    throw new BlockError('min-cluster-size needs to be a power of 2');
   const info = await infoOrNull(target);
   const hasBacking = cowChild(skipFilters(target)) !== null;
   if (info === null && !hasBacking) {
@@ -26,7 +33,7 @@ export async function copyClusterBytes(layer: BlockLayer, target: BlockNode): Pr
     throw new BlockError(
       "Couldn't determine the cluster size of the target image, which has no backing file",
     );
-  return Math.max(DEFAULT_CLUSTER_BYTES, info?.clusterSizeBytes ?? 0);
+  return Math.max(DEFAULT_CLUSTER_BYTES, info?.clusterSizeBytes ?? 0, minBytes);
 }
 
 /** Whether `node` is `top` or in the chain below it. */

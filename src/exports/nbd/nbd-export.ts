@@ -110,6 +110,7 @@ class NbdBlockExport implements NbdExport, RunningExport {
 /** Exports over NBD, all by the one server of `service`. */
 export function nbdExportType({ layer }: ExportEnvironment, service: NbdService): ExportType<'nbd'> {
   return {
+    servesInactive: true,
     // The size is promised to the clients: nobody may change it.
     permissions: (_options, writable) => ({
       perm: Perm.consistentRead | (writable ? Perm.write : 0),

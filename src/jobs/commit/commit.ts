@@ -42,6 +42,8 @@ export interface CommitOptions extends Omit<JobOptions, 'driver' | 'observer'> {
   readonly base: BlockNode;
   /** What the overlays of `top` are to say of their backing file; null: the name of `base`. */
   readonly backingFile: string | null;
+  /** It says raw instead of the name of a protocol. */
+  readonly maskProtocol: boolean;
   /** Bytes a second; 0: no limit. */
   readonly speed: number;
   readonly onError: BlockdevOnError;
@@ -184,7 +186,7 @@ async function copyAll({ top, base, onError }: Commit, job: Job): Promise<void> 
 
 /** The overlays of `top` get `base` as their backing image, in the images first. */
 async function finish(commit: Commit, block: BlockJob): Promise<void> {
-  const { base, backingFile } = commit;
+  const { base, backingFile, maskProtocol } = commit;
   const filter = commit.filter!;
   commit.unfreeze?.();
   commit.unfreeze = null;
@@ -192,7 +194,8 @@ async function finish(commit: Commit, block: BlockJob): Promise<void> {
   // All is written. The overlays, and what else has become a user of theirs meanwhile, let nobody write below them.
   if (commit.writer !== null) await giveUpNode(block, commit.writer);
   commit.writer = null;
-  for (const overlay of overlaysOf(filter)) await writeBackingName(overlay, backingNameOf(base, backingFile));
+  for (const overlay of overlaysOf(filter))
+    await writeBackingName(overlay, backingNameOf(base, backingFile, maskProtocol));
   await changeGraph(base.layer, [filter, base], (graph) => takeOutFilter(graph, filter, base));
   commit.filter = null;
   await releaseFilter(filter);

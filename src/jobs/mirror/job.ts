@@ -55,7 +55,7 @@ import { countWork, delayMs } from '../rate-limit.ts';
 import { dismantle, insertFilter, jobNodes, pivot, setCopyMode, TARGET_USE } from './graph.ts';
 import { type FirstRound, firstRound } from './init.ts';
 import { changeCopyMode, type LoopControl, mirrorLoop, settle } from './loop.ts';
-import { type CopyMode, createMirror, type Mirror } from './state.ts';
+import { type CopyMode, createMirror, type Mirror, remainingBytes } from './state.ts';
 
 /** Bytes that are under way at most, when the user does not say. */
 const DEFAULT_BUFFER_BYTES = 16 * 1024 * 1024;
@@ -276,6 +276,12 @@ function mirrorDriver(
       work().shouldComplete = true;
       wakeJob(job);
     },
+    details: (job) => ({
+      'actively-synced':
+        (job.status === 'ready' || job.status === 'standby') &&
+        work().mirror.copyMode === 'write-blocking' &&
+        remainingBytes(work().mirror) === 0,
+    }),
     change: async (job, options) => {
       if (options.type === 'mirror') await change(work().mirror, job, options['copy-mode']);
     },

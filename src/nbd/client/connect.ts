@@ -30,6 +30,8 @@ export function describeAddress(address: SocketAddress): string {
       return `${address.host}:${address.port}`;
     case 'unix':
       return address.path;
+    case 'vsock':
+      return `${address.cid}:${address.port}`;
     case 'fd':
       return address.str;
   }

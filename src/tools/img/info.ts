@@ -1,7 +1,11 @@
 /** `info`: what an image is, and the images below it. */
 
 import path from 'node:path';
-import type { ImageInfo } from '../../../schema/generated/types.ts';
+import type {
+  ImageInfo,
+  ImageInfoSpecific,
+  ImageInfoSpecificQCow2Encryption,
+} from '../../../schema/generated/types.ts';
 import { imageInfo } from '../../block/query/query.ts';
 import { BlockError } from '../../errors/error.ts';
 import { printJsonPretty } from '../../qmp/json-print.ts';
@@ -30,21 +34,45 @@ export async function info(context: CommandContext, words: readonly string[]): P
   let chain = false;
   let imageOpts = false;
   let forceShare = false;
+  let limits = false;
   const operands = await readOptions(context, INFO, words, (name, value) => {
     if (name === 'format') format = value;
     else if (name === 'output') output = value;
     else if (name === 'backingChain') chain = true;
     else if (name === 'imageOpts') imageOpts = true;
+    else if (name === 'limits') limits = true;
     else forceShare = true;
   });
   const [name] = operands;
   if (name === undefined || operands.length !== 1) throw new UsageError('Expecting one image file name');
   const form: OutputFormat = output === null ? 'human' : outputFormat(output);
   checkFormatGiven(imageOpts, format);
-  const infos = await chainOf(context, { name, format, imageOpts, forceShare }, chain);
+  const found = await chainOf(context, { name, format, imageOpts, forceShare }, chain);
+  const infos = found.map((each) => shown(each, limits));
   if (form === 'json') context.output.print(`${jsonText(chain ? infos : infos[0])}\n`);
   else context.output.print(infos.map(describeImage).join('\n'));
   return 0;
+}
+
+/** What 7.2 shows of it, and the limits where they are asked for: later releases of the original show more. */
+function shown(info: ImageInfo, limits: boolean): ImageInfo {
+  const { limits: own, 'format-specific': specific, ...rest } = info;
+  return {
+    ...rest,
+    ...(specific !== undefined && specific.type !== 'file' && { 'format-specific': without(specific) }),
+    ...(limits && own !== undefined && { limits: own }),
+  };
+}
+
+/** Without what 7.2 does not tell of encryption. */
+function without(specific: ImageInfoSpecific): ImageInfoSpecific {
+  if (specific.type === 'luks') {
+    const { 'detached-header': _, ...data } = specific.data;
+    return { type: 'luks', data: data as typeof specific.data };
+  }
+  if (specific.type !== 'qcow2' || specific.data.encrypt?.format !== 'luks') return specific;
+  const { 'detached-header': _, ...encrypt } = specific.data.encrypt;
+  return { type: 'qcow2', data: { ...specific.data, encrypt: encrypt as ImageInfoSpecificQCow2Encryption } };
 }
 
 /** JSON over several lines, which end in a line feed alone here. */

@@ -23,7 +23,7 @@ const queries: Transcript = {
     cmd('query-named-block-nodes', { flat: false }),
     { note: 'bad arguments' },
     cmd('query-block', { foo: 1 }),
-    cmd('query-block', { flat: 'x' }),
+    cmd('query-named-block-nodes', { flat: 'x' }),
     cmd('query-blockstats', { 'query-nodes': 1 }),
     cmd('query-blockstats', { foo: 1 }),
     { note: 'a graph' },

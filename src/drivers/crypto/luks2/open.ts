@@ -38,7 +38,7 @@ export async function isLuks2(read: HeaderReader): Promise<boolean> {
 
 /** Facts for image information. `detached`: the content is not behind the header. */
 export async function readLuksInfoAny(read: HeaderReader, detached: boolean): Promise<LuksFacts> {
-  if (await isLuks2(read)) return factsOf(await readLuks2Header(read));
+  if (await isLuks2(read)) return factsOf(await readLuks2Header(read), detached);
   const info = await readLuksInfo(read, detached);
   return { info, payloadOffset: info['payload-offset'], payloadBytes: null, sectorBytes: SECTOR_BYTES };
 }
@@ -49,12 +49,12 @@ export async function openLuksAny(
   passphrase: Buffer,
   detached: boolean,
 ): Promise<OpenVolume> {
-  if (await isLuks2(read)) return openLuks2(read, passphrase);
+  if (await isLuks2(read)) return openLuks2(read, passphrase, detached);
   const volume = await openLuks(read, passphrase, detached);
   return { ...volume, payloadBytes: null, sectorBytes: SECTOR_BYTES };
 }
 
-function factsOf(header: Luks2Header): LuksFacts {
+function factsOf(header: Luks2Header, detached: boolean): LuksFacts {
   const { segment, digest, keyslots } = header;
   // The length of the key decides which cipher it is.
   const keyBytes = keyslots.find(({ id }) => digest.keyslots.includes(id))?.keyBytes ?? 64;
@@ -74,6 +74,7 @@ function factsOf(header: Luks2Header): LuksFacts {
         stripes,
       })),
       'payload-offset': segment.offset,
+      'detached-header': detached,
       'master-key-iters': digest.iterations,
     },
     payloadOffset: segment.offset,
@@ -116,7 +117,7 @@ async function unlock(
   return timingSafeEqual(found, digest.value) ? key : null;
 }
 
-async function openLuks2(read: HeaderReader, passphrase: Buffer): Promise<OpenVolume> {
+async function openLuks2(read: HeaderReader, passphrase: Buffer, detached: boolean): Promise<OpenVolume> {
   const header = await readLuks2Header(read);
   const { segment, digest } = header;
   for (const slot of header.keyslots) {
@@ -125,7 +126,7 @@ async function openLuks2(read: HeaderReader, passphrase: Buffer): Promise<OpenVo
     if (key === null) continue;
     const { sectorBytes, ivTweak } = segment;
     const spec = { ...resolveCipher(segment.encryption, key.length), sectorBytes, ivTweak };
-    return { ...factsOf(header), cipher: openBlockCipher(spec, key) };
+    return { ...factsOf(header, detached), cipher: openBlockCipher(spec, key) };
   }
   throw new BlockError('Invalid password, cannot unlock any keyslot', { errno: E.EPERM });
 }

@@ -7,9 +7,11 @@
  * Source of the facts: QEMU documentation, "blkdebug"; QMP reference, BlockdevOptionsBlkdebug.
  */
 
+import { setTimeout as sleep } from 'node:timers/promises';
 import type { BlkdebugIOType } from '../../../../schema/generated/types.ts';
 import { readHostFile } from '../../../aio/host/files.ts';
 import type { BlockDriver, OpenContext } from '../../../block/contract/driver.ts';
+import type { GraphReadGuard } from '../../../block/contract/guard.ts';
 import type { DriverOptions } from '../../../block/contract/image.ts';
 import { type BlockLimits, Perm, Req, Role, Status } from '../../../block/contract/request.ts';
 import type { BlockNode } from '../../../block/graph/node.ts';
@@ -31,6 +33,9 @@ import {
   removeBreakpoints,
   resumeSuspended,
 } from './rules.ts';
+
+/** Longest time a timer of Node can be set to. */
+const MAX_TIMER_MS = 2 ** 31 - 1;
 
 interface BlkdebugState {
   readonly book: RuleBook;
@@ -160,16 +165,24 @@ function below(node: BlockNode<BlkdebugState>): BlockNode {
   return node.children[0]!.node;
 }
 
-/** Null: the request goes on. Else it fails, in this turn of the event loop or in a later one. */
-function fault(
-  { state: { book } }: BlockNode<BlkdebugState>,
+/** Lets the request go on, or fail, in this turn of the event loop or in a later one, as the rules say. */
+function met(
+  node: BlockNode<BlkdebugState>,
+  guard: GraphReadGuard,
   type: BlkdebugIOType,
   offset: number,
   bytes: number,
-): Promise<never> | null {
-  if (book.inForce.length === 0) return null;
-  const { errno, immediately } = faultFor(book, type, offset, bytes);
-  if (errno === 0) return null;
+  goOn: () => Promise<void>,
+): Promise<void> {
+  const { book } = node.state;
+  if (book.inForce.length === 0) return goOn();
+  const { errno, immediately, delayNs } = faultFor(book, type, offset, bytes);
+  if (delayNs > 0) {
+    const delay = (): Promise<void> => sleep(Math.min(delayNs / 1e6, MAX_TIMER_MS));
+    const late = node.layer.graphLock.suspended(guard, delay);
+    return late.then(() => (errno === 0 ? goOn() : Promise.reject(ioError(errno))));
+  }
+  if (errno === 0) return goOn();
   if (immediately) return Promise.reject(ioError(errno));
   return new Promise((_resolve, reject) => setImmediate(() => reject(ioError(errno))));
 }
@@ -225,28 +238,28 @@ export const blkdebug: BlockDriver<BlkdebugState> = {
     return happened(node.state.book, event, printer(node)) ?? Promise.resolve();
   },
   preadv(node, guard, offset, bytes, vec, flags) {
-    return fault(node, 'read', offset, bytes) ?? co.preadv(below(node), guard, offset, bytes, vec, flags);
+    const goOn = (): Promise<void> => co.preadv(below(node), guard, offset, bytes, vec, flags);
+    return met(node, guard, 'read', offset, bytes, goOn);
   },
   pwritev(node, guard, offset, bytes, vec, flags) {
-    return fault(node, 'write', offset, bytes) ?? co.pwritev(below(node), guard, offset, bytes, vec, flags);
+    const goOn = (): Promise<void> => co.pwritev(below(node), guard, offset, bytes, vec, flags);
+    return met(node, guard, 'write', offset, bytes, goOn);
   },
   pwriteZeroes(node, guard, offset, bytes, flags) {
     if (isTooShort(bytes, node.limits, node.limits.pwriteZeroesAlignment))
       return Promise.reject(ioError(E.ENOTSUP));
-    return (
-      fault(node, 'write-zeroes', offset, bytes) ?? co.pwriteZeroes(below(node), guard, offset, bytes, flags)
-    );
+    const goOn = (): Promise<void> => co.pwriteZeroes(below(node), guard, offset, bytes, flags);
+    return met(node, guard, 'write-zeroes', offset, bytes, goOn);
   },
   pdiscard(node, guard, offset, bytes) {
     if (isTooShort(bytes, node.limits, node.limits.pdiscardAlignment))
       return Promise.reject(ioError(E.ENOTSUP));
-    return fault(node, 'discard', offset, bytes) ?? co.pdiscard(below(node), guard, offset, bytes);
+    const goOn = (): Promise<void> => co.pdiscard(below(node), guard, offset, bytes);
+    return met(node, guard, 'discard', offset, bytes, goOn);
   },
-  async flush(node) {
-    await fault(node, 'flush', 0, 0);
-  },
-  async blockStatus(node, _guard, _wantZero, offset, bytes) {
-    await fault(node, 'block-status', offset, bytes);
+  flush: (node, guard) => met(node, guard, 'flush', 0, 0, () => Promise.resolve()),
+  async blockStatus(node, guard, _wantZero, offset, bytes) {
+    await met(node, guard, 'block-status', offset, bytes, () => Promise.resolve());
     const flags = Status.offsetValid | Status.recurse;
     return { bytes, flags, map: offset, file: below(node) };
   },

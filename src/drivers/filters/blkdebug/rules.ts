@@ -24,7 +24,7 @@ const MAX_ERRNO_BITS = 32;
 export const RULE_GROUPS: Readonly<Record<RuleKind, GroupDefinition>> = {
   'inject-error': {
     ...{ event: 'string', state: 'number', iotype: 'string', errno: 'number', sector: 'number' },
-    ...{ once: 'boolean', immediately: 'boolean' },
+    ...{ once: 'boolean', immediately: 'boolean', 'delay-ns': 'number' },
   },
   'set-state': { event: 'string', state: 'number', new_state: 'number' },
 };
@@ -43,6 +43,8 @@ interface InjectRule {
   readonly sector: number | null;
   readonly once: boolean;
   readonly immediately: boolean;
+  /** Before it fails, or goes on where errno is 0. */
+  readonly delayNs: number;
 }
 
 interface StateRule {
@@ -163,6 +165,7 @@ export function addRules(book: RuleBook, groups: readonly ConfigGroup[]): void {
 
 function injectRule(values: ConfigGroup['values']): InjectRule {
   const { event, state = 0, iotype, errno = E.EIO, sector = -1, once, immediately } = values;
+  const { 'delay-ns': delayNs = 0 } = values;
   const named = eventOf(event);
   return {
     kind: 'inject-error',
@@ -173,6 +176,7 @@ function injectRule(values: ConfigGroup['values']): InjectRule {
     sector: Number(sector) === -1 ? null : Number(sector),
     once: once === true,
     immediately: immediately === true,
+    delayNs: Math.max(0, Number(delayNs)),
   };
 }
 
@@ -256,20 +260,21 @@ function suspendAt(book: RuleBook, event: string, report: (text: string) => void
   return Promise.all(wakes).then(() => undefined);
 }
 
-/** What a request meets; errno 0: nothing. */
+/** What a request meets; errno 0: it does not fail. */
 export interface Fault {
   readonly errno: number;
   readonly immediately: boolean;
+  readonly delayNs: number;
 }
 
-const NO_FAULT: Fault = { errno: 0, immediately: true };
+const NO_FAULT: Fault = { errno: 0, immediately: true, delayNs: 0 };
 
 /** The fault for a request over [offset, offset+bytes), both in bytes. */
 export function faultFor(book: RuleBook, type: BlkdebugIOType, offset: number, bytes: number): Fault {
   const rule = book.inForce.find(
     ({ iotypes, sector }) => iotypes.has(type) && touches(sector, offset, bytes),
   );
-  if (rule === undefined || rule.errno === 0) return NO_FAULT;
+  if (rule === undefined || (rule.errno === 0 && rule.delayNs === 0)) return NO_FAULT;
   if (rule.once) {
     book.inForce = book.inForce.filter((other) => other !== rule);
     book.rules = book.rules.filter((other) => other !== rule);

@@ -238,6 +238,10 @@ function fileDriver(
       limits.minMemAlignment = node.state.direct ? node.state.alignment : 1;
     },
     exactFilename: (node) => node.state.filename,
+    specificInfo({ state: { fd } }) {
+      const hint = ffi.extentSizeHint(fd);
+      return { type: 'file', data: { ...(hint > 0 && { 'extent-size-hint': hint }) } };
+    },
     statistics: ({ state: { stats } }) => ({
       // Statistics know two kinds.
       driver: name === 'file' ? name : 'host_device',

@@ -21,6 +21,7 @@ export function describeImage(info: ImageInfo): string {
   const specific = info['format-specific'];
   if (specific !== undefined)
     lines.push('Format specific information:', ...memberLines(specific.data, '    '));
+  if (info.limits !== undefined) lines.push('Limits:', ...memberLines(info.limits, '    '));
   return `${lines.join('\n')}\n`;
 }
 
