@@ -50,6 +50,8 @@ function createField(use: FormUse, options: FieldOptions, context: FormContext, 
 
 interface MemberField {
   readonly member: FormMember;
+  /** It stands in front, not behind "more". */
+  readonly isFirst: boolean;
   readonly element: HTMLElement;
   read(): unknown;
 }
@@ -64,6 +66,7 @@ function createMember(
   initial: unknown,
   context: FormContext,
   depth: number,
+  isFirst = true,
 ): MemberField {
   const optional = member.optional === true;
   const options: FieldOptions = {
@@ -79,9 +82,14 @@ function createMember(
     field.labelled?.setAttribute('aria-describedby', about.id);
     if (!optional) field.labelled?.setAttribute('aria-required', 'true');
     const label = h('label', { for: field.labelled?.id ?? null }, member.name);
-    return { member, element: h('div', { class: 'member' }, label, field.element, about), read: field.read };
+    return {
+      member,
+      isFirst,
+      element: h('div', { class: 'member' }, label, field.element, about),
+      read: field.read,
+    };
   }
-  return { member, ...createInnerMember(member, options, about, context, depth) };
+  return { member, isFirst, ...createInnerMember(member, options, about, context, depth) };
 }
 
 /** A member that has something inside: shown at once where it is needed, else when it is asked for. */
@@ -91,7 +99,7 @@ function createInnerMember(
   about: HTMLElement,
   context: FormContext,
   depth: number,
-): Omit<MemberField, 'member'> {
+): Pick<MemberField, 'element' | 'read'> {
   let field: Field | null = null;
   const place = h('div');
   const legend = h('legend', {}, member.name);
@@ -129,7 +137,7 @@ function createMembers(
   depth: number,
 ): { readonly element: HTMLElement; readonly fields: readonly MemberField[] } {
   const make = (member: FormMember): MemberField =>
-    createMember(member, initial[member.name], context, depth);
+    createMember(member, initial[member.name], context, depth, isFirst(member));
   const isFirst = ({ name, optional }: FormMember): boolean => optional !== true || name in initial;
   const first = members.filter(isFirst).map(make);
   const later = members.filter((member) => !isFirst(member));
@@ -219,10 +227,11 @@ export function createObjectField(
 /** Values typed so far, for another branch that has the same members. Those that cannot be read are lost. */
 function keptOf(fields: readonly MemberField[]): Record<string, unknown> {
   const kept: Record<string, unknown> = {};
-  for (const { member, read } of fields) {
+  for (const { member, read, isFirst } of fields) {
     try {
       const value = read();
-      if (value !== undefined) kept[member.name] = value;
+      // Without a value it is kept in front all the same.
+      if (value !== undefined || isFirst) kept[member.name] = value;
     } catch (error) {
       if (!(error instanceof FieldError)) throw error;
     }

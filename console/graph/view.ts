@@ -127,6 +127,7 @@ export function createGraphView(choose: (key: string) => void): GraphView {
   let scale = 1;
   let autoFit = true;
   let selected: string | null = null;
+  let entryKey = '';
   let lastDrawn: Drawn = { members: [], links: [] };
 
   const applyZoom = (): void => {
@@ -193,9 +194,9 @@ export function createGraphView(choose: (key: string) => void): GraphView {
     applyZoom();
   };
 
-  /** One member is the way in by keyboard. */
+  /** One member is the way in by keyboard: the one that was there last. */
   const keepEntry = (): void => {
-    const entry = boxes.get(selected ?? '') ?? [...boxes.values()][0];
+    const entry = boxes.get(entryKey) ?? [...boxes.values()][0];
     for (const box of boxes.values()) {
       const index = box === entry ? 0 : -1;
       if (box.button.tabIndex !== index) box.button.tabIndex = index;
@@ -234,8 +235,8 @@ export function createGraphView(choose: (key: string) => void): GraphView {
     event.preventDefault();
     const next = nearest(boxes, at, arrow[0], arrow[1]);
     if (next === null) return;
-    at.button.tabIndex = -1;
-    next.button.tabIndex = 0;
+    entryKey = next.button.dataset.key ?? '';
+    keepEntry();
     next.button.focus();
     next.button.scrollIntoView({ block: 'nearest', inline: 'nearest' });
   });
@@ -256,6 +257,7 @@ export function createGraphView(choose: (key: string) => void): GraphView {
     select: (key) => {
       if (selected !== null) boxes.get(selected)?.button.removeAttribute('aria-current');
       selected = key;
+      if (key !== null) entryKey = key;
       if (key !== null) boxes.get(key)?.button.setAttribute('aria-current', 'true');
       keepEntry();
     },

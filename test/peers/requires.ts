@@ -83,6 +83,7 @@ export const PEERS = {
     debianPackage: 'npm, and a network',
   },
   'dpkg-deb': { probe: ['dpkg-deb', '--version'], debianPackage: 'dpkg' },
+  chromium: { probe: ['chromium', '--version'], debianPackage: 'chromium' },
   strace: { probe: ['strace', '-V'], debianPackage: 'strace' },
   cryptsetup: { probe: ['cryptsetup', '--version'], debianPackage: 'cryptsetup-bin' },
   mtools: { probe: ['mdir', '-V'], debianPackage: 'mtools' },

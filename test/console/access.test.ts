@@ -4,8 +4,8 @@ import { spawn } from 'node:child_process';
 import { once } from 'node:events';
 import { type IncomingHttpHeaders, request } from 'node:http';
 import { afterAll, beforeAll, describe, expect, test } from 'vitest';
-import { daemonProgram, type RunningDaemon, reportOf, startDaemon } from '../../peers/daemons.ts';
-import { freePort } from '../../peers/free-port.ts';
+import { daemonProgram, type RunningDaemon, reportOf, startDaemon } from '../peers/daemons.ts';
+import { freePort } from '../peers/free-port.ts';
 
 const token = 'a token/+&';
 const good = `/?token=${encodeURIComponent(token)}`;
