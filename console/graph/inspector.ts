@@ -165,7 +165,7 @@ export function createInspector({ client, forms, hurry, closed, choose }: Surrou
         });
       return items.length === 0
         ? null
-        : h('section', {}, h('h3', {}, heading), h('ul', { class: 'edges' }, ...items));
+        : h('div', {}, h('h3', {}, heading), h('ul', { class: 'edges' }, ...items));
     };
     fill(edges, list('Used by', 'child'), list('Uses', 'parent'));
   };
