@@ -40,6 +40,7 @@ export const E = {
   EPIPE: 32,
   EDOM: 33,
   ERANGE: 34,
+  EDEADLK: 35,
   EDEADLOCK: 35,
   ENAMETOOLONG: 36,
   ENOLCK: 37,

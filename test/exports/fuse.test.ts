@@ -161,6 +161,41 @@ test('a growing file is a qcow2 image written by a tool', async (context) => {
     ${path.join(repositoryRoot, 'daemon/bin/qblock-img')} check m`);
 });
 
+test('the daemon does not open a file that it serves itself', async (context) => {
+  requirePeer(context, 'fuse');
+  await addDisk('16M');
+  await exportDisk();
+  sh('ln -s m link; qemu-img create -q -f qcow2 -F raw -b "$PWD/m" -u over 16M');
+  // Until what the kernel knows of the file is too old to be told without asking.
+  await new Promise((resolve) => setTimeout(resolve, 1200));
+  const own = 'It is an export of this process itself';
+  for (const name of [`${dir}/m`, `${dir}/link`, '/proc/self/cwd/m'])
+    await expect(
+      qmp.execute('blockdev-add', { driver: 'file', 'node-name': 'x', filename: name }),
+    ).rejects.toThrow(own);
+  const over = { driver: 'qcow2', 'node-name': 'x', file: { driver: 'file', filename: `${dir}/over` } };
+  await expect(qmp.execute('blockdev-add', over)).rejects.toThrow(own);
+  const output = { type: 'file', data: { out: `${dir}/m` } };
+  await expect(qmp.execute('chardev-add', { id: 'c', backend: output })).rejects.toThrow('deadlock');
+  await expect(
+    qmp.execute('nbd-server-start', { addr: { type: 'unix', data: { path: `${dir}/m` } } }),
+  ).rejects.toThrow('Address already in use');
+  await qmp.execute('blockdev-create', {
+    'job-id': 'j',
+    options: { driver: 'file', filename: `${dir}/m`, size: 4096 },
+  });
+  let error: string | undefined;
+  while (error === undefined) {
+    const [job] = (await qmp.execute('query-jobs')) as { status: string; error?: string }[];
+    if (job?.status === 'concluded') error = job.error ?? '';
+  }
+  expect(error).toContain('deadlock');
+  // Another process may: the file is there for that.
+  expect(await later('head -c 16 m | wc -c')).toContain('16');
+  await qmp.execute('block-export-del', { id: 'e' });
+  await qmp.execute('blockdev-add', { driver: 'file', 'node-name': 'x', filename: `${dir}/m` });
+});
+
 test('a kill leaves a dead mount, which the next export takes away', async (context) => {
   requirePeer(context, 'fuse');
   for (const round of [1, 2]) {

@@ -13,12 +13,17 @@ import { setTimeout as sleep } from 'node:timers/promises';
 import { E } from '../../errors/errno.ts';
 import { errnoOf, ioError } from '../../errors/error.ts';
 import { hostPath } from './names.ts';
+import { refuseOwnMount } from './own-mounts.ts';
 
 const O_CLOEXEC = 0o2000000;
 const NEVER_WAIT = constants.O_NONBLOCK | constants.O_NOCTTY | O_CLOEXEC;
 
-/** open(2) that does not wait: the descriptor, which has O_NONBLOCK. Throws as node:fs does; see errnoOf. */
+/**
+ * open(2) that does not wait: the descriptor, which has O_NONBLOCK. Throws as node:fs does, see errnoOf; EDEADLK where
+ * this very process serves the file.
+ */
 export function openHostFile(name: string, flags: number, mode = 0o666): number {
+  refuseOwnMount(name);
   return openSync(hostPath(name), flags | NEVER_WAIT, mode);
 }
 

@@ -10,6 +10,7 @@ import { tmpdir } from 'node:os';
 import path from 'node:path';
 import { E } from '../../errors/errno.ts';
 import { BlockError, errnoError, errnoOf } from '../../errors/error.ts';
+import { isOnOwnMount } from './own-mounts.ts';
 
 /** Files of the UNIX sockets that this process listens on: device and inode. */
 const ownSockets = new Set<string>();
@@ -39,6 +40,8 @@ const MAX_STALE = 8;
  * which another process answers. One of this process makes way, as when a character device is changed.
  */
 export async function makeWay(file: string): Promise<void> {
+  // It is no socket, which bind(2) says without asking this process for it.
+  if (isOnOwnMount(file)) return;
   for (let attempt = 0; attempt < MAX_STALE; attempt++) {
     const identity = identityOf(file);
     if (identity === null) return;

@@ -7,6 +7,7 @@
 import { realpathSync } from 'node:fs';
 import path from 'node:path';
 import { hostPath, textOfBytes } from '../../aio/host/names.ts';
+import { isOnOwnMount } from '../../aio/host/own-mounts.ts';
 import type { BackingName } from '../contract/image.ts';
 import { chainChild, cowChild, skipFilters } from '../graph/chain.ts';
 import type { BlockNode } from '../graph/node.ts';
@@ -45,6 +46,7 @@ function isSameFile(overlay: BlockNode, filename: string, node: BlockNode): bool
 export function isSameName(one: string, other: string): boolean {
   if (one === other) return true;
   if (protocolPrefix(one) !== null || protocolPrefix(other) !== null) return false;
+  if (isOnOwnMount(one) || isOnOwnMount(other)) return false;
   try {
     return realPath(one) === realPath(other);
   } catch {

@@ -9,6 +9,7 @@
 import { statSync } from 'node:fs';
 import path from 'node:path';
 import { hostPath } from '../../aio/host/names.ts';
+import { isOnOwnMount } from '../../aio/host/own-mounts.ts';
 import { allocateIoMemory, vectorOf } from '../../aio/memory.ts';
 import { BlockError } from '../../errors/error.ts';
 import type { DriverOptions } from '../contract/image.ts';
@@ -46,6 +47,7 @@ export function pathOptions(name: string): DriverOptions {
 }
 
 function isHostDevice(name: string): boolean {
+  if (isOnOwnMount(name)) return false;
   try {
     const stat = statSync(hostPath(name));
     return stat.isBlockDevice() || stat.isCharacterDevice();

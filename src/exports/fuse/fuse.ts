@@ -6,6 +6,7 @@
  */
 
 import { closeFd } from '../../aio/ffi.ts';
+import { ownMount } from '../../aio/host/own-mounts.ts';
 import { Perm } from '../../block/contract/request.ts';
 import { CoMutex } from '../../coroutine/co-mutex.ts';
 import { BlockError } from '../../errors/error.ts';
@@ -70,7 +71,11 @@ export function fuseExportType(): ExportType<'fuse'> {
       try {
         await checkMountPoint(mountpoint, place);
         const mount = await mountAt(mountpoint, place, allowOther);
-        return run(mount, growable, host, () => places.delete(place));
+        const disown = ownMount(place);
+        return run(mount, growable, host, () => {
+          disown();
+          places.delete(place);
+        });
       } catch (error) {
         places.delete(place);
         throw error;

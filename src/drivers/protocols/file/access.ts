@@ -16,7 +16,7 @@ import type { ReopenContext } from '../../../block/contract/reopen.ts';
 import { Perm, type PermissionPair } from '../../../block/contract/request.ts';
 import type { NodeSettings } from '../../../block/graph/node.ts';
 import { E } from '../../../errors/errno.ts';
-import { errnoError, errnoOf, ioError } from '../../../errors/error.ts';
+import { BlockError, errnoError, errnoOf, ioError } from '../../../errors/error.ts';
 import type { FileNode, FileState } from './io.ts';
 
 /** What of a description cannot be changed once it is open. */
@@ -40,7 +40,10 @@ export function openDescription(filename: string, { writable, direct }: Access):
   try {
     fd = openHostFile(filename, access | (direct ? constants.O_DIRECT : 0));
   } catch (error) {
-    throw errnoError(`Could not open '${filename}'`, errnoOf(error));
+    const errno = errnoOf(error);
+    if (errno === E.EDEADLK)
+      throw new BlockError(`Could not open '${filename}': It is an export of this process itself`, { errno });
+    throw errnoError(`Could not open '${filename}'`, errno);
   }
   // The ring answers EAGAIN instead of waiting where the flag is set.
   ffi.setBlocking(fd);
