@@ -5,6 +5,7 @@
  */
 
 import path from 'node:path';
+import { exitProcess } from '../src/aio/host/exit.ts';
 import { restoreWords } from '../src/aio/host/names.ts';
 import { BlockError } from '../src/errors/error.ts';
 import { EarlyExit, executeOptions } from './command-line.ts';
@@ -39,7 +40,7 @@ function parseLogLevel(text: string): LogLevel {
 function exitSoon(status: number): void {
   process.exitCode = status;
   process.stdin.unref?.();
-  setTimeout(() => process.exit(status), LINGER_MS).unref();
+  setTimeout(() => exitProcess(status), LINGER_MS).unref();
 }
 
 function watchSignals(daemon: Daemon): void {
@@ -93,7 +94,7 @@ async function runDaemon(items: readonly CommandLineItem[], reporter: Reporter):
     status = error instanceof EarlyExit ? error.status : 1;
     if (!(error instanceof EarlyExit)) reporter.error(error);
     await daemon.shutDown();
-    process.exit(status);
+    exitProcess(status);
   }
   if (daemon.ending) return;
   if (daemonized) (await import('./daemonize.ts')).becomeDaemon(logFd);

@@ -89,10 +89,14 @@ export class BlockLayer {
   /** All nodes in the order in which they got their names. Changed on the monitor side only. */
   readonly #nodes = new Map<string, BlockNode>();
   readonly #roots = new Set<BlockChild>();
+  /** Nodes that have no name any more and are being flushed and closed. */
+  readonly #closing = new Set<BlockNode>();
   readonly #otherEngines = new Map<EngineKind, AioEngine>();
   readonly #ending = new AbortController();
   /** Waiting for others that an opening node does; ends soon after `endSignal`. */
   readonly #waiting = new Set<Promise<unknown>>();
+  /** See patience.ts. */
+  endBeganMs: number | null = null;
   #generatedNames = 0;
   #ordered = 0;
 
@@ -258,10 +262,12 @@ export class BlockLayer {
         failure ??= { error };
       }
     };
+    this.#closing.add(node);
     await drained(node, async () => {
       await attempt(() => wrapped.flush(node));
       await attempt(() => node.driver.close?.(node));
     });
+    this.#closing.delete(node);
     for (const edge of [...node.children].reverse())
       await attempt(() => changeGraph(this, [], (graph) => graph.detach(edge)));
     if (failure !== undefined) throw failure.error;
@@ -283,7 +289,8 @@ export class BlockLayer {
 
   /** Gives up what waits for servers that may never answer: their requests fail. At shutdown, when patience is over. */
   cancelRequests(): void {
-    for (const node of this.#nodes.values()) node.driver.cancelInFlight?.(node);
+    for (const nodes of [this.#nodes.values(), this.#closing])
+      for (const node of nodes) node.driver.cancelInFlight?.(node);
   }
 
   /** Aborted when the layer closes: an opening node gives up waiting for others. */

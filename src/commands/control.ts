@@ -1,7 +1,7 @@
 /** Commands of schema/control.json: negotiation, version, list of commands, end of the daemon. */
 
 import { cancelDerivations } from '../aio/host/long-derivation.ts';
-import { limitPatience } from '../block/patience.ts';
+import { limitPatience, type Patient } from '../block/patience.ts';
 import { endAllJobs } from '../jobs/end-all.ts';
 import type { JobTable } from '../jobs/job-common.ts';
 import type { Handlers } from '../qmp/dispatch.ts';
@@ -12,7 +12,7 @@ import { VERSION_INFO } from '../qmp/version.ts';
 export interface ControlContext {
   readonly exports: { closeAll(): Promise<void> };
   readonly jobs: JobTable;
-  readonly layer: { cancelRequests(): void };
+  readonly layer: Patient;
   readonly requestShutdown: () => void;
 }
 

@@ -24,6 +24,7 @@ import { probeVhdx } from './formats/vhdx/probe.ts';
 import { probeVmdk } from './formats/vmdk/probe.ts';
 import { probeVpc } from './formats/vpc/probe.ts';
 import { file, hostCdrom, hostDevice } from './protocols/file/file.ts';
+import { glusterNames } from './protocols/gluster/names.ts';
 import { ftpNames, ftpsNames, httpNames, httpsNames } from './protocols/http/names.ts';
 import { iscsiNames } from './protocols/iscsi/names.ts';
 import { nbdNames } from './protocols/nbd/names.ts';
@@ -112,6 +113,12 @@ const lazy = {
     kind: 'protocol',
     ...ftpsNames,
     load: async () => (await import('./protocols/ftp/ftp.ts')).ftps as BlockDriver,
+  },
+  gluster: {
+    name: 'gluster',
+    kind: 'protocol',
+    ...glusterNames,
+    load: async () => (await import('./protocols/gluster/gluster.ts')).gluster as BlockDriver,
   },
   luks: {
     name: 'luks',
@@ -218,6 +225,11 @@ const lazy = {
     name: 'readahead',
     kind: 'filter',
     load: async () => (await import('./filters/readahead.ts')).readahead as BlockDriver,
+  },
+  replication: {
+    name: 'replication',
+    kind: 'filter',
+    load: async () => (await import('./filters/replication.ts')).replication as BlockDriver,
   },
   retry: {
     name: 'retry',

@@ -40,7 +40,7 @@ export interface Dispatcher {
 const LETS_OTHERS_GO: ReadonlySet<string> = new Set(['blockdev-add']);
 
 /** How long `quit` waits for a command that runs. */
-const QUIT_PATIENCE_MS = 2000;
+const QUIT_PATIENCE_MS = 1000;
 
 /** Commands that only touch the session they came by; they never wait for others. */
 const OF_THE_SESSION: ReadonlySet<string> = new Set(['qmp_capabilities']);

@@ -41,7 +41,7 @@ export interface SessionOptions {
 const QUEUE_MAX = 8;
 const QUEUE_MAX_WITHOUT_OOB = 1;
 /** How long `quit` waits for the command before it. */
-const QUIT_PATIENCE_MS = 2000;
+const QUIT_PATIENCE_MS = 1000;
 /** Milliseconds after which a session that has more to read and run lets others have a turn. */
 const TURN_MS = 5;
 /** Characters of events that may wait for a client that does not read. */

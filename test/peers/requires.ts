@@ -59,6 +59,11 @@ export const PEERS = {
   },
   libnfs: { probe: ['sh', '-c', 'ls /usr/lib/*/libnfs.so.13'], debianPackage: 'libnfs13' },
   librbd: { probe: ['sh', '-c', 'ls /usr/lib/*/librbd.so.1'], debianPackage: 'librbd1' },
+  glusterd: {
+    probe: ['sh', '-c', 'glusterd --version && gluster --version && test "$(id -u)" = 0'],
+    debianPackage: 'glusterfs-server, as root',
+  },
+  libgfapi: { probe: ['sh', '-c', 'ls /usr/lib/*/libgfapi.so.0'], debianPackage: 'libgfapi0' },
   'qemu-block-extra': {
     probe: ['sh', '-c', 'ls /usr/lib/*/qemu/block-ssh.so'],
     debianPackage: 'qemu-block-extra',

@@ -33,7 +33,7 @@ export function testDispatcher(
     {
       requestShutdown,
       exports: { closeAll: async () => undefined },
-      layer: { cancelRequests: () => undefined },
+      layer: { endBeganMs: null, cancelRequests: () => undefined },
       jobs,
     },
     handlers,

@@ -4,6 +4,7 @@
  */
 
 import { createEngine } from '../../aio/create-engine.ts';
+import { exitProcess } from '../../aio/host/exit.ts';
 import type { BlockBackend } from '../../block/backend.ts';
 import type { BackendOwner } from '../../block/contract/backend-io.ts';
 import type { BlockDriver, OpenPurpose } from '../../block/contract/driver.ts';
@@ -58,7 +59,7 @@ export function createEnvironment(output: ToolOutput): ToolEnvironment {
       print: (text) => output.print(text),
       fatal(text) {
         output.note(text);
-        process.exit(1);
+        exitProcess(1);
       },
       secret(id) {
         if (env.objects === null) throw new BlockError(`No secret with id '${id}'`);

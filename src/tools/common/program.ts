@@ -1,6 +1,7 @@
 /** A tool as a process: its words, the environment when one is needed, and how it ends. */
 
 import path from 'node:path';
+import { exitProcess } from '../../aio/host/exit.ts';
 import { restoreWords } from '../../aio/host/names.ts';
 import { errnoError } from '../../errors/error.ts';
 import { createEnvironment, type ToolEnvironment } from './environment.ts';
@@ -43,5 +44,5 @@ export async function runProgram(
     output.error(errnoError('standard output cannot be written', output.lost()));
     status ||= 1;
   }
-  process.exit(status);
+  exitProcess(status);
 }

@@ -146,6 +146,43 @@ test.each([
   expect((await read(8192, 4096)).equals(DATA.subarray(8192, 8192 + 4096))).toBe(true);
 });
 
+test('ranges that come in chunks, without a length, are read all the same, and checked', async () => {
+  server.bend = (request, response, number) => {
+    if (number === 1) return false;
+    const { 'content-length': _none, ...headers } = head(request);
+    const { start, end } = range(request);
+    response.writeHead(206, headers);
+    const cut = number % 5 === 0 ? 10 : 0;
+    for (let at = start; at < end - cut; at += 1000)
+      response.write(DATA.subarray(at, Math.min(at + 1000, end - cut)));
+    response.end();
+    return true;
+  };
+  const { read } = await open({ readahead: 0 });
+  for (let i = 0; i < 8; i++) {
+    const offset = i * 100 * KiB;
+    expect((await read(offset, 64 * KiB)).equals(DATA.subarray(offset, offset + 64 * KiB))).toBe(true);
+  }
+});
+
+test('a slow answer, a few bytes now and then, is waited for', async () => {
+  const { read } = await open({ readahead: 0, timeout: 1, retries: 0 });
+  bendFirst(1, (request, response) => {
+    const { start, end } = range(request);
+    response.writeHead(206, head(request));
+    let at = start;
+    const timer = setInterval(() => {
+      response.write(DATA.subarray(at, Math.min(at + 512, end)));
+      at += 512;
+      if (at < end) return;
+      clearInterval(timer);
+      response.end();
+    }, 150);
+  });
+  // Longer in all than the timeout, which is for silence.
+  expect((await read(0, 4 * KiB)).equals(DATA.subarray(0, 4 * KiB))).toBe(true);
+});
+
 test('a server that forgets ranges is no source of data', async () => {
   const { read } = await open({ readahead: 0 });
   bendFirst(1, (_request, response) => {
@@ -219,6 +256,20 @@ test.each([
     'no length',
     (_q: IncomingMessage, r: ServerResponse) => r.writeHead(206, { 'content-range': 'bytes 0-0/*' }).end('x'),
     'file size',
+  ],
+  [
+    'data that are encoded',
+    (_q: IncomingMessage, r: ServerResponse) =>
+      r.writeHead(200, { 'content-encoding': 'gzip', 'content-length': 100 }).end(Buffer.alloc(100)),
+    'encoded the data (gzip)',
+  ],
+  [
+    'all of it in chunks, without a length',
+    (_q: IncomingMessage, r: ServerResponse) => {
+      r.writeHead(200).write(DATA);
+      r.end();
+    },
+    "Server didn't report file size.",
   ],
   [
     'nothing but garbage',

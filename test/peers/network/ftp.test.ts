@@ -7,7 +7,7 @@ import { E } from '../../../src/errors/errno.ts';
 import { openRemote, type RemoteNode, testPattern } from '../../drivers/network/remote-node.ts';
 import { makeScratchDir } from '../daemons.ts';
 import { hasPeer, requirePeer } from '../requires.ts';
-import { type FtpServer, startVsftpd } from './vsftpd.ts';
+import { type FtpServer, startVsftpd } from './servers/vsftpd.ts';
 
 const ready = hasPeer('vsftpd') && hasPeer('openssl') && process.getuid?.() === 0;
 const KiB = 1024;

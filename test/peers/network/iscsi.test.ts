@@ -1,6 +1,6 @@
 /** iscsi against a real target (tgt), also through a connection that breaks. */
 
-import { type ChildProcess, execFile, execFileSync, spawn } from 'node:child_process';
+import { execFile } from 'node:child_process';
 import { readFileSync, rmSync, truncateSync, writeFileSync } from 'node:fs';
 import { connect, createServer, type Server, type Socket } from 'node:net';
 import path from 'node:path';
@@ -10,8 +10,9 @@ import { Status } from '../../../src/block/contract/request.ts';
 import { openRemote, type RemoteNode, testPattern } from '../../drivers/network/remote-node.ts';
 import { makeScratchDir, repositoryRoot } from '../daemons.ts';
 import { hasPeer, requirePeer } from '../requires.ts';
-import { freePort } from './ports.ts';
-import { waitForPort } from './sshd.ts';
+import { randomIo } from './random-io.ts';
+import { freePort } from './servers/ports.ts';
+import { type IscsiServer, startTgt } from './servers/tgt.ts';
 
 const ready = hasPeer('tgtd') && hasPeer('libiscsi');
 const run = promisify(execFile);
@@ -23,31 +24,8 @@ const img = path.join(repositoryRoot, 'daemon/bin/qblock-img');
 let dir: string;
 let disk: string;
 let port: number;
-let server: ChildProcess | null = null;
+let server: IscsiServer | null = null;
 let remote: RemoteNode | null = null;
-
-function admin(...args: string[]): void {
-  const env = { ...process.env, TGT_IPC_SOCKET: path.join(dir, 'ipc') };
-  execFileSync('tgtadm', ['--lld', 'iscsi', ...args], { env, stdio: ['ignore', 'ignore', 'pipe'] });
-}
-
-function addTarget(id: string, name: string): void {
-  admin('--op', 'new', '--mode', 'target', '--tid', id, '-T', name);
-  admin('--op', 'new', '--mode', 'logicalunit', '--tid', id, '--lun', '1', '-b', disk);
-  admin(
-    '--op',
-    'update',
-    '--mode',
-    'logicalunit',
-    '--tid',
-    id,
-    '--lun',
-    '1',
-    '--params',
-    'thin_provisioning=1',
-  );
-  admin('--op', 'bind', '--mode', 'target', '--tid', id, '-I', 'ALL');
-}
 
 beforeAll(async () => {
   if (!ready) return;
@@ -55,14 +33,10 @@ beforeAll(async () => {
   disk = path.join(dir, 'disk.img');
   writeFileSync(disk, '');
   truncateSync(disk, SIZE);
-  port = await freePort();
-  const env = { ...process.env, TGT_IPC_SOCKET: path.join(dir, 'ipc') };
-  server = spawn('/usr/sbin/tgtd', ['-f', '--iscsi', `portal=127.0.0.1:${port}`], { env, stdio: 'ignore' });
-  await waitForPort(port);
-  addTarget('1', TARGET);
-  addTarget('2', GUARDED);
-  admin('--op', 'new', '--mode', 'account', '--user', 'jane', '--password', 'secretsecret');
-  admin('--op', 'bind', '--mode', 'account', '--tid', '2', '--user', 'jane');
+  server = await startTgt(dir);
+  ({ port } = server);
+  server.addTarget(TARGET, disk);
+  server.addTarget(GUARDED, disk, { user: 'jane', password: 'secretsecret' });
 });
 
 afterEach(async () => {
@@ -72,7 +46,7 @@ afterEach(async () => {
 
 afterAll(() => {
   if (!ready) return;
-  server?.kill('SIGKILL');
+  server?.kill();
   rmSync(dir, { recursive: true });
 });
 
@@ -85,37 +59,11 @@ async function open(more: Record<string, unknown> = {}): Promise<RemoteNode> {
   return remote;
 }
 
-async function randomIo(
-  { read, write, backend }: RemoteNode,
-  rounds: number,
-  between: () => void,
-): Promise<void> {
-  const model = Buffer.from(readFileSync(disk));
-  for (let round = 0; round < rounds; round++) {
-    const slot = SIZE / 16;
-    const all = Array.from({ length: 16 }, async (_, i) => {
-      const bytes = 1 + Math.floor(Math.random() * (round % 4 === 0 ? slot - 1 : 20_000));
-      const offset = i * slot + Math.floor(Math.random() * (slot - bytes));
-      const what = Math.random();
-      if (what < 0.4) {
-        const data = testPattern(bytes, round * 16 + i + 2);
-        await write(offset, data);
-        data.copy(model, offset);
-      } else if (what < 0.5) {
-        await backend.pwriteZeroes(offset, bytes, round % 2 === 0 ? 2 : 0);
-        model.fill(0, offset, offset + bytes);
-      } else expect((await read(offset, bytes)).equals(model.subarray(offset, offset + bytes))).toBe(true);
-    });
-    between();
-    await Promise.all(all);
-  }
-  await backend.flush();
-  expect(readFileSync(disk).equals(model)).toBe(true);
-}
-
 test('random reads and writes, several at a time, end up on the disk', async (context) => {
   requirePeer(context, 'tgtd', 'libiscsi');
-  await randomIo(await open(), 20, () => undefined);
+  const model = readFileSync(disk);
+  await randomIo(await open(), model, { rounds: 20, zeroes: true });
+  expect(readFileSync(disk).equals(model)).toBe(true);
 });
 
 test('connections that break under way: the library logs in anew, nothing is lost', async (context) => {
@@ -135,10 +83,15 @@ test('connections that break under way: the library logs in anew, nothing is los
   await new Promise<void>((resolve) => proxy.listen(front, '127.0.0.1', resolve));
   try {
     const node = await open({ portal: `127.0.0.1:${front}` });
-    let round = 0;
-    await randomIo(node, 6, () => {
-      if (round++ % 3 === 1) for (const socket of sockets) socket.destroy();
+    const model = readFileSync(disk);
+    await randomIo(node, model, {
+      rounds: 6,
+      zeroes: true,
+      between(round) {
+        if (round % 3 === 1) for (const socket of sockets) socket.destroy();
+      },
     });
+    expect(readFileSync(disk).equals(model)).toBe(true);
     expect(accepted).toBeGreaterThan(2);
     await node.close();
     remote = null;

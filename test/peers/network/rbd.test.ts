@@ -9,7 +9,8 @@ import { Status } from '../../../src/block/contract/request.ts';
 import { openRemote, type RemoteNode, testPattern } from '../../drivers/network/remote-node.ts';
 import { makeScratchDir, repositoryRoot } from '../daemons.ts';
 import { hasPeer, requirePeer } from '../requires.ts';
-import { type CephCluster, startCeph } from './ceph.ts';
+import { randomIo } from './random-io.ts';
+import { type CephCluster, startCeph } from './servers/ceph.ts';
 
 const ready = hasPeer('ceph') && hasPeer('librbd');
 const run = promisify(execFile);
@@ -54,26 +55,7 @@ test('random reads and writes, several at a time, end up in the image', async (c
   const size = 16 * MiB;
   make('model', size);
   const model = Buffer.alloc(size);
-  const { read, write, backend } = await open('model');
-  for (let round = 0; round < 25; round++) {
-    const slot = size / 16;
-    await Promise.all(
-      Array.from({ length: 16 }, async (_, i) => {
-        const bytes = 1 + Math.floor(Math.random() * (round % 5 === 0 ? slot - 1 : 8 * KiB));
-        const offset = i * slot + Math.floor(Math.random() * (slot - bytes));
-        const what = Math.random();
-        if (what < 0.4) {
-          const data = testPattern(bytes, round * 16 + i + 2);
-          await write(offset, data);
-          data.copy(model, offset);
-        } else if (what < 0.5) {
-          await backend.pwriteZeroes(offset, bytes, round % 2 === 0 ? 2 : 0);
-          model.fill(0, offset, offset + bytes);
-        } else expect((await read(offset, bytes)).equals(model.subarray(offset, offset + bytes))).toBe(true);
-      }),
-    );
-  }
-  await backend.flush();
+  await randomIo(await open('model'), model, { rounds: 25, zeroes: true });
   await remote?.close();
   remote = null;
   const file = path.join(dir, 'model.img');

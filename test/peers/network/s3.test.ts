@@ -9,7 +9,7 @@ import { drivers } from '../../../src/drivers/table.ts';
 import { E } from '../../../src/errors/errno.ts';
 import { openRemote, type RemoteNode, testPattern } from '../../drivers/network/remote-node.ts';
 import { makeScratchDir, repositoryRoot } from '../daemons.ts';
-import { type S3Server, startS3 } from './s3-server.ts';
+import { type S3Server, startS3 } from './servers/s3.ts';
 
 const run = promisify(execFile);
 const MiB = 1024 * 1024;

@@ -10,7 +10,7 @@ import { E } from '../../../src/errors/errno.ts';
 import { openRemote, type RemoteNode, testPattern } from '../../drivers/network/remote-node.ts';
 import { makeScratchDir, repositoryRoot } from '../daemons.ts';
 import { hasPeer, requirePeer } from '../requires.ts';
-import { type SshServer, startSshd } from './sshd.ts';
+import { type SshServer, startSshd } from './servers/sshd.ts';
 
 const ready = hasPeer('sshd');
 const run = promisify(execFile);

@@ -8,9 +8,9 @@ import { afterAll, beforeAll, describe, expect, test } from 'vitest';
 import { testPattern } from '../../drivers/network/remote-node.ts';
 import { makeScratchDir, repositoryRoot, startDaemon } from '../daemons.ts';
 import { hasPeer, requirePeer } from '../requires.ts';
-import { freePort } from './ports.ts';
-import { signalFamily, waitForPort } from './sshd.ts';
-import { makeCertificate } from './vsftpd.ts';
+import { freePort } from './servers/ports.ts';
+import { signalFamily, waitForPort } from './servers/sshd.ts';
+import { makeCertificate } from './servers/vsftpd.ts';
 
 const run = promisify(execFile);
 const MiB = 1024 * 1024;

@@ -10,6 +10,7 @@ import type { BlockDriver, OpenContext } from '../../../block/contract/driver.ts
 import type { BlockNode } from '../../../block/graph/node.ts';
 import { E } from '../../../errors/errno.ts';
 import { BlockError, errnoOf } from '../../../errors/error.ts';
+import { percentDecoded } from '../../net/percent.ts';
 import { retryPolicy } from '../../net/retry.ts';
 import { createReadWindows } from '../../prefetch/windows.ts';
 import { becomeReadOnly, type RemoteState, readOnlyRemote } from '../http/http.ts';
@@ -39,11 +40,11 @@ function ftpSettings(node: BlockNode, scheme: 'ftp' | 'ftps', context: OpenConte
   readaheadOf(options.readahead);
   const timeoutMs = timeoutOf(options.timeout);
   const url = checkUrl(scheme, options.url);
-  const user = options.username ?? decodeURIComponent(url.username);
-  const password = secretText(node, options['password-secret']) ?? decodeURIComponent(url.password);
+  const user = options.username ?? percentDecoded(url.username);
+  const password = secretText(node, options['password-secret']) ?? percentDecoded(url.password);
   const isAnonymous = user === '' && password === '';
   // One slash is the one behind the host: paths start at the login's folder, as with curl(1).
-  const path = decodeURIComponent(url.pathname.slice(1));
+  const path = percentDecoded(url.pathname.slice(1));
   if ([path, user, password].some((text) => CONTROL_CHARACTER.test(text)))
     throw new BlockError('URL using bad/illegal format or missing URL', { errno: E.EINVAL });
   return {

@@ -46,6 +46,9 @@ export interface Validators {
 /** The resource is not what it was when it was opened. */
 export class ChangedError extends BlockError {}
 
+/** The answer is right, but comes in a way that the fast transport does not take (in chunks): another one may. */
+export class UnusualBodyError extends BlockError {}
+
 /** The place that a redirect led to does not serve it any more. */
 export class MovedError extends BlockError {}
 

@@ -9,6 +9,7 @@ import type { OpenContext } from '../../../block/contract/driver.ts';
 import type { BlockNode } from '../../../block/graph/node.ts';
 import { E } from '../../../errors/errno.ts';
 import { BlockError } from '../../../errors/error.ts';
+import { percentDecoded } from '../../net/percent.ts';
 import { retryPolicy } from '../../net/retry.ts';
 import type { WindowSettings } from '../../prefetch/windows.ts';
 import type { RequestHeaders } from './exchange.ts';
@@ -94,8 +95,8 @@ export function sourceSettings(node: BlockNode, scheme: string, context: OpenCon
   const timeoutMs = timeoutOf(options.timeout);
   const url = checkUrl(scheme, options.url);
   const secret = (id: string | undefined): string | undefined => secretText(node, id);
-  const username = options.username ?? decodeURIComponent(url.username);
-  const password = secret(options['password-secret']) ?? decodeURIComponent(url.password);
+  const username = options.username ?? percentDecoded(url.username);
+  const password = secret(options['password-secret']) ?? percentDecoded(url.password);
   const proxyCredentials = {
     username: options['proxy-username'],
     password: secret(options['proxy-password-secret']),

@@ -3,7 +3,7 @@
  * them, by the kernel, without a copy in between. The heads are small and read by hand (RFC 9112).
  *
  * One request at a time on a connection, no pipelining. What is unusual (another status than 206, a body without
- * length) ends the connection: the body is not worth reading.
+ * length) ends the connection: the body is not worth reading, or another transport's business.
  */
 
 import type { AioEngine, ByteStream } from '../../../aio/engine.ts';
@@ -19,7 +19,7 @@ import { E, strerror } from '../../../errors/errno.ts';
 import { BlockError, ioError } from '../../../errors/error.ts';
 import { networkError, PassingError } from '../../net/failures.ts';
 import { createSlots } from '../../net/slots.ts';
-import type { Exchange, ResponseHead, Transport } from './exchange.ts';
+import { type Exchange, type ResponseHead, type Transport, UnusualBodyError } from './exchange.ts';
 
 export interface PlainSettings {
   readonly engine: AioEngine;
@@ -175,7 +175,9 @@ async function carry(connection: Connection, exchange: Exchange): Promise<boolea
   const { head, rest } = await readHead(connection);
   const vec = exchange.accept(head);
   if (vec === null) return false;
-  if (head.header('transfer-encoding') !== undefined || head.header('content-length') !== String(vec.bytes))
+  if (head.header('transfer-encoding') !== undefined)
+    throw new UnusualBodyError('The server sends the data in chunks', { errno: E.EIO });
+  if (head.header('content-length') !== String(vec.bytes))
     throw new BlockError('The server has sent another length than asked for', { errno: E.EIO });
   if (rest.length > vec.bytes)
     throw new BlockError('The server has sent more than asked for', { errno: E.EIO });

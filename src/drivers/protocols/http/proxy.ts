@@ -4,6 +4,7 @@
  */
 
 import { BlockError } from '../../../errors/error.ts';
+import { percentDecoded } from '../../net/percent.ts';
 
 export interface HttpProxy {
   readonly uri: string;
@@ -47,8 +48,8 @@ export function proxyFor(url: URL, env: Environment, credentials: ProxyCredentia
   const proxy = new URL(text);
   if (proxy.protocol !== 'http:' && proxy.protocol !== 'https:')
     throw new BlockError(`Proxies of the kind '${proxy.protocol.slice(0, -1)}' are not supported`);
-  const username = credentials.username ?? decodeURIComponent(proxy.username);
-  const password = credentials.password ?? decodeURIComponent(proxy.password);
+  const username = credentials.username ?? percentDecoded(proxy.username);
+  const password = credentials.password ?? percentDecoded(proxy.password);
   const authorization = username === '' && password === '' ? null : basicCredentials(username, password);
   return { uri: `${proxy.protocol}//${proxy.host}`, authorization };
 }

@@ -17,6 +17,7 @@ import {
   MovedError,
   type RequestHeaders,
   type Transport,
+  UnusualBodyError,
   type Validators,
 } from './exchange.ts';
 import { type Found, findResource } from './find.ts';
@@ -128,6 +129,10 @@ function createSource(
           });
           return;
         } catch (error) {
+          if (error instanceof UnusualBodyError) {
+            transports.useLibrary(url);
+            continue;
+          }
           const isGone =
             error instanceof MovedError ||
             (error instanceof BlockError && EXPIRED_ERRNO.includes(error.errno));
@@ -184,6 +189,8 @@ function createSource(
 /** Who carries requests to where: the fast way where it is open (no TLS, no proxy), the library elsewhere. */
 export interface Transports {
   for(url: URL): Transport;
+  /** From now on the library serves this origin: the fast way does not understand it. */
+  useLibrary(url: URL): void;
   cancel(): void;
   close(): Promise<void>;
 }
@@ -191,9 +198,11 @@ export interface Transports {
 function createTransports(settings: SourceSettings): Transports {
   /** By origin: connections of the fast way go to one server. */
   const made = new Map<string, Transport>();
+  const unusual = new Set<string>();
   return {
+    useLibrary: (url) => void unusual.add(url.origin),
     for(url) {
-      const isPlain = url.protocol === 'http:' && settings.proxyFor(url) === null;
+      const isPlain = url.protocol === 'http:' && !unusual.has(url.origin) && settings.proxyFor(url) === null;
       const key = isPlain ? url.origin : '';
       const known = made.get(key) ?? (isPlain ? createPlainTransport : createLibraryTransport)(settings);
       made.set(key, known);

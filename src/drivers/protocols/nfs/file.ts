@@ -5,6 +5,7 @@ import { type ForeignDescriptor, watchForeign } from '../../../aio/libraries/for
 import { copyOut, forgetNfsCall, type Libnfs, libnfs, nfsCallId } from '../../../aio/libraries/libnfs.ts';
 import { E } from '../../../errors/errno.ts';
 import { BlockError, ioError } from '../../../errors/error.ts';
+import { within } from '../../net/within.ts';
 
 export interface NfsOptions {
   readonly server: { readonly type: 'inet'; readonly host: string };
@@ -64,19 +65,6 @@ function configure(library: Libnfs, context: number, options: NfsOptions, cached
   }
   if (has(options.debug)) library.setDebug(context, Math.min(Number(options.debug), MAX_DEBUG));
   library.setAutoReconnect(context, RECONNECT_FOREVER);
-}
-
-/** `promise`, or an ETIMEDOUT after `ms`, or ECANCELED when `signal` is aborted. */
-function within<T>(promise: Promise<T>, ms: number, signal: AbortSignal | null): Promise<T> {
-  return new Promise((resolve, reject) => {
-    const abort = (): void => reject(ioError(E.ECANCELED));
-    const timer = setTimeout(() => reject(ioError(E.ETIMEDOUT)), ms);
-    signal?.addEventListener('abort', abort, { once: true });
-    promise.then(resolve, reject).finally(() => {
-      clearTimeout(timer);
-      signal?.removeEventListener('abort', abort);
-    });
-  });
 }
 
 /** Mounts the folder and opens the file in it, or makes it. */

@@ -108,10 +108,18 @@ export interface RbdImage {
   readonly headerBytes: number;
 }
 
+/** How calls on threads are waited for: RbdRequests.waitFor, once there is an open image. */
+type WaitFor = (call: Promise<number>, ...memory: readonly Buffer[]) => Promise<number>;
+
 /** Size of the image as users see it; somebody else may have changed it. */
-export async function sizeOf(library: Librbd, image: number): Promise<number> {
+export async function sizeOf(
+  library: Librbd,
+  image: number,
+  waitFor: WaitFor = (call) => call,
+): Promise<number> {
   const cell = pointerCell();
-  checked(await callPooled(library.pooled.getSize, image, addressOf(cell)), 'error getting image size');
+  const got = await waitFor(callPooled(library.pooled.getSize, image, addressOf(cell)), cell);
+  checked(got, 'error getting image size');
   return cellValue(cell);
 }
 

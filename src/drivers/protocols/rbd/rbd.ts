@@ -12,7 +12,8 @@ import type { BlockDriver, OpenContext } from '../../../block/contract/driver.ts
 import { Req } from '../../../block/contract/request.ts';
 import type { BlockNode } from '../../../block/graph/node.ts';
 import { E } from '../../../errors/errno.ts';
-import { BlockError } from '../../../errors/error.ts';
+import { BlockError, ioError } from '../../../errors/error.ts';
+import { within } from '../../net/within.ts';
 import {
   checked,
   openImage,
@@ -54,20 +55,24 @@ async function open(node: RbdNode, context: OpenContext): Promise<RbdState> {
     if (!context.autoReadOnly) throw new BlockError('rbd snapshots are read-only', { errno: E.EACCES });
     node.readOnly = true;
   }
-  return layer.whileOpening(
-    (async () => {
-      const pool = await openPool(layer, options, !node.settings.cache.direct);
-      let image: RbdImage | null = null;
-      try {
-        image = await openImage(layer, pool, options, node.readOnly);
-        return await stateOf(pool, image, options);
-      } catch (error) {
-        if (image !== null) await callPooled(pool.library.pooled.close, image.handle);
-        await pool.close();
-        throw error;
-      }
-    })(),
-  );
+  const { endSignal } = layer;
+  const opening = (async () => {
+    const pool = await openPool(layer, options, !node.settings.cache.direct);
+    let image: RbdImage | null = null;
+    try {
+      image = await openImage(layer, pool, options, node.readOnly);
+      const state = await stateOf(pool, image, options);
+      if (!endSignal.aborted) return state;
+      state.requests.close();
+      throw ioError(E.ECANCELED);
+    } catch (error) {
+      if (image !== null) await callPooled(pool.library.pooled.close, image.handle);
+      await pool.close();
+      throw error;
+    }
+  })();
+  // A monitor that does not answer is waited for by the library alone.
+  return layer.whileOpening(within(opening, null, endSignal));
 }
 
 async function stateOf(
@@ -98,9 +103,9 @@ async function stateOf(
 async function close({ state: { library, pool, image, requests } }: RbdNode): Promise<void> {
   // What was given up goes on in the library: closing would wait for it, maybe for ever.
   if (requests.underWay > 0) return;
-  const closed = await callPooled(library.pooled.close, image);
+  const closed = await requests.waitFor(callPooled(library.pooled.close, image));
   requests.close();
-  await pool.close();
+  await requests.waitFor(pool.close().then(() => 0));
   checked(closed, 'error closing image');
 }
 
@@ -135,9 +140,10 @@ async function growTo(state: RbdState, end: number): Promise<void> {
 }
 
 async function resize(state: RbdState, length: number): Promise<void> {
-  const { library, image, headerBytes } = state;
-  checked(await callPooled(library.pooled.resize, image, length + headerBytes), 'failed to resize file');
-  state.sizeBytes = await sizeOf(library, image);
+  const { library, image, headerBytes, requests } = state;
+  const resized = await requests.waitFor(callPooled(library.pooled.resize, image, length + headerBytes));
+  checked(resized, 'failed to resize file');
+  state.sizeBytes = await sizeOf(library, image, requests.waitFor);
 }
 
 async function pwritev(
@@ -218,7 +224,7 @@ export const rbd: BlockDriver<RbdState> = {
     await resize(state, length);
   },
   async getLength({ state }) {
-    state.sizeBytes = await sizeOf(state.library, state.image);
+    state.sizeBytes = await sizeOf(state.library, state.image, state.requests.waitFor);
     return state.sizeBytes;
   },
   getAllocatedFileSize: async () => -1,

@@ -27,6 +27,11 @@ export interface RbdRequests {
   /** Memory for a request, of at least `bytes`; `run` takes it back. */
   take(bytes: number): IoMemory;
   give(memory: IoMemory): void;
+  /**
+   * A call of the library's that waits on a thread (callPooled). `memory` is what it knows by address, and lives until it
+   * has returned, whoever waits for it.
+   */
+  waitFor(call: Promise<number>, ...memory: readonly Buffer[]): Promise<number>;
   /** Fails what is under way; it may go on in the library. */
   cancel(): void;
   /** Requests that the library has not finished. */
@@ -47,6 +52,8 @@ export function createRequests(library: Librbd, image: number): RbdRequests {
     throw errnoError('Cannot watch the image', -result);
   }
   const waiting = new Map<number, Waiting>();
+  /** Calls on threads, and what fails those who wait for them. */
+  const calls = new Set<(error: Error) => void>();
   const free: IoMemory[] = [];
   const cell = pointerCell();
   const cellAddr = addressOf(cell);
@@ -97,11 +104,22 @@ export function createRequests(library: Librbd, image: number): RbdRequests {
     give(memory) {
       if (memory.buf.length === POOLED_BYTES && free.length < MAX_POOLED) free.push(memory);
     },
+    waitFor(call, ...memory) {
+      return new Promise((resolve, reject) => {
+        calls.add(reject);
+        call.then((result) => {
+          calls.delete(reject);
+          void memory.length;
+          resolve(result);
+        });
+      });
+    },
     cancel() {
       for (const { reject } of waiting.values()) reject(ioError(E.ECANCELED));
+      for (const reject of calls) reject(ioError(E.ECANCELED));
     },
     get underWay() {
-      return waiting.size;
+      return waiting.size + calls.size;
     },
     close() {
       watch.stop();

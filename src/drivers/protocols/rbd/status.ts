@@ -13,12 +13,12 @@ const MAX_OBJECTS = 256;
 const ENOUGH = -9000;
 
 /** Whether the image has an object map that can be relied on. */
-async function hasObjectMap({ library, image }: RbdState): Promise<boolean> {
+async function hasObjectMap({ library, image, requests }: RbdState): Promise<boolean> {
   const cell = pointerCell();
   const { getFeatures, getFlags } = library.pooled;
-  const features = await callPooled(getFeatures, image, addressOf(cell));
+  const features = await requests.waitFor(callPooled(getFeatures, image, addressOf(cell)), cell);
   if (features < 0 || (cellValue(cell) & FEATURE_FAST_DIFF) === 0) return false;
-  const flags = await callPooled(getFlags, image, addressOf(cell));
+  const flags = await requests.waitFor(callPooled(getFlags, image, addressOf(cell)), cell);
   return flags >= 0 && (cellValue(cell) & FLAG_FAST_DIFF_INVALID) === 0;
 }
 
@@ -55,9 +55,10 @@ export async function blockStatus(
     dataTo = at + Number(length);
     return 0;
   };
-  const result = await callPooled(
-    state.library.pooled.diffIterate,
-    ...[state.image, null, start, Math.min(end, state.sizeBytes) - start, 1, 1, visit, 0],
+  const { diffIterate } = state.library.pooled;
+  const span = Math.min(end, state.sizeBytes) - start;
+  const result = await state.requests.waitFor(
+    callPooled(diffIterate, state.image, null, start, span, 1, 1, visit, 0),
   );
   if (result < 0 && result !== ENOUGH) return answer(bytes, Status.data);
   const upTo = (place: number): number => Math.max(1, Math.min(place, offset + bytes, end) - offset);
