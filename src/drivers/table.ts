@@ -224,7 +224,7 @@ const lazy = {
   readahead: {
     name: 'readahead',
     kind: 'filter',
-    load: async () => (await import('./filters/readahead.ts')).readahead as BlockDriver,
+    load: async () => (await import('./filters/reads/readahead.ts')).readahead as BlockDriver,
   },
   replication: {
     name: 'replication',
@@ -234,7 +234,7 @@ const lazy = {
   retry: {
     name: 'retry',
     kind: 'filter',
-    load: async () => (await import('./filters/retry.ts')).retry as BlockDriver,
+    load: async () => (await import('./filters/reads/retry.ts')).retry as BlockDriver,
   },
   'snapshot-access': {
     name: 'snapshot-access',

@@ -6,16 +6,16 @@
  * old. When the graph may change (a drained section begins), all that has been fetched is forgotten.
  */
 
-import type { IoVector } from '../../aio/memory.ts';
-import type { BlockDriver, OpenContext } from '../../block/contract/driver.ts';
-import type { GraphReadGuard } from '../../block/contract/guard.ts';
-import { Req, Role } from '../../block/contract/request.ts';
-import type { BlockNode } from '../../block/graph/node.ts';
-import { co } from '../../block/io/callbacks.ts';
-import { E } from '../../errors/errno.ts';
-import { BlockError } from '../../errors/error.ts';
-import { createReadWindows, type ReadWindows } from '../prefetch/windows.ts';
-import { filtered, passChanges, passOn, soleWriter } from './pass-on.ts';
+import type { IoVector } from '../../../aio/memory.ts';
+import type { BlockDriver, OpenContext } from '../../../block/contract/driver.ts';
+import type { GraphReadGuard } from '../../../block/contract/guard.ts';
+import { Req, Role } from '../../../block/contract/request.ts';
+import type { BlockNode } from '../../../block/graph/node.ts';
+import { co } from '../../../block/io/callbacks.ts';
+import { E } from '../../../errors/errno.ts';
+import { BlockError } from '../../../errors/error.ts';
+import { createReadWindows, type ReadWindows } from '../../prefetch/windows.ts';
+import { filtered, passChanges, passOn, soleWriter } from '../pass-on.ts';
 
 interface ReadaheadState {
   readonly windows: ReadWindows;

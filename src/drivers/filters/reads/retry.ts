@@ -6,16 +6,16 @@
  * change; a drained section, or somebody who waits for its requests, makes the next attempt the last one.
  */
 
-import type { BlockDriver, OpenContext } from '../../block/contract/driver.ts';
-import type { GraphReadGuard } from '../../block/contract/guard.ts';
-import { Req, Role } from '../../block/contract/request.ts';
-import type { BlockNode } from '../../block/graph/node.ts';
-import { co } from '../../block/io/callbacks.ts';
-import { E } from '../../errors/errno.ts';
-import { errnoOf } from '../../errors/error.ts';
-import { type CancelScope, createCancelScope } from '../net/cancel.ts';
-import { pause, pauseMs, type RetryPolicy, retryPolicy } from '../net/retry.ts';
-import { filtered, passOn } from './pass-on.ts';
+import type { BlockDriver, OpenContext } from '../../../block/contract/driver.ts';
+import type { GraphReadGuard } from '../../../block/contract/guard.ts';
+import { Req, Role } from '../../../block/contract/request.ts';
+import type { BlockNode } from '../../../block/graph/node.ts';
+import { co } from '../../../block/io/callbacks.ts';
+import { E } from '../../../errors/errno.ts';
+import { errnoOf } from '../../../errors/error.ts';
+import { type CancelScope, createCancelScope } from '../../net/cancel.ts';
+import { pause, pauseMs, type RetryPolicy, retryPolicy } from '../../net/retry.ts';
+import { filtered, passOn } from '../pass-on.ts';
 
 interface RetryState {
   readonly policy: RetryPolicy;
