@@ -16,14 +16,6 @@ export const LEFT_OUT: readonly LeftOut[] = [
     names: ['vduse-blk'],
   },
   {
-    reason: 'a cluster file system whose driver the original has given up (11.0)',
-    names: ['gluster'],
-  },
-  {
-    reason: "needs a checkpointing virtual machine; no command of the original's daemon starts it",
-    names: ['replication'],
-  },
-  {
     reason:
       'devices of consoles, displays and input of a machine: listed by its schema, refused by its daemon',
     names: [

@@ -1,7 +1,7 @@
 /** The end of the process, which no library's call may hold up. */
 
 import koffi from 'koffi';
-import { pooledCalls } from '../ffi.ts';
+import { pooledCalls } from './pooled-calls.ts';
 
 /**
  * process.exit; at once when libuv's threads are in calls of libraries, for which process.exit would wait, be it for ever.

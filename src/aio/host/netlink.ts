@@ -5,7 +5,8 @@
 
 import koffi from 'koffi';
 import { E } from '../../errors/errno.ts';
-import { addressOf, callAsync, closeFd, recvNow } from '../ffi.ts';
+import { addressOf, closeFd, recvNow } from '../ffi.ts';
+import { callAsync } from './pooled-calls.ts';
 
 const AF_NETLINK = 16;
 const SOCK_RAW = 3;

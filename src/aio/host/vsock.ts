@@ -10,7 +10,8 @@ import { closeSync } from 'node:fs';
 import { createServer, type Server, Socket } from 'node:net';
 import koffi from 'koffi';
 import { setNonBlocking } from '../descriptors.ts';
-import { addressOf, callAsync, dupOnto } from '../ffi.ts';
+import { addressOf, dupOnto } from '../ffi.ts';
+import { callAsync } from './pooled-calls.ts';
 
 const libc = koffi.load('libc.so.6');
 const cSocket = libc.func('socket', 'int', ['int', 'int', 'int']);

@@ -5,7 +5,7 @@
  * own, which never come here. Source of the facts: glfs.h of GlusterFS 10.
  */
 
-import type { Callable } from '../ffi.ts';
+import type { Callable } from '../host/pooled-calls.ts';
 import { loadHostLibrary } from './host-library.ts';
 
 function bind() {

@@ -6,7 +6,7 @@
  */
 
 import koffi from 'koffi';
-import type { Callable } from '../ffi.ts';
+import type { Callable } from '../host/pooled-calls.ts';
 import { loadHostLibrary } from './host-library.ts';
 
 function bind() {

@@ -1,6 +1,6 @@
 /** Files on Gluster volumes are made, and changed in length, here. Error texts from qemu-img 7.2. */
 
-import { callPooledErrno } from '../../../aio/ffi.ts';
+import { callPooledErrno } from '../../../aio/host/pooled-calls.ts';
 import { type ImageCreation, sizeOption } from '../../../block/contract/image.ts';
 import type { BlockLayer } from '../../../block/layer.ts';
 import { E } from '../../../errors/errno.ts';

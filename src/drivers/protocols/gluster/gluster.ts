@@ -6,7 +6,8 @@
  * few at a time. Connecting is volume.ts, names are names.ts.
  */
 
-import { addressOf, type Callable, callPooledErrno } from '../../../aio/ffi.ts';
+import { addressOf } from '../../../aio/ffi.ts';
+import { type Callable, callPooledErrno } from '../../../aio/host/pooled-calls.ts';
 import {
   allocateIoMemory,
   copyFromVector,

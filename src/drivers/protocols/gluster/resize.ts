@@ -1,6 +1,6 @@
 /** The length of files on Gluster volumes, and the allocation of what is new in them. */
 
-import type { Callable } from '../../../aio/ffi.ts';
+import type { Callable } from '../../../aio/host/pooled-calls.ts';
 import type { Libgfapi } from '../../../aio/libraries/libgfapi.ts';
 import { E } from '../../../errors/errno.ts';
 import { BlockError } from '../../../errors/error.ts';

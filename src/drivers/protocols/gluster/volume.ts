@@ -4,7 +4,7 @@
  * Source of the facts: glfs.h; QMP reference (BlockdevOptionsGluster); error texts from qemu-img 7.2.
  */
 
-import { callPooledErrno } from '../../../aio/ffi.ts';
+import { callPooledErrno } from '../../../aio/host/pooled-calls.ts';
 import { type Libgfapi, libgfapi } from '../../../aio/libraries/libgfapi.ts';
 import { E } from '../../../errors/errno.ts';
 import { BlockError, errnoError } from '../../../errors/error.ts';

@@ -4,7 +4,8 @@
  * Source of the facts: librados and librbd documentation; error texts from qemu-img 7.2.
  */
 
-import { addressOf, callPooled } from '../../../aio/ffi.ts';
+import { addressOf } from '../../../aio/ffi.ts';
+import { callPooled } from '../../../aio/host/pooled-calls.ts';
 import { cellValue, pointerCell } from '../../../aio/libraries/host-library.ts';
 import { ENCRYPTION_FORMATS, type Librbd, librbd } from '../../../aio/libraries/librbd.ts';
 import type { BlockLayer } from '../../../block/layer.ts';

@@ -1,6 +1,7 @@
 /** Images of Ceph are made here: plain or encrypted. Error texts from qemu-img 7.2. */
 
-import { addressOf, callPooled } from '../../../aio/ffi.ts';
+import { addressOf } from '../../../aio/ffi.ts';
+import { callPooled } from '../../../aio/host/pooled-calls.ts';
 import { ENCRYPTION_ALGORITHMS, ENCRYPTION_FORMATS } from '../../../aio/libraries/librbd.ts';
 import { type CreateOptionValues, type ImageCreation, sizeOption } from '../../../block/contract/image.ts';
 import type { BlockLayer } from '../../../block/layer.ts';

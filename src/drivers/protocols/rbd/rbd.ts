@@ -5,7 +5,8 @@
  * auth-client-required, key-secret, server. Connecting is connect.ts, requests are requests.ts, names names.ts.
  */
 
-import { addressOf, callPooled } from '../../../aio/ffi.ts';
+import { addressOf } from '../../../aio/ffi.ts';
+import { callPooled } from '../../../aio/host/pooled-calls.ts';
 import { type Librbd, WRITE_ZEROES_THICK } from '../../../aio/libraries/librbd.ts';
 import { copyFromVector, copyToVector, fillVector, type IoVector, sliceVector } from '../../../aio/memory.ts';
 import type { BlockDriver, OpenContext } from '../../../block/contract/driver.ts';

@@ -1,6 +1,7 @@
 /** Block status of images of Ceph, from their object maps (feature fast-diff). */
 
-import { addressOf, callPooled } from '../../../aio/ffi.ts';
+import { addressOf } from '../../../aio/ffi.ts';
+import { callPooled } from '../../../aio/host/pooled-calls.ts';
 import { cellValue, pointerCell } from '../../../aio/libraries/host-library.ts';
 import { FEATURE_FAST_DIFF, FLAG_FAST_DIFF_INVALID } from '../../../aio/libraries/librbd.ts';
 import { type BlockStatus, Status } from '../../../block/contract/request.ts';
