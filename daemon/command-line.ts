@@ -118,7 +118,14 @@ async function startNbdServer(value: string, { daemon }: Execution): Promise<voi
 }
 
 async function addExport(value: string, { daemon }: Execution): Promise<void> {
-  await daemon.run('block-export-add', parseExport(value));
+  const options = parseExport(value);
+  const { layer } = daemon.context;
+  layer.allowInheritedFd = true;
+  try {
+    await daemon.run('block-export-add', options);
+  } finally {
+    layer.allowInheritedFd = false;
+  }
 }
 
 /** The original has types of exports that are not here: who asks for one is told which are. */

@@ -9,11 +9,11 @@ import { waitUntil } from '../patience.ts';
 import { daemonProgram, makeScratchDir, reportOf } from '../peers/daemons.ts';
 import { requirePeer } from '../peers/requires.ts';
 
-/** Listens at the path that is the first argument, and becomes the program of the others with the socket as number 3. */
+/** Listens at the path that is the first argument, and becomes the program of the others with the socket as number 9. */
 const PASS_ON = `
 import os, socket, sys
-s = socket.socket(socket.AF_UNIX); s.bind(sys.argv[1]); s.listen(); os.dup2(s.fileno(), 3, inheritable=True)
-os.execvp(sys.argv[2], sys.argv[2:])`;
+s = socket.socket(socket.AF_UNIX); s.bind(sys.argv[1]); s.listen()
+os.dup2(s.fileno(), 9, inheritable=True); os.execvp(sys.argv[2], sys.argv[2:])`;
 
 test.for(['qblockd', 'qemu-storage-daemon'] as const)('%s', async (kind, context) => {
   requirePeer(context, 'python3', kind === 'qblockd' ? 'python3' : kind);
@@ -28,7 +28,7 @@ test.for(['qblockd', 'qemu-storage-daemon'] as const)('%s', async (kind, context
       '--blockdev',
       `file,node-name=f,filename=${dir}/disk`,
     ],
-    ...['--export', 'vhost-user-blk,id=e,node-name=f,addr.type=fd,addr.str=3', '--pidfile', `${dir}/pid`],
+    ...['--export', 'vhost-user-blk,id=e,node-name=f,addr.type=fd,addr.str=9', '--pidfile', `${dir}/pid`],
   ]);
   const ended = reportOf(child);
   try {
