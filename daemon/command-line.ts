@@ -12,6 +12,7 @@ import { type CommandLineTypes, HELP_REQUESTED, parseOption } from '../src/qmp/v
 import { CHARDEV_OPTIONS, chardevBackend } from './arguments/chardev-option.ts';
 import { describeOptions, parseOptions } from './arguments/qemu-opts.ts';
 import { parseQmpOption } from './arguments/qmp-address.ts';
+import { keyOf } from './config/entries.ts';
 import type { Section } from './config/read.ts';
 import type { Daemon } from './daemon.ts';
 import { chardevKinds, objectHelp } from './help.ts';
@@ -164,14 +165,14 @@ async function addMetrics(value: string, { daemon }: Execution): Promise<void> {
   if (isUnknown(options, options.port)) daemon.tell(`Metrics: ${listener.url}\n`);
 }
 
-/** There are no trace events, so that every pattern names one that does not exist. */
-function trace(value: string, { reporter }: Execution): void {
-  const types = { enable: 'str', events: 'str', file: 'str' } as const;
-  const { values, help } = parseOptions(value, types, 'enable', (text) => reporter.message(text));
-  if (help) throw new EarlyExit(0);
-  const pattern = values.get('enable');
-  if (typeof pattern !== 'string' || /[*?]/.test(pattern)) return;
-  reporter.message(`warning: trace event '${pattern}' does not exist`);
+/** Switches trace events on. All options of the kind come before the others are executed: see executeOptions. */
+async function trace(value: string, { daemon, reporter }: Execution): Promise<void> {
+  const { allEvents, applyTraceOption, createTrace } = await import('./trace/switch.ts');
+  daemon.trace ??= createTrace();
+  const tell = (text: string): void => reporter.message(text);
+  if (applyTraceOption(value, daemon.trace, tell) !== 'help') return;
+  writeAll(1, `${allEvents().join('\n')}\n`);
+  throw new EarlyExit(0);
 }
 
 async function addBlockNode(value: string, { daemon }: Execution): Promise<void> {
@@ -191,8 +192,26 @@ async function addBlockNode(value: string, { daemon }: Execution): Promise<void>
 async function addConfig(value: string, execution: Execution): Promise<void> {
   const { applyConfig } = await import('./config/apply.ts');
   const { reporter, saved } = execution;
-  const execute = (section: Section, text: string) => EXECUTORS[section]?.(text, execution);
+  const execute = (section: Section, text: string) => {
+    execution.daemon.applied.set(keyOf(section, text), text);
+    return EXECUTORS[section]?.(text, execution);
+  };
   await applyConfig(value, reporter, execute, saved === value ? null : saved);
+}
+
+/** SIGHUP: adds what is new in a configuration. Returns how many entries. */
+export async function reloadConfiguration(
+  name: string,
+  { daemon, reporter }: Omit<Execution, 'saved'>,
+): Promise<number> {
+  const { reloadConfig } = await import('./config/reload.ts');
+  const execution: Execution = { daemon, reporter, saved: null };
+  const execute = async (section: Section, text: string): Promise<void> => {
+    await EXECUTORS[section]?.(text, execution);
+    daemon.applied.set(keyOf(section, text), text);
+  };
+  const warn = (text: string): void => reporter.message(`warning: ${text}`);
+  return await reloadConfig(name, daemon.context, daemon.applied, execute, warn);
 }
 
 /** A saved configuration; there is none before the first save. */
@@ -225,8 +244,11 @@ export async function executeOptions(
   const restored = items.find((item) => item.kind === 'option' && item.name === 'restore');
   const saved = restored?.kind === 'option' && existsSync(restored.value) ? restored.value : null;
   const execution: Execution = { daemon, reporter, saved };
-  for (const item of items) {
+  const isTrace = (item: CommandLineItem): boolean => item.kind === 'option' && item.name === 'trace';
+  const traces = items.filter(isTrace);
+  for (const item of [...traces, ...items.filter((each) => !isTrace(each))]) {
     execution.reporter.location = item.text;
+    if (item === items.find((each) => !isTrace(each))) await daemon.beginTrace();
     if (item.kind === 'operand') throw new BlockError('Unexpected argument');
     await EXECUTORS[item.name]?.(item.value, execution);
     if (execution.daemon.ending) break;

@@ -23,6 +23,7 @@ import { createDispatcher, type Dispatcher } from '../src/qmp/dispatch.ts';
 import { EventHub } from '../src/qmp/events.ts';
 import type { QmpSession } from '../src/qmp/session.ts';
 import { definitionReader } from '../src/tools/common/image-options.ts';
+import type { Applied } from './config/entries.ts';
 import { createStateFile, type StateFile } from './config/state.ts';
 import type { Logger } from './logger.ts';
 import { attachMonitor } from './monitor.ts';
@@ -31,6 +32,7 @@ import type { QmpListener } from './qmp-listener.ts';
 import { type Reporter, writeAll } from './reporter.ts';
 import { SessionHost } from './sessions.ts';
 import type { PassedSockets } from './systemd/sockets.ts';
+import type { TraceSwitch } from './trace/switch.ts';
 
 /** A device outlives the monitor on it by so much: see attachMonitor. */
 const DEVICE_MS = 100;
@@ -54,11 +56,18 @@ export class Daemon {
   /** Sockets that the service manager has opened for this process. */
   readonly passedSockets: PassedSockets;
   pidFile: PidFile | null = null;
+  /** What configurations have asked for so far. */
+  readonly applied: Applied = new Map();
+  /** Trace events that are on; null: no --trace. */
+  trace: TraceSwitch | null = null;
   readonly #onEnding: () => void;
   readonly #state: StateFile | null;
   readonly #logger: Logger;
   readonly #events: EventHub;
   readonly #localSession: QmpSession;
+  readonly #dispatcher: Dispatcher;
+  /** The dispatcher with trace events; null where none are on. */
+  #traced: Dispatcher | null = null;
   #ending: Promise<void> | null = null;
   #onEnded: () => void = () => undefined;
 
@@ -114,7 +123,18 @@ export class Daemon {
       stateFile === null ? null : createStateFile(stateFile, this.context, (text) => logger.error({}, text));
     const dispatcher = createDispatcher(this.context, commandTable, asMonitor);
     onLongDerivation(() => dispatcher.letOthersGo());
-    this.host = new SessionHost(this.#watched(dispatcher), this.#events, logger);
+    const watched = this.#watched(dispatcher);
+    // Asked at each command: traces are switched on after the daemon is made.
+    this.host = new SessionHost(
+      {
+        has: (name) => watched.has(name),
+        letOthersGo: () => watched.letOthersGo(),
+        execute: (name, args, session) => (this.#traced ?? watched).execute(name, args, session),
+      },
+      this.#events,
+      logger,
+    );
+    this.#dispatcher = watched;
     this.#localSession = this.host.createLocalSession();
   }
 
@@ -141,6 +161,17 @@ export class Daemon {
   tell(text: string): void {
     const isTaken = this.context.chardevs.usesStdio || this.listeners.some(({ url }) => url === 'stdio');
     if (!isTaken) writeAll(1, text);
+  }
+
+  /** Puts the trace events in place that the command line has switched on. */
+  async beginTrace(): Promise<void> {
+    const { trace } = this;
+    if (trace === null || trace.enabled.size === 0) return;
+    const { traceEvents, traceGraph, traceRequests, tracedDispatcher } = await import('./trace/attach.ts');
+    traceRequests(trace);
+    traceGraph(trace, this.context.layer);
+    traceEvents(trace, this.#events);
+    this.#traced = tracedDispatcher(trace, this.#dispatcher);
   }
 
   /** Notes an error in the log that is nobody's fault but ours. */

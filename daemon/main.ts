@@ -4,17 +4,18 @@
  * Exit status: 0 after a request to end (signal or `quit`) and after help; 1 when startup failed.
  */
 
+import { closeSync } from 'node:fs';
 import path from 'node:path';
 import { exitProcess } from '../src/aio/host/exit.ts';
 import { restoreWords } from '../src/aio/host/names.ts';
 import { BlockError } from '../src/errors/error.ts';
-import { EarlyExit, executeOptions } from './command-line.ts';
+import { EarlyExit, executeOptions, reloadConfiguration } from './command-line.ts';
 import { Daemon } from './daemon.ts';
 import { usage, versionText } from './help.ts';
-import { createLogger, isLogLevel, LOG_LEVELS, type LogLevel, openLogFile } from './logger.ts';
+import { createLogger, isLogLevel, LOG_LEVELS, type Logger, type LogLevel, openLogFile } from './logger.ts';
 import { type CommandLineItem, type OptionName, parseCommandLine, UsageError } from './options.ts';
 import { createReporter, type Reporter, writeAll } from './reporter.ts';
-import { createNotifier } from './systemd/notify.ts';
+import { createNotifier, type Notifier } from './systemd/notify.ts';
 import { takePassedSockets } from './systemd/sockets.ts';
 
 /** Time for what has been written to sockets to be sent before the process ends all the same. */
@@ -43,10 +44,59 @@ function exitSoon(status: number): void {
   setTimeout(() => exitProcess(status), LINGER_MS).unref();
 }
 
+interface Reloading {
+  readonly configs: readonly string[];
+  /** The log file by name; null: standard error. */
+  readonly logFile: string | null;
+  readonly logFd: number;
+  /** What standard error is, where that is the log too. */
+  readonly daemonized: boolean;
+}
+
 function watchSignals(daemon: Daemon): void {
-  for (const signal of ['SIGINT', 'SIGTERM', 'SIGHUP'] as const) {
+  for (const signal of ['SIGINT', 'SIGTERM'] as const) {
     process.on(signal, () => void daemon.shutDown());
   }
+}
+
+/**
+ * SIGHUP: where there is a configuration or a log file, both are read and opened anew; else it ends the daemon, as with
+ * the original. Not before everything has started.
+ */
+function watchHangUp(
+  daemon: Daemon,
+  reporter: Reporter,
+  logger: Logger,
+  notifier: Notifier,
+  what: Reloading,
+): void {
+  const { configs, logFile, logFd, daemonized } = what;
+  let reloading = Promise.resolve();
+  const reload = async (): Promise<void> => {
+    notifier.reloading();
+    if (logFile !== null) {
+      const { dupOnto } = await import('../src/aio/ffi.ts');
+      const fd = openLogFile(logFile);
+      for (const old of daemonized ? [logFd, 2] : [logFd]) dupOnto(fd, old);
+      closeSync(fd);
+    }
+    for (const config of configs) {
+      const added = await reloadConfiguration(config, { daemon, reporter });
+      logger.info({ config, added }, 'configuration read again');
+    }
+    daemon.keepState();
+    notifier.ready();
+  };
+  process.on('SIGHUP', () => {
+    if (configs.length === 0 && logFile === null) {
+      void daemon.shutDown();
+      return;
+    }
+    reloading = reloading.then(reload).catch((error: unknown) => {
+      reporter.error(error);
+      notifier.ready();
+    });
+  });
 }
 
 /** Executes everything the command line asks for. */
@@ -84,8 +134,22 @@ async function runDaemon(items: readonly CommandLineItem[], reporter: Reporter):
     passedSockets,
     onEnding: notifier.stopping,
   });
+  const slow = lastValue(items, 'slow-requests');
+  if (slow !== null) {
+    const { logSlowRequests, parseThreshold } = await import('./trace/slow-requests.ts');
+    logSlowRequests(parseThreshold(slow), logger);
+  }
   let status = 0;
   watchSignals(daemon);
+  const configs = items.flatMap((item) =>
+    item.kind === 'option' && item.name === 'config' ? [item.value] : [],
+  );
+  watchHangUp(daemon, reporter, logger, notifier, { configs, logFile, logFd, daemonized });
+  process.on('SIGUSR2', () => {
+    void import('./debug-dump.ts').then(({ writeDump }) =>
+      writeDump(daemon, lastValue(items, 'dump-file'), logger),
+    );
+  });
   daemon.onEnded(() => exitSoon(status));
   try {
     await startUp(items, daemon, reporter);

@@ -18,7 +18,7 @@ export const OPTIONS = {
     argument: true,
     short: 'T',
     forms: ['[[enable=]<pattern>][,events=<file>][,file=<file>]'],
-    text: 'accepted for compatibility; there are no trace events',
+    text: 'write a line for each event that fits the pattern, to standard error or a file; a file of events has a pattern a line; help: list the events',
   },
   version: { argument: false, short: 'V', forms: [''], text: 'print the version and exit' },
   blockdev: {
@@ -67,6 +67,13 @@ export const OPTIONS = {
       '[type=]vhost-user-blk,id=<id>,node-name=<node>,addr.type=fd,addr.str=<fd>[,writable=on|off][,logical-block-size=<bytes>][,num-queues=<n>]',
     ],
     text: 'export a node: over NBD (needs --nbd-server), as a file through FUSE, or to a virtual machine as a vhost-user-blk device',
+  },
+  'dump-file': {
+    argument: true,
+    ours: true,
+    forms: ['<path>'],
+    text: 'where SIGUSR2 adds what the daemon is doing at that moment: nodes, requests under way, jobs, clients, memory (default: the log)',
+    completes: 'file',
   },
   'log-file': {
     argument: true,
@@ -127,6 +134,12 @@ export const OPTIONS = {
     forms: ['<file>'],
     text: 'carry out the configuration that --save has kept in <file>, if there is one; nodes, NBD server and exports of --config are left out then',
     completes: 'file',
+  },
+  'slow-requests': {
+    argument: true,
+    ours: true,
+    forms: ['<milliseconds>'],
+    text: 'log every request that takes longer, with the time it spent in each node on its way',
   },
   save: {
     argument: true,

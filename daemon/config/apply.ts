@@ -74,7 +74,7 @@ function references(value: unknown, member: string | null): string[] {
 }
 
 /** The nodes, each behind those it refers to; otherwise as they stand in the file. Throws on a circle. */
-function inOrder(items: readonly ConfigItem[]): ConfigItem[] {
+export function inOrder(items: readonly ConfigItem[]): ConfigItem[] {
   const nameOf = ({ value }: ConfigItem): string | null =>
     typeof value === 'object' && typeof value['node-name'] === 'string' ? value['node-name'] : null;
   const byName = new Map(

@@ -10,6 +10,8 @@ import { sendDatagram } from '../../src/aio/host/datagram.ts';
 export interface Notifier {
   /** Everything that was asked for is there. */
   ready(): void;
+  /** The configuration is being read again; `ready` follows. */
+  reloading(): void;
   /** The end has begun. */
   stopping(): void;
 }
@@ -30,14 +32,27 @@ export function createNotifier(env: NodeJS.ProcessEnv, pid: number): Notifier {
   const name = env.NOTIFY_SOCKET ?? '';
   const aliveMs = watchdogMs(env, pid);
   for (const key of ['NOTIFY_SOCKET', 'WATCHDOG_USEC', 'WATCHDOG_PID']) delete env[key];
-  if (!/^[@/]/.test(name)) return { ready: () => undefined, stopping: () => undefined };
+  if (!/^[@/]/.test(name)) {
+    const nothing = (): void => undefined;
+    return { ready: nothing, reloading: nothing, stopping: nothing };
+  }
   // A manager that cannot be reached is no reason to fail: the disks are served all the same.
   const tell = (...lines: string[]): void => void sendDatagram(name, lines.join('\n'));
+  let saysAlive = false;
   return {
     ready() {
       tell('READY=1', 'STATUS=Serving', `MAINPID=${pid}`);
       // A daemon whose event loop stands still says nothing, and is restarted.
-      if (aliveMs !== null) setInterval(() => tell('WATCHDOG=1'), aliveMs).unref();
+      if (aliveMs !== null && !saysAlive) setInterval(() => tell('WATCHDOG=1'), aliveMs).unref();
+      saysAlive = true;
+    },
+    reloading() {
+      // systemd 253 wants to know when, by CLOCK_MONOTONIC.
+      tell(
+        'RELOADING=1',
+        'STATUS=Reading the configuration again',
+        `MONOTONIC_USEC=${process.hrtime.bigint() / 1000n}`,
+      );
     },
     stopping() {
       tell('STOPPING=1', 'STATUS=Closing exports, jobs and nodes');

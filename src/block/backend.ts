@@ -63,6 +63,10 @@ export class BlockBackend implements BackendIo, RootParent, ShortHolder {
     return this.#pending;
   }
 
+  get pending(): number {
+    return this.#pending;
+  }
+
   get nodeName(): string {
     return this.node.name;
   }
@@ -312,6 +316,30 @@ export class BlockBackend implements BackendIo, RootParent, ShortHolder {
     } finally {
       this.#leave(guard);
     }
+  }
+}
+
+type Request = (...args: never[]) => Promise<void>;
+
+/** The requests of backends that `observeBackends` can look at. */
+const OBSERVED = ['preadv', 'pwritev', 'pwriteZeroes', 'pdiscard', 'flush'] as const;
+export type BackendRequest = (typeof OBSERVED)[number];
+
+/** Puts `around` about every request of every backend from now on; as observeForms. The waits before a request are inside. */
+export function observeBackends(
+  around: (
+    name: BackendRequest,
+    backend: BlockBackend,
+    args: readonly unknown[],
+    run: () => Promise<void>,
+  ) => Promise<void>,
+): void {
+  const table = BlockBackend.prototype as unknown as Record<BackendRequest, Request>;
+  for (const name of OBSERVED) {
+    const request = table[name];
+    table[name] = function (this: BlockBackend, ...args: never[]) {
+      return around(name, this, args, () => request.apply(this, args));
+    };
   }
 }
 

@@ -7,6 +7,7 @@ import { setBackingName } from '../block/open/backing-name.ts';
 import { reopenNodes } from '../block/open/reopen.ts';
 import { graphWithUsers } from '../block/query/graph-with-users.ts';
 import { blockGraph } from '../block/query/query-graph.ts';
+import { requestsOf, requestsOfAll } from '../block/query/requests.ts';
 import { BlockError } from '../errors/error.ts';
 import type { Handlers } from '../qmp/dispatch.ts';
 import type { CommandContext } from './context.ts';
@@ -38,6 +39,8 @@ export const blockGraphCommands = {
     return {};
   },
   'x-debug-query-block-graph': ({ layer }) => blockGraph(layer),
+  'x-query-requests': ({ layer }, { 'node-name': name }) =>
+    name === undefined ? requestsOfAll(layer) : [requestsOf(findNode(layer, name, ''))],
   'x-query-block-graph': ({ layer, exports }) => graphWithUsers(layer, exports.idsByBackend()),
   'block-set-write-threshold': ({ layer }, { 'node-name': name, 'write-threshold': threshold }) => {
     const node = layer.findNode(name);
@@ -60,6 +63,7 @@ export const blockGraphCommands = {
   | 'blockdev-reopen'
   | 'x-debug-query-block-graph'
   | 'x-query-block-graph'
+  | 'x-query-requests'
   | 'block-set-write-threshold'
   | 'change-backing-file'
   | 'x-blockdev-set-iothread'

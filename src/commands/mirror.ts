@@ -80,7 +80,14 @@ async function mirror(
     source,
     target,
     replaces,
-    round: sync === 'none' ? null : { base: isTop ? base : null, zeroTarget: own.zeroTarget && !isTop },
+    round:
+      sync === 'none'
+        ? null
+        : {
+            base: isTop ? base : null,
+            zeroTarget: own.zeroTarget && !isTop,
+            targetIsZero: sync === 'full' && 'target-is-zero' in given && given['target-is-zero'] === true,
+          },
     granularityBytes: granularity,
     bufferBytes,
     speed: given.speed ?? 0,

@@ -136,7 +136,8 @@ const CHANGES: Readonly<Record<string, Change>> = {
 /** What we say of a volume: its information, or the message. */
 async function ourInfo(volume: Buffer): Promise<unknown> {
   try {
-    return await readLuksInfo(readerOf(volume));
+    const { 'detached-header': _, ...info } = await readLuksInfo(readerOf(volume));
+    return info;
   } catch (error) {
     return error instanceof BlockError ? error.message : error;
   }

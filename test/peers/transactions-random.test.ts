@@ -10,6 +10,7 @@ import { spawnSync } from 'node:child_process';
 import path from 'node:path';
 import { describe, expect, test } from 'vitest';
 import { type DaemonKind, type RunningDaemon, startDaemon } from './daemons.ts';
+import { withoutNewer } from './newer-members.ts';
 import type { QmpClient, QmpMessage } from './qmp-client.ts';
 import { requirePeer } from './requires.ts';
 import { Normaliser } from './transcript.ts';
@@ -137,7 +138,7 @@ async function ask({ daemon, client, normaliser }: Side, execute: string, args?:
   do message = await client.next();
   while (message !== null && 'event' in message);
   if (message === null) throw new Error(`the ${daemon.kind} has gone at ${execute}`);
-  return normaliser.value(comparable(message));
+  return normaliser.value(withoutNewer(comparable(message)));
 }
 
 /** Times of snapshots, and how long the files of images have become: where data goes is each daemon's own affair. */

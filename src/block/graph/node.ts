@@ -32,6 +32,8 @@ export interface RootParent {
   readonly staysAtNode: boolean;
   /** An inactive node will do: reads are all that is wanted of it, or errors are expected. */
   readonly allowsInactive: boolean;
+  /** Requests begun and not ended, those that wait outside included; absent where nobody counts. */
+  readonly pending?: number;
   /** The block job that the edge belongs to; null: a user of another kind. */
   readonly jobId: string | null;
 }

@@ -7,7 +7,13 @@
 
 import { CoQueue } from '../../coroutine/co-queue.ts';
 
+/** What a tracked request does: for whoever looks at it. */
+export type TrackedKind = 'read' | 'write' | 'discard' | 'truncate' | 'copy' | 'other';
+
 export interface TrackedRequest {
+  readonly kind: TrackedKind;
+  /** When it began, as performance.now() tells. */
+  readonly startMs: number;
   /** Counts up within the list: a larger id began later. */
   readonly id: number;
   readonly offset: number;
@@ -39,8 +45,15 @@ export function createTrackedList(): TrackedList {
 }
 
 /** Adds a request over [offset, offset+bytes). */
-export function beginTracked(list: TrackedList, offset: number, bytes: number): TrackedRequest {
+export function beginTracked(
+  list: TrackedList,
+  offset: number,
+  bytes: number,
+  kind: TrackedKind,
+): TrackedRequest {
   const request: TrackedRequest = {
+    kind,
+    startMs: performance.now(),
     id: ++list.lastId,
     offset,
     bytes,

@@ -74,6 +74,51 @@ function checked<T extends Readonly<Record<string, Form>>>(table: T): T {
 /** The forms for callers that hold the graph read lock. */
 export const co = checked(forms);
 
+/** Runs a call of a form; `args` are what follows the guard. */
+export type AroundForm = <T>(
+  name: IoCallbackName,
+  node: BlockNode,
+  args: readonly unknown[],
+  run: () => Promise<T>,
+) => Promise<T>;
+
+/**
+ * Puts `around` about every call of a form from now on, in the whole process: for traces and for the log of slow requests.
+ * Whoever does not ask for them pays nothing.
+ */
+export function observeForms(around: AroundForm): void {
+  const table = co as unknown as Record<string, (...args: unknown[]) => Promise<unknown>>;
+  for (const [name, form] of Object.entries(table)) {
+    table[name] = (node, guard, ...args) =>
+      around(name as IoCallbackName, node as BlockNode, args, () => form(node, guard, ...args));
+  }
+}
+
+/** Calls `seen` for every request that is done, or begun, within the turn: those that come by no form. */
+export function observeInTurn(
+  seen: (
+    name: 'tryPreadv' | 'tryPwritev' | 'mapRead',
+    node: BlockNode,
+    offset: number,
+    bytes: number,
+  ) => void,
+): void {
+  for (const name of ['tryPreadv', 'tryPwritev'] as const) {
+    const form = inTurn[name];
+    inTurn[name] = (node, guard, offset, bytes, vec, short) => {
+      const isDone = form(node, guard, offset, bytes, vec, short);
+      if (isDone) seen(name, node, offset, bytes);
+      return isDone;
+    };
+  }
+  const { mapRead } = inTurn;
+  inTurn.mapRead = (node, guard, offset, bytes) => {
+    const place = mapRead(node, guard, offset, bytes);
+    if (place !== null) seen('mapRead', node, offset, bytes);
+    return place;
+  };
+}
+
 const inTurn = checked({
   tryPreadv: ioSync.tryPreadv,
   tryPwritev: ioSync.tryPwritev,

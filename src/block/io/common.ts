@@ -5,11 +5,11 @@ import { ioError } from '../../errors/error.ts';
 import { recordWrite, resizeBitmaps } from '../bitmaps/dirty-bitmap.ts';
 import { roundUp } from '../contract/rounding.ts';
 import type { BlockNode } from '../graph/node.ts';
-import { beginTracked, endTracked, type TrackedRequest } from '../graph/tracked.ts';
+import { beginTracked, endTracked, type TrackedKind, type TrackedRequest } from '../graph/tracked.ts';
 
-export function begin(node: BlockNode, offset: number, bytes: number): TrackedRequest {
+export function begin(node: BlockNode, offset: number, bytes: number, kind: TrackedKind): TrackedRequest {
   node.inFlight++;
-  return beginTracked(node.tracked, offset, bytes);
+  return beginTracked(node.tracked, offset, bytes, kind);
 }
 
 export function end(node: BlockNode, request: TrackedRequest): void {

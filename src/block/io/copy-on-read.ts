@@ -81,7 +81,7 @@ export async function coCopyOnRead(
   const from = roundDown(offset, cluster);
   const to = Math.min(roundUp(offset + bytes, cluster), node.totalBytes);
   if (to <= from) return;
-  const request = begin(node, from, to - from);
+  const request = begin(node, from, to - from, 'copy');
   try {
     markSerialising(node.tracked, request, 1);
     await waitSerialising(node.tracked, request);

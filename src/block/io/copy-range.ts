@@ -69,7 +69,7 @@ export async function coCopyRangeFrom(
   if (driver.copyRangeFrom === undefined || !fits(node, offset, bytes)) return false;
   // Behind its end a node reads as zeroes, whatever its driver would find there.
   if (offset + bytes > node.totalBytes) return false;
-  const request = begin(node, offset, bytes);
+  const request = begin(node, offset, bytes, 'copy');
   try {
     if (node.tracked.serialising > 0) await waitSerialising(node.tracked, request);
     return await driver.copyRangeFrom(node, guard, offset, bytes, sink);
@@ -91,7 +91,7 @@ export async function coCopyRangeTo(
   checkRange(offset, bytes);
   const { driver } = node;
   if (driver.copyRangeTo === undefined || changesData(node) || !fits(node, offset, bytes)) return false;
-  const request = begin(node, offset, bytes);
+  const request = begin(node, offset, bytes, 'copy');
   let copied = false;
   try {
     if (node.tracked.serialising > 0) await waitSerialising(node.tracked, request);

@@ -25,7 +25,7 @@ export async function coPdiscard(
   checkRange(offset, bytes);
   const { driver, limits } = node;
   if (!node.settings.discardUnmap || driver.pdiscard === undefined || bytes === 0) return;
-  const request = begin(node, offset, bytes);
+  const request = begin(node, offset, bytes, 'discard');
   try {
     if (node.tracked.serialising > 0) await waitSerialising(node.tracked, request);
     const align = Math.max(limits.pdiscardAlignment, limits.requestAlignment);

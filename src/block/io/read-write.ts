@@ -51,7 +51,7 @@ export async function coPreadv(
     );
     return;
   }
-  const request = begin(node, offset, bytes);
+  const request = begin(node, offset, bytes, 'read');
   try {
     if ((flags & Req.serialising) !== 0) markSerialising(node.tracked, request, node.limits.requestAlignment);
     if (node.tracked.serialising > 0) await waitSerialising(node.tracked, request);
@@ -151,7 +151,7 @@ async function trackedWrite(
 ): Promise<void> {
   checkWritable(node);
   checkRange(offset, bytes);
-  const request = begin(node, offset, bytes);
+  const request = begin(node, offset, bytes, 'write');
   try {
     if (alone) markSerialising(node.tracked, request, node.limits.requestAlignment);
     if (node.tracked.serialising > 0) await waitSerialising(node.tracked, request);

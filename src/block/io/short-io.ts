@@ -40,7 +40,7 @@ export class ShortIo implements ObservedRequest {
   /** The request, which waits, is in this node too. */
   track(node: BlockNode, offset: number, bytes: number, isWrite: boolean): void {
     this.#nodes.push(node);
-    this.#records.push(begin(node, offset, bytes));
+    this.#records.push(begin(node, offset, bytes, isWrite ? 'write' : 'read'));
     this.#isWrite = isWrite;
   }
 

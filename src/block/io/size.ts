@@ -37,7 +37,7 @@ export async function coTruncate(
   const everything = growOnly || node.driver.exclusiveTruncate === true;
   const from = everything ? 0 : Math.min(length, node.totalBytes);
   const to = everything ? Number.POSITIVE_INFINITY : Math.max(length, node.totalBytes);
-  const request = begin(node, from, to - from);
+  const request = begin(node, from, to - from, 'truncate');
   try {
     markSerialising(node.tracked, request, 1);
     await waitSerialising(node.tracked, request);

@@ -17,6 +17,8 @@ export interface FirstRound {
   readonly base: BlockNode | null;
   /** The target may hold anything: where the source has nothing it must become zero. */
   readonly zeroTarget: boolean;
+  /** The user knows that the target reads as zeroes: zeroes of the source need not be copied. Default: nobody knows. */
+  readonly targetIsZero?: boolean;
 }
 
 /** Between two steps: returns false when the job has to stop. */
@@ -39,7 +41,7 @@ export async function firstRound(mirror: Mirror, round: FirstRound, goOn: Betwee
 /** Looks at what begins at `from`, and returns its end. It is one operation: no active write comes in between. */
 async function step(
   mirror: Mirror,
-  { base, zeroTarget }: FirstRound,
+  { base, zeroTarget, targetIsZero = false }: FirstRound,
   from: number,
   limit: number,
 ): Promise<number> {
@@ -53,8 +55,9 @@ async function step(
     )
       await other.waiters.wait();
     return await source.layer.graphLock.withRead(async (guard) => {
-      const status = await blockStatusAbove(source, guard, base, false, from, limit - from);
+      const status = await blockStatusAbove(source, guard, base, targetIsZero, from, limit - from);
       const bytes = status.bytes || limit - from;
+      if (targetIsZero && status.bytes !== 0 && (status.flags & Status.zero) !== 0) return from + bytes;
       // A source that has become shorter says nothing of the rest.
       if (status.bytes === 0 || (status.flags & Status.allocated) !== 0) setDirty(bitmap, from, bytes);
       else if (zeroTarget) await co.pwriteZeroes(target, guard, from, bytes, mirror.mover.zeroFlags);

@@ -149,7 +149,7 @@ async function writeAll(
   request: (child: BlockNode) => Promise<void>,
 ): Promise<void> {
   const { tracked, threshold } = node.state;
-  const record = beginTracked(tracked, offset, bytes);
+  const record = beginTracked(tracked, offset, bytes, 'other');
   let errnos: readonly number[];
   try {
     if (tracked.serialising > 0) await waitSerialising(tracked, record);
@@ -204,7 +204,7 @@ async function readVoted(
     return;
   }
   const { tracked } = node.state;
-  const record = beginTracked(tracked, offset, bytes);
+  const record = beginTracked(tracked, offset, bytes, 'other');
   try {
     markSerialising(tracked, record, 1);
     await waitSerialising(tracked, record);

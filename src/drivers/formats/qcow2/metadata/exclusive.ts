@@ -19,7 +19,7 @@ export async function exclusive<T>(
   guard: GraphReadGuard,
   section: () => Promise<T>,
 ): Promise<T> {
-  const request = begin(node, 0, Number.POSITIVE_INFINITY);
+  const request = begin(node, 0, Number.POSITIVE_INFINITY, 'other');
   try {
     markSerialising(node.tracked, request, 1);
     await waitSerialising(node.tracked, request);

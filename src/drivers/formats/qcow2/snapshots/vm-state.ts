@@ -62,7 +62,7 @@ async function writeAt(node: Qcow2Node, guard: GraphReadGuard, at: number, vec: 
 }
 
 async function tracked(node: Qcow2Node, at: number, bytes: number, run: () => Promise<void>): Promise<void> {
-  const request = begin(node, at, bytes);
+  const request = begin(node, at, bytes, 'other');
   try {
     if (node.tracked.serialising > 0) await waitSerialising(node.tracked, request);
     await run();
