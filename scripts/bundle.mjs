@@ -134,6 +134,27 @@ const toolRuns = [
   ['qblock-img', 'info', 'over'],
 ];
 
+/** What a management does first. Reading its arguments, above all those of blockdev-add, is the largest code to compile. */
+function daemonCommands(dir) {
+  const node = {
+    driver: 'qcow2',
+    'node-name': 'n',
+    file: { driver: 'file', filename: path.join(dir, 'base') },
+  };
+  const list = [
+    ['qmp_capabilities'],
+    ['query-named-block-nodes'],
+    ['query-block-exports'],
+    ['blockdev-add', node],
+    ['block-export-add', { type: 'nbd', id: 'f', 'node-name': 'n' }],
+    ['query-block-jobs'],
+    ['block-export-del', { id: 'f' }],
+    ['blockdev-del', { 'node-name': 'n' }],
+    ['quit'],
+  ];
+  return list.map(([execute, args]) => (args === undefined ? { execute } : { execute, arguments: args }));
+}
+
 /** Starts the daemon with a disk and an export, says hello, and ends it. */
 async function runDaemon(dir) {
   const socket = path.join(dir, 'qmp');
@@ -154,8 +175,7 @@ async function runDaemon(dir) {
   // The socket is there a moment before anybody listens on it.
   client.on('error', () => daemon.kill());
   const limit = setTimeout(() => daemon.kill('SIGKILL'), 20_000);
-  for (const execute of ['qmp_capabilities', 'query-named-block-nodes', 'query-block-exports', 'quit'])
-    client.write(JSON.stringify({ execute }));
+  for (const command of daemonCommands(dir)) client.write(JSON.stringify(command));
   client.resume();
   await ended;
   clearTimeout(limit);
