@@ -1,5 +1,5 @@
 // Makes a Debian package in dist/: the npm package with its dependencies for this kind of machine under /usr/lib/qblockd,
-// links in /usr/bin, man pages, completions of shells, systemd units, a system user. Usage: npm run deb      Needs dpkg-deb, and the registry for dependencies.
+// links in /usr/bin, man pages, completions of shells, the documentation, systemd units, a system user. Usage: npm run deb      Needs dpkg-deb, and the registry for dependencies.
 import { execFileSync } from 'node:child_process';
 import {
   chmodSync,
@@ -97,6 +97,9 @@ try {
   run('cp', ['-a', path.join(tree, 'usr/lib/qblockd/dist/share'), path.join(tree, 'usr/share')]);
   run('rm', ['-r', path.join(tree, 'usr/lib/qblockd/dist/share')]);
   run('gzip', ['-9n', ...Object.keys(bin).map((name) => path.join(tree, `usr/share/man/man1/${name}.1`))]);
+  run(process.execPath, [path.join(root, 'dist/docs/site/main.js')]);
+  mkdirSync(path.join(tree, 'usr/share/doc/qblockd'), { recursive: true });
+  run('cp', ['-a', path.join(root, 'dist/site'), path.join(tree, 'usr/share/doc/qblockd/html')]);
   put(tree, path.join(root, 'LICENSE'), 'usr/share/doc/qblockd/copyright');
   put(tree, path.join(root, 'CHANGELOG.md'), 'usr/share/doc/qblockd/changelog.md');
   mkdirSync(path.join(tree, 'etc/qblockd'), { recursive: true });

@@ -302,8 +302,12 @@ switch (command) {
     prepare();
     become(process.execPath, [path.join(root, `dist/bench/${benches[command]}.js`), ...args]);
     break;
+  case 'docs':
+    prepare();
+    become(process.execPath, [path.join(root, 'dist/docs/site/main.js')]);
+    break;
   default:
     fail(
-      'Usage: node scripts/run.mjs start|test|quick|soak|graph|bench|bench-qcow2|bench-formats|bench-jobs|bench-control|bench-nbd-client|bench-network|bench-start|bench-tools [ARGS]',
+      'Usage: node scripts/run.mjs start|test|quick|soak|graph|docs|bench|bench-qcow2|bench-formats|bench-jobs|bench-control|bench-nbd-client|bench-network|bench-start|bench-tools [ARGS]',
     );
 }

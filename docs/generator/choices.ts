@@ -26,10 +26,16 @@ export interface Key {
   readonly choices: readonly string[];
 }
 
+export interface CreationKey extends Key {
+  /** Kind of value. */
+  readonly type: string;
+  readonly text: string;
+}
+
 export interface Format {
   readonly name: string;
   /** Options of -o, where images can be made. */
-  readonly options: readonly Key[];
+  readonly options: readonly CreationKey[];
 }
 
 const drivers: Readonly<Record<string, BlockDriver | LazyDriver>> = driverTable;
@@ -51,6 +57,8 @@ export async function imageFormats(): Promise<Format[]> {
     options: (creation?.options ?? []).map((option) => ({
       name: option.name,
       choices: option.type === 'bool' ? ['on', 'off'] : [],
+      type: option.type,
+      text: option.help,
     })),
   }));
 }
