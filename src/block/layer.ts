@@ -16,6 +16,7 @@ import type { BackendOwner } from './contract/backend-io.ts';
 import { type DefinitionReader, PLAIN_DEFINITIONS } from './contract/definitions.ts';
 import type { BlockDriver } from './contract/driver.ts';
 import { driverBehind, type LazyDriver } from './contract/face.ts';
+import type { RefusedOpening } from './contract/gate.ts';
 import { Perm, type PermissionPair } from './contract/request.ts';
 import type { EventSink } from './events.ts';
 import { changeGraph } from './graph/change.ts';
@@ -74,6 +75,11 @@ export class BlockLayer {
   readonly #throttles = new WeakMap<ThrottleGroup, Throttle>();
   /** Descriptors that the process inherited may be named: true while the command line is carried out. */
   allowInheritedFd = false;
+  /**
+   * Where files are recorded that untrusted images name and may not open; null: an image that needs one does not open.
+   * Where it is recorded, something empty stands for the file.
+   */
+  refusals: RefusedOpening[] | null = null;
   /** Nobody else waits: a call may take its time for a better error. True in tools and while the command line is carried out. */
   mayWaitInCalls = false;
   /** Tells the user what no command can answer with; "warning: " goes in front of what is no error. Adds no line end. */

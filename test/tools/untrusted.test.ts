@@ -1,7 +1,7 @@
 /** Untrusted images: nothing that only an image names is opened, by the tools and by the daemon; all else works. */
 
 import { execFileSync, spawnSync } from 'node:child_process';
-import { mkdtempSync, readFileSync, rmSync, writeFileSync } from 'node:fs';
+import { cpSync, mkdirSync, mkdtempSync, readFileSync, rmSync, writeFileSync } from 'node:fs';
 import { tmpdir } from 'node:os';
 import path from 'node:path';
 import { afterAll, beforeAll, expect, test } from 'vitest';
@@ -87,9 +87,25 @@ test('info shows what the image would have opened, and opens nothing', () => {
   const { stdout, status } = run('qblock-img', 'info', '--untrusted', '-f', 'qcow2', 'backed');
   expect(status).toBe(0);
   expect(stdout).toContain('backing file: secret');
+  expect(stdout).toMatch(/^Files that it names:\n {4}backing file: \S*secret \(raw\)$/m);
   expect(
     run('qblock-img', 'info', '--untrusted', '--backing-chain', '-f', 'qcow2', 'backed').status,
   ).not.toBe(0);
+});
+
+test('info lists data files and extents, and none of them needs to be there', () => {
+  const named = (file: string, format: string): string => {
+    rmSync(path.join(dir, 'gone'), { recursive: true, force: true });
+    mkdirSync(path.join(dir, 'gone'));
+    cpSync(path.join(dir, file), path.join(dir, 'gone', file));
+    const { stdout } = run('qblock-img', 'info', '--untrusted', '-f', format, `gone/${file}`);
+    return stdout.slice(stdout.indexOf('Files that it names'));
+  };
+  expect(named('data', 'qcow2')).toMatch(/^Files that it names:\n {4}data file: \S+\n$/);
+  expect(named('flat.vmdk', 'vmdk')).toMatch(/^Files that it names:\n {4}extents\.0: \S*flat-\S+\n$/);
+  expect(named('plain', 'raw')).toBe('Files that it names: none\n');
+  const { stdout } = run('qblock-img', 'info', '--untrusted', '--output=json', '-f', 'qcow2', 'data');
+  expect(JSON.parse(stdout)['would-open']).toMatchObject([{ what: 'data file' }]);
 });
 
 test('blockdev-add: the image opens nothing, the user may', async () => {

@@ -5,6 +5,13 @@
 
 declare const passed: unique symbol;
 
+/** A file that an untrusted image names. */
+export interface RefusedOpening {
+  /** "data file", "extents.0". */
+  readonly what: string;
+  readonly filename: string;
+}
+
 export interface ImplicitOpenGate {
   readonly [passed]: true;
 }

@@ -24,7 +24,8 @@ function describeValues(options: readonly CreateOption[], values: ReadonlyMap<st
   return options
     .flatMap(({ name, default: byDefault }) => {
       const value = values.get(name) ?? byDefault;
-      return value === undefined ? [] : [`${name}=${value}`];
+      // Commas are doubled, as on a command line.
+      return value === undefined ? [] : [`${name}=${value.replaceAll(',', ',,')}`];
     })
     .join(' ');
 }

@@ -235,6 +235,9 @@ async function openBacking(
   }
 }
 
+/** What an untrusted image that is only described gets instead of a file that it names. */
+const STAND_IN: DriverOptions = { driver: 'null-co', size: 2 ** 52, 'read-zeroes': true };
+
 /** Whether the file of that name is the one of `node`, or of an image over it in the chain that is being opened. */
 function backsItself(node: BlockNode, name: string): boolean {
   for (let at: BlockNode | null = node; at !== null; at = at.overlay) {
@@ -256,8 +259,13 @@ async function openNamedChild(
     readonly probe: boolean;
   },
 ): Promise<BlockChild> {
+  const what = request.name.replaceAll('-', ' ');
+  if (parent.settings.untrusted && layer.refusals !== null) {
+    layer.refusals.push({ what, filename: request.filename });
+    return (await openChild(layer, parent, { ...request, reference: STAND_IN, required: true }))!;
+  }
   // Unlike the name of a backing file this one is relative to the working directory, as in the original.
-  const gate = passGate(parent, request.name.replaceAll('-', ' '), request.filename);
+  const gate = passGate(parent, what, request.filename);
   const { options: reference, probed } = request.probe
     ? await namedByImage(gate, layer, request.filename, null, parent.settings)
     : { options: protocolOptions(layer, request.filename), probed: false };

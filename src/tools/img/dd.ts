@@ -48,8 +48,7 @@ export async function dd(context: CommandContext, words: readonly string[]): Pro
   const end = Math.min(source.node.totalBytes, count === undefined ? Number.POSITIVE_INFINITY : count * bs);
   const start = skip * bs;
   const bytes = Math.max(0, end - start);
-  if (start > end || (start >= source.node.totalBytes && skip > 0 && count === undefined))
-    context.output.error(`${given.if}: cannot skip to specified offset`);
+  if (start > end) context.output.error(`${given.if}: cannot skip to specified offset`);
   try {
     await makeImage(env, driver, given.of, new Map([['size', String(bytes)]]));
   } catch (error) {

@@ -24,6 +24,7 @@ interface MapEntry {
   readonly data: boolean;
   readonly zero: boolean;
   readonly present: boolean;
+  readonly compressed: boolean;
   readonly depth: number;
   /** Where it is in `filename`; null: nowhere to be found. */
   readonly offset: number | null;
@@ -37,11 +38,13 @@ export async function map(context: CommandContext, words: readonly string[]): Pr
   let maxLength: number | null = null;
   let imageOpts = false;
   let forceShare = false;
+  let tellCompressed = false;
   const operands = await readOptions(context, MAP, words, (name, value) => {
     if (name === 'format') format = value;
     else if (name === 'output') output = value;
     else if (name === 'imageOpts') imageOpts = true;
     else if (name === 'forceShare') forceShare = true;
+    else if (name === 'compressed') tellCompressed = true;
     else if (name === 'start') start = readSize(context.output, 'start offset', value);
     else maxLength = readSize(context.output, 'max length', value);
   });
@@ -53,17 +56,19 @@ export async function map(context: CommandContext, words: readonly string[]): Pr
   const from = start ?? 0;
   const total = image.node.totalBytes;
   const end = maxLength === null ? total : Math.min(from + maxLength, total);
-  await new MapPrinter(context, form).run(image.node, from, end);
+  await new MapPrinter(context, form, tellCompressed).run(image.node, from, end);
   return 0;
 }
 
 class MapPrinter {
   readonly #context: CommandContext;
   readonly #form: OutputFormat;
+  readonly #tellCompressed: boolean;
 
-  constructor(context: CommandContext, form: OutputFormat) {
+  constructor(context: CommandContext, form: OutputFormat, tellCompressed: boolean) {
     this.#context = context;
     this.#form = form;
+    this.#tellCompressed = tellCompressed;
   }
 
   async run(node: BlockNode, from: number, end: number): Promise<void> {
@@ -75,7 +80,8 @@ class MapPrinter {
     let at = from;
     while (at < end) {
       const entry = await entryAt(node, at, end - at);
-      if (continues(current, entry)) {
+      const isSame = !this.#tellCompressed || current.compressed === entry.compressed;
+      if (isSame && continues(current, entry)) {
         current = { ...current, length: current.length + entry.length };
       } else {
         if (current.length > 0) this.#print(current, true);
@@ -91,10 +97,11 @@ class MapPrinter {
     const { output } = this.#context;
     if (this.#form === 'json') {
       const { start, length, depth, present, zero, data, offset } = entry;
+      const packed = this.#tellCompressed ? `, "compressed": ${entry.compressed}` : '';
       const place = offset === null ? '' : `, "offset": ${offset}`;
       output.print(
         `{ "start": ${start}, "length": ${length}, "depth": ${depth}, "present": ${present}, ` +
-          `"zero": ${zero}, "data": ${data}${place}}${more ? ',\n' : ''}`,
+          `"zero": ${zero}, "data": ${data}${packed}${place}}${more ? ',\n' : ''}`,
       );
       return;
     }
@@ -117,6 +124,7 @@ const NOTHING: MapEntry = {
   data: false,
   zero: false,
   present: false,
+  compressed: false,
   depth: 0,
   offset: null,
   filename: null,
@@ -155,6 +163,7 @@ async function entryAt(top: BlockNode, offset: number, bytes: number): Promise<M
       data: (flags & Status.data) !== 0,
       zero: (flags & Status.zero) !== 0,
       present: (flags & Status.allocated) !== 0,
+      compressed: (flags & Status.compressed) !== 0,
       depth,
       offset: hasOffset ? status.map : null,
       filename: hasOffset && file !== null ? (exactFilename(file) ?? nodeFilename(file)) : null,

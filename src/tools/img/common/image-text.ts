@@ -49,7 +49,12 @@ function snapshotLine(snapshot: SnapshotInfo): string {
   const date = dateText(snapshot['date-sec']).padStart(20);
   const clock = clockText(snapshot).padStart(13);
   const icount = (snapshot.icount === undefined ? '' : String(snapshot.icount)).padStart(11);
-  return `${id.padEnd(9)} ${name.padEnd(16)} ${size}${date}${clock}${icount}`;
+  return `${padded(id, 9)} ${padded(name, 16)} ${size}${date}${clock}${icount}`;
+}
+
+/** Padded to so many bytes: columns are counted in bytes, as the original does. */
+function padded(text: string, bytes: number): string {
+  return text + ' '.repeat(Math.max(0, bytes - Buffer.byteLength(text)));
 }
 
 /** Local time. */
