@@ -35,8 +35,9 @@ export async function layerStatus(
   wantZero: boolean,
   offset: number,
   bytes: number,
+  statusOf: typeof coBlockStatus = coBlockStatus,
 ): Promise<BlockStatus> {
-  const status = await coBlockStatus(node, guard, wantZero, offset, bytes);
+  const status = await statusOf(node, guard, wantZero, offset, bytes);
   if (!wantZero || status.bytes === 0 || (status.flags & Status.allocated) !== 0) return status;
   if (node.driver.supportsBacking !== true) return status;
   const backing = backingOf(node);

@@ -20,9 +20,9 @@ export async function coBlockStatus(
   offset: number,
   bytes: number,
 ): Promise<BlockStatus> {
-  const first = await extentAt(node, guard, wantZero, offset, bytes);
+  const first = await exactBlockStatus(node, guard, wantZero, offset, bytes);
   return inWholeBlocks(node, offset, bytes, first, (at, length) =>
-    extentAt(node, guard, wantZero, at, length),
+    exactBlockStatus(node, guard, wantZero, at, length),
   );
 }
 
@@ -61,8 +61,8 @@ export async function inWholeBlocks<S extends BlockStatus>(
   return { ...first, bytes: blockEnd - offset, flags, map: 0, file: null };
 }
 
-/** As coBlockStatus, whatever the node's alignment. At least a byte, unless `offset` is at the end or behind it. */
-async function extentAt(
+/** As coBlockStatus, whatever the node's alignment, to be looked at only. At least a byte, unless `offset` is at the end or behind it. */
+export async function exactBlockStatus(
   node: BlockNode,
   guard: GraphReadGuard,
   wantZero: boolean,
@@ -89,7 +89,12 @@ async function extentAt(
       const below = await coBlockStatus(own.file, guard, wantZero, map, extent);
       // Past the end of the child this node still has bytes, which read as zeroes.
       if (below.bytes === 0)
-        return { bytes: extent, flags: Status.zero | Status.allocated | atEnd(extent), map: 0, file: null };
+        return {
+          bytes: extent,
+          flags: Status.zero | Status.allocated | Status.offsetValid | atEnd(extent),
+          map,
+          file: own.file,
+        };
       return { ...below, flags: (below.flags & ~Status.eof) | atEnd(below.bytes) };
     }
     const isFinal = (own.flags & Status.final) !== 0;

@@ -268,6 +268,8 @@ export async function openToolNode(env: ToolEnvironment, request: ImageRequest):
     const packaged = await openPackaged(env, name, settings, purpose);
     if (packaged !== null) return packaged;
   }
+  if (request.forceShare === true && request.write === true)
+    throw new BlockError('force-share=on can only be used with read-only images');
   const node = await openImage(layer, name, format, settings, purpose);
   if (format === null && request.write === true && node.driver.name === 'raw') warnOfProbedRaw(output, name);
   return node;

@@ -6,7 +6,14 @@ import { wrapped } from '../../block/io/callbacks.ts';
 import { BlockError } from '../../errors/error.ts';
 import { openNamedImage } from '../common/environment.ts';
 import { createProgress, progressMode } from '../common/progress.ts';
-import { type CommandContext, joinOptions, readOptions, targetCache, UsageError } from './common/command.ts';
+import {
+  type CommandContext,
+  checkFormatGiven,
+  joinOptions,
+  readOptions,
+  targetCache,
+  UsageError,
+} from './common/command.ts';
 import { asksForHelp, findFormat, optionHelp, parseValues } from './common/creation.ts';
 import { AMEND } from './tables/keeping.ts';
 
@@ -36,9 +43,10 @@ export async function amend(context: CommandContext, words: readonly string[]): 
   }
   const name = operands.at(-1);
   if (name === undefined || operands.length !== 1) throw new BlockError('Expecting one image file name');
+  const mode = targetCache(cache);
+  checkFormatGiven(imageOpts, format);
   const progress = createProgress(output, progressMode(progressValue, quiet), 1);
   try {
-    const mode = targetCache(cache);
     const image = await openNamedImage(env, {
       name,
       format,

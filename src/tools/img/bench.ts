@@ -134,9 +134,7 @@ function withAio(
 }
 
 function bufferSize({ output }: CommandContext, what: string, text: string): number {
-  const bytes = readSize(output, what, text);
-  if (bytes > MAX_INT) throw new BlockError(`Invalid ${what} specified. Must be between 0 and ${MAX_INT}.`);
-  return bytes;
+  return readSize(output, what, text, BigInt(MAX_INT));
 }
 
 async function runBench(bench: Bench, pattern: number): Promise<void> {

@@ -30,15 +30,15 @@ export async function bitmap(context: CommandContext, words: readonly string[]):
   });
   if (actions.length === 0)
     throw new BlockError('Need at least one of --add, --remove, --clear, --enable, --disable, or --merge');
-  const [filename, name] = operands;
-  if (filename === undefined || name === undefined || operands.length !== 2)
-    throw new BlockError('Expecting filename and bitmap name');
-  checkFormatGiven(imageOpts, format);
   if (granularity !== null && !actions.some(({ kind }) => kind === 'add'))
     throw new BlockError('granularity only supported with --add');
   if (sourceFormat !== null && source === null) throw new BlockError('-F only supported with -b');
   if (source !== null && !actions.some(({ kind }) => kind === 'merge'))
     throw new BlockError('Merge bitmap source file only supported with --merge');
+  const [filename, name] = operands;
+  if (filename === undefined || name === undefined || operands.length !== 2)
+    throw new BlockError('Expecting filename and bitmap name');
+  checkFormatGiven(imageOpts, format);
 
   const env = context.environment();
   const image = await openNamedImage(env, { name: filename, format, imageOpts, write: true });

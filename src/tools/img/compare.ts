@@ -61,7 +61,6 @@ export async function compare(context: CommandContext, words: readonly string[])
       else forceShare = true;
     });
     if (operands.length !== 2) throw new UsageError('Expecting two image file names');
-    checkFormatGiven(imageOpts, formats[0] ?? formats[1]);
   } catch (error) {
     if (error instanceof UsageError) throw error;
     return fail(context, error);
@@ -71,6 +70,7 @@ export async function compare(context: CommandContext, words: readonly string[])
     if (!quiet) context.output.print(`${text}\n`);
   };
   try {
+    checkFormatGiven(imageOpts, formats[0]);
     const env = context.environment();
     const mode = sourceCache(cache);
     const open = (index: 0 | 1): Promise<ToolImage> =>

@@ -2,6 +2,7 @@
 
 import { Status } from '../../block/contract/request.ts';
 import type { BlockNode } from '../../block/graph/node.ts';
+import { exactBlockStatus } from '../../block/io/status.ts';
 import { backingOf, layerStatus } from '../../block/io/status-chain.ts';
 import { exactFilename, nodeFilename } from '../../block/open/filename.ts';
 import { BlockError, errnoError, errnoOf } from '../../errors/error.ts';
@@ -173,7 +174,9 @@ async function entryAt(top: BlockNode, offset: number, bytes: number): Promise<M
 
 async function statusOf(node: BlockNode, offset: number, bytes: number) {
   try {
-    return await node.layer.graphLock.withRead((guard) => layerStatus(node, guard, true, offset, bytes));
+    return await node.layer.graphLock.withRead((guard) =>
+      layerStatus(node, guard, true, offset, bytes, exactBlockStatus),
+    );
   } catch (error) {
     throw errnoError('Failed to read image metadata', errnoOf(error));
   }

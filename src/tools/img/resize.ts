@@ -32,10 +32,10 @@ export async function resize(context: CommandContext, words: readonly string[]):
     else if (name === 'shrink') shrink = true;
     else imageOpts = true;
   });
-  checkFormatGiven(imageOpts, format);
   const [name] = operands;
   if (name === undefined || operands.length !== 1) throw new UsageError('Expecting image file name and size');
   const change = parseChange(sizeText);
+  checkFormatGiven(imageOpts, format);
   const image = await openNamedImage(context.environment(), {
     name,
     format,

@@ -130,7 +130,9 @@ async function searchInTurns(file: LockedFile, byte: number): Promise<string> {
 
 function heldBy(found: readonly (LockHolder | null)[]): string {
   const holders = found.filter((one) => one !== null);
-  const names = holders.map(({ pid, name }) => `process ${pid}${name === '' ? '' : ` (${name})`}`);
+  const names = holders.map(({ pid, name }) =>
+    pid === process.pid ? 'this process' : `process ${pid}${name === '' ? '' : ` (${name})`}`,
+  );
   return names.length === 0 ? '' : `, held by ${names.join(', ')}`;
 }
 

@@ -48,9 +48,9 @@ export async function commit(context: CommandContext, words: readonly string[]):
     else if (name === 'rate') rate = parseRate(context.output, value);
     else given[name] = value;
   });
-  checkFormatGiven(imageOpts, given.format ?? null);
   const [name] = operands;
   if (name === undefined || operands.length !== 1) throw new UsageError('Expecting one image file name');
+  checkFormatGiven(imageOpts, given.format ?? null);
   const cache = targetCache(given.cache ?? 'writeback');
   const image = await openNamedImage(context.environment(), {
     name,

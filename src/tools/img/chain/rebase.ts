@@ -101,7 +101,6 @@ export async function rebase(context: CommandContext, words: readonly string[]):
       name,
       format: request.format,
       imageOpts: request.imageOpts,
-      forceShare: request.forceShare,
       cache,
       write: true,
       noBacking: unsafe,
@@ -110,11 +109,11 @@ export async function rebase(context: CommandContext, words: readonly string[]):
       throw new BlockError(`Invalid format name: '${backingFormat}'`);
     const { node } = image;
     const hasNew = backing !== null && backing !== '';
-    checkChangeable(node, backing ?? '', hasNew && backingFormat === null);
-    if (!unsafe) {
-      const next = hasNew
-        ? await openNew(context, relativeName(name, backing), backing, backingFormat, readCache)
-        : null;
+    const changeable = (): void => checkChangeable(node, backing ?? '', hasNew && backingFormat === null);
+    if (unsafe) changeable();
+    else {
+      const next = hasNew ? await openNew(context, request, backing, readCache) : null;
+      changeable();
       const prefix = hasNew ? findBackingImage(node, backing) : null;
       await copyDifferences(image, prefix, next?.backend ?? null, request.compress, progress);
       await next?.close();
@@ -138,15 +137,15 @@ function checkChangeable(node: BlockNode, backing: string, formatMissing: boolea
 
 async function openNew(
   { environment }: CommandContext,
-  name: string,
-  shown: string,
-  format: string | null,
+  { name: overlay, backingFormat: format, forceShare }: Request & { readonly name: string },
+  backing: string,
   cache: ReturnType<typeof sourceCache>,
 ): Promise<ToolImage> {
+  const name = relativeName(overlay, backing);
   try {
-    return await openToolImage(environment(), { name, format, imageOpts: false, cache });
+    return await openToolImage(environment(), { name, format, imageOpts: false, forceShare, cache });
   } catch (error) {
-    throw prefixed(`Could not open new backing file '${shown}': `, error);
+    throw prefixed(`Could not open new backing file '${backing}': `, error);
   }
 }
 

@@ -98,17 +98,17 @@ export function sourceCache(name: string): CacheMode {
 const INT64_MAX = 2n ** 63n - 1n;
 
 /** A number of bytes. `what` names it in the error; numbers above 2^53 are rounded. */
-export function readSize(output: ToolOutput, what: string, text: string): number {
+export function readSize(output: ToolOutput, what: string, text: string, max = INT64_MAX): number {
   const size = parseSize(text);
   if (size.kind === 'size' && size.warning !== undefined) output.warn(size.warning);
-  if (size.kind === 'size' && size.bytes <= INT64_MAX) return Number(size.bytes);
-  throw sizeError(output, what, size);
+  if (size.kind === 'size' && size.bytes <= max) return Number(size.bytes);
+  throw sizeError(output, what, size, max);
 }
 
 /** The error of two lines goes out here but for its last line. */
-function sizeError(output: ToolOutput, what: string, size: ParsedSize): BlockError {
+function sizeError(output: ToolOutput, what: string, size: ParsedSize, max: bigint): BlockError {
   if (size.kind !== 'invalid')
-    return new BlockError(`Invalid ${what} specified. Must be between 0 and ${INT64_MAX}.`);
+    return new BlockError(`Invalid ${what} specified. Must be between 0 and ${max}.`);
   output.error(`Invalid ${what} specified. You may use k, M, G, T, P or E suffixes for`);
   return new BlockError('kilobytes, megabytes, gigabytes, terabytes, petabytes and exabytes.');
 }

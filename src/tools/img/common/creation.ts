@@ -91,7 +91,7 @@ export function setBacking(
   }
   if (given.backingFormat !== null) {
     if (!takes('backing_fmt'))
-      throw new BlockError(`Backing format not supported for file format '${format}'`);
+      throw new BlockError(`Backing file format not supported for file format '${format}'`);
     values.set('backing_fmt', given.backingFormat);
   }
 }

@@ -121,7 +121,7 @@ function readSparse({ output }: CommandContext, value: string): number {
 }
 
 function readCoroutines(value: string): number {
-  const count = /^\s*[+-]?\d{1,9}$/.test(value) ? Number(value) : 0;
+  const count = /^\s*\+?(0x[0-9a-f]{1,8}|\d{1,9})$/i.test(value) ? Number(value) : 0;
   if (count >= 1 && count <= MAX_COROUTINES) return count;
   throw new BlockError(
     `Invalid number of coroutines. Allowed number of coroutines is between 1 and ${MAX_COROUTINES}`,
@@ -129,7 +129,7 @@ function readCoroutines(value: string): number {
 }
 
 /** Options that exclude one another, in the order in which the original finds them. */
-function checkSwitches({ switches, format, outFormat, options, sparse, snapshot, operands }: Request): void {
+function checkSwitches({ switches, format, options, sparse, snapshot, operands }: Request): void {
   const exclusive = '--image-opts and --format are mutually exclusive';
   const rules: readonly (readonly [boolean | undefined, string])[] = [
     [switches.skipCreate !== true && switches.targetImageOpts, '--target-image-opts requires use of -n flag'],
@@ -138,7 +138,6 @@ function checkSwitches({ switches, format, outFormat, options, sparse, snapshot,
       'Use of --skip-broken-bitmaps requires --bitmaps',
     ],
     [switches.skipCreate === true && options !== null, '-o has no effect when skipping image creation'],
-    [outFormat !== null && switches.targetImageOpts, exclusive],
     [format !== null && switches.imageOpts, exclusive],
     [switches.skipCreate !== true && switches.targetIsZero, '--target-is-zero requires use of -n flag'],
     [switches.offload === true && sparse !== null, 'Cannot enable copy offloading when -S is used'],

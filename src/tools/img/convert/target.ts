@@ -14,7 +14,7 @@ import {
   type ToolEnvironment,
   type ToolImage,
 } from '../../common/environment.ts';
-import { targetCache } from '../common/command.ts';
+import { checkFormatGiven, targetCache } from '../common/command.ts';
 import { checkCreatable, findFormat, parseValues, setBacking, type Values } from '../common/creation.ts';
 import { checkBitmaps, keepsBitmaps } from './bitmaps.ts';
 import type { Source } from './copy.ts';
@@ -136,6 +136,7 @@ function open(
   planned: Plan | null,
   cache: CacheMode,
 ): Promise<ToolImage> {
+  checkFormatGiven(request.imageOpts, request.format);
   const format = request.imageOpts ? null : (request.format ?? 'raw');
   return openNamedImage(env, {
     name: request.name,

@@ -57,7 +57,7 @@ export const BITMAP = {
       value: 'FORMAT',
       help: 'format of the image of -b',
     },
-    format: shared.LONG_FORMAT,
+    format: shared.FORMAT,
   },
 } as const satisfies CommandTable;
 
