@@ -1,7 +1,7 @@
 /** qblock-nbd beside qemu-nbd: refusals, lists, and what clients see of an image. */
 
 import { type ChildProcess, execFileSync, spawn, spawnSync } from 'node:child_process';
-import { existsSync, mkdtempSync, readFileSync, rmSync, symlinkSync } from 'node:fs';
+import { existsSync, mkdtempSync, readFileSync, rmSync, symlinkSync, writeFileSync } from 'node:fs';
 import { createServer } from 'node:net';
 import { tmpdir } from 'node:os';
 import path from 'node:path';
@@ -167,7 +167,7 @@ test('parts of an image: an offset, a snapshot, a temporary image, read-only', a
     [['-s'], ['write -q -P 9 0 64k', 'read -q -P 9 0 64k', 'read -q -P 3 64k 512'], ''],
     [['-r'], ['read -q -P 2 0 64k'], ''],
     [
-      ['--detect-zeroes=unmap', '--aio=threads', '-n'],
+      ['--discard=unmap', '--detect-zeroes=unmap', '--aio=threads', '-n'],
       ['write -q -P 0 128k 64k', 'read -q -P 0 128k 64k'],
       '',
     ],
@@ -182,6 +182,28 @@ test('parts of an image: an offset, a snapshot, a temporary image, read-only', a
     );
     expect(stdout + stderr, words.join(' ')).toBe(expected);
     expect(await exited(child)).toBe(0);
+  }
+});
+
+test('discards reach the file with --discard=unmap only, as in the original', async (context) => {
+  requirePeer(context, 'qemu-io', 'qemu-nbd');
+  for (const program of ['qemu-nbd', ours]) {
+    for (const [words, holes] of [
+      [[], false],
+      [['--discard=unmap'], true],
+    ] as const) {
+      writeFileSync(path.join(dir, 'full'), Buffer.alloc(1 << 20, 7));
+      const child = await start(program, '-f', 'raw', '-t', ...words, 'full');
+      io(URI(), 'discard 0 1M');
+      expect([program, words, readFileSync(path.join(dir, 'full'))[0]]).toEqual([
+        program,
+        words,
+        holes ? 0 : 7,
+      ]);
+      child.kill('SIGKILL');
+      await exited(child);
+      rmSync(socket(), { force: true });
+    }
   }
 });
 

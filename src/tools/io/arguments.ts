@@ -16,7 +16,8 @@ export interface Arguments {
 }
 
 /**
- * Splits off the options; "P:" in `letters` means that P has an argument, which is a pattern. Nothing behind the option
+ * Splits off the options; "P:" in `letters` means that P has an argument, which is a pattern, "l#" that l has one that is a
+ * size: what is wrong with it is told before what is behind it is looked at. Nothing behind the option
  * `last` is looked at.
  */
 export function readArguments(
@@ -27,8 +28,8 @@ export function readArguments(
   last: string | null = null,
 ): Arguments {
   const table: Record<string, { short: string; argument: boolean }> = {};
-  for (const [, letter = '', colon] of letters.matchAll(/(\w)(:?)/g)) {
-    table[letter] = { short: letter, argument: colon === ':' };
+  for (const [, letter = '', colon] of letters.matchAll(/(\w)([:#]?)/g)) {
+    table[letter] = { short: letter, argument: colon !== '' };
   }
   const getopt = createGetopt(words, table satisfies OptionTable, { program: command });
   const options = new Map<string, string>();
@@ -41,6 +42,7 @@ export function readArguments(
       throw new UsageProblem();
     }
     options.set(item.name, item.value);
+    if (letters.includes(`${item.name}#`)) size(session, item.value);
     if (item.name === 'P') value = pattern(session, item.value);
     if (item.name === last) break;
   }

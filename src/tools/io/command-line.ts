@@ -93,7 +93,10 @@ async function take(
       values.set('aio', 'native');
       return null;
     case 'aio':
-      return AIO_MODES.includes(value) ? null : refuse(`Invalid aio option: ${value}`);
+      if (!AIO_MODES.includes(value)) return refuse(`Invalid aio option: ${value}`);
+      // -k is not taken back.
+      if (values.has('nativeAio')) values.set('aio', 'native');
+      return null;
     case 'cache':
       return cacheMode(value) === null ? refuse(`Invalid cache option: ${value}`) : null;
     case 'discard':

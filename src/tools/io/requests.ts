@@ -76,11 +76,15 @@ function failedPattern(session: IoSession, offset: number, bytes: number): void 
 // ---- read ----------------------------------------------------------------------------------------------------
 
 export async function read(session: IoSession, words: readonly string[]): Promise<void> {
-  const { options, operands, pattern } = readArguments(session, 'read', words, 'bCl:pP:qs:v');
+  const { options, operands, pattern } = readArguments(session, 'read', words, 'bCl#pP:qs#v');
+  let checkLength: number | null = null;
+  let checkOffset = 0;
+  for (const [letter, value] of options) {
+    if (letter === 'l') checkLength = size(session, value);
+    else if (letter === 's') checkOffset = size(session, value);
+  }
   if (operands.length !== 2 || (!options.has('P') && (options.has('s') || options.has('l'))))
     throw new UsageProblem();
-  const checkLength = options.has('l') ? size(session, options.get('l')!) : null;
-  const checkOffset = options.has('s') ? size(session, options.get('s')!) : 0;
   const offset = size(session, operands[0]!);
   const bytes = length(session, operands[1]!);
   const checked = checkLength ?? bytes - checkOffset;

@@ -83,7 +83,8 @@ export async function info(session: IoSession): Promise<void> {
   output.print(`cluster size: ${amount(facts.clusterSizeBytes)}\n`);
   output.print(`vm state offset: ${amount(facts.vmStateOffset ?? 0)}\n`);
   const specific = node.driver.specificInfo?.(node);
-  if (specific === undefined) return;
+  // Later releases of the original have something to tell of files too.
+  if (specific === undefined || specific.type === 'file') return;
   output.print(`${['Format specific information:', ...memberLines(specific.data, '    ')].join('\n')}\n`);
 }
 
@@ -91,12 +92,12 @@ const PREALLOC_MODES: readonly string[] = ['off', 'metadata', 'falloc', 'full'];
 
 export async function truncate(session: IoSession, words: readonly string[]): Promise<void> {
   const { options, operands } = readArguments(session, 'truncate', words, 'm:');
-  if (operands.length !== 1) throw new UsageProblem();
   const mode = options.get('m') ?? 'off';
   if (!PREALLOC_MODES.includes(mode)) {
     session.env.output.error(`Invalid preallocation mode '${mode}'`);
     throw new CommandFailed();
   }
+  if (operands.length !== 1) throw new UsageProblem();
   // A mistake is reported with the first word, as the original does.
   const bytes = size(session, operands[0]!, words[0]);
   try {

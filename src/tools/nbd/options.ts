@@ -75,6 +75,15 @@ export function readCommandLine(output: ToolOutput, words: readonly string[]): N
     if ((name === 'cache' || name === 'nocache') && (values.has('cache') || values.has('nocache')))
       throw new OptionProblem('-n and --cache can only be specified once');
     if (name === 'aio' && values.has('aio')) throw new OptionProblem('--aio can only be specified once');
+    // It must stand in front.
+    if (
+      name === 'detectZeroes' &&
+      value === 'unmap' &&
+      !['unmap', 'on'].includes(values.get('discard') ?? '')
+    )
+      throw new OptionProblem(
+        'setting detect-zeroes to unmap is not allowed without setting discard operation to unmap',
+      );
     if (name === 'errorFormat') setErrorFormat(output, value);
     checkValue(name, value);
     if (name === 'bitmap') bitmaps.push(value);
@@ -90,13 +99,9 @@ export function readCommandLine(output: ToolOutput, words: readonly string[]): N
     throw new OptionProblem(
       `address resolution failed for ${bind}:${port}: Servname not supported for ai_socktype`,
     );
-  const discard = values.get('discard') ?? 'unmap';
+  const discard = values.get('discard') ?? 'ignore';
   const detectZeroes = (values.get('detectZeroes') ?? 'off') as NbdOptions['detectZeroes'];
   const unmap = discard === 'unmap' || discard === 'on';
-  if (detectZeroes === 'unmap' && !unmap)
-    throw new OptionProblem(
-      'setting detect-zeroes to unmap is not allowed without setting discard operation to unmap',
-    );
   return {
     mode,
     file: mode === 'disconnect' ? null : file,
@@ -199,6 +204,8 @@ function modeOf(
     throw new OptionProblem('TLS is not supported with a host device');
   if (values.has('tlsAuthz') && !values.has('tlsCreds'))
     throw new OptionProblem('--tls-authz is not permitted without --tls-creds');
+  if (values.has('tlsHostname') && !values.has('tlsCreds'))
+    throw new OptionProblem('--tls-hostname is not permitted without --tls-creds');
   if (values.has('disconnect')) return 'disconnect';
   return values.has('connect') ? 'connect' : 'serve';
 }

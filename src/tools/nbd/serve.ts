@@ -33,6 +33,7 @@ export async function serve(
   address: SocketAddress,
 ): Promise<Service> {
   const { output, layer } = env;
+  checkCredentials(env, options);
   const image = await openFile(env, options);
   if (options.loadSnapshot !== null)
     await loadSnapshot(image, parseSnapshotParam(output, options.loadSnapshot));
@@ -79,6 +80,17 @@ export async function serve(
       await image.close();
     },
   };
+}
+
+/** Throws when the credentials are not there, before anything is opened. */
+function checkCredentials({ objects }: ToolEnvironment, { tlsCreds }: NbdOptions): void {
+  if (tlsCreds === null) return;
+  try {
+    if (objects === null) throw new BlockError(`No TLS credentials with id '${tlsCreds}'`);
+    objects.tlsCreds(tlsCreds, 'server');
+  } catch (error) {
+    throw prefixed('Failed to get TLS creds: ', error);
+  }
 }
 
 function detailText(details: Readonly<Record<string, string | number>> = {}): string {

@@ -178,7 +178,7 @@ export const PROGRAM = {
       long: 'discard',
       argument: true,
       value: 'MODE',
-      help: 'whether discards reach the file',
+      help: 'whether discards reach the file (ignore is what is done without it)',
       choices: ['ignore', 'unmap'],
     },
     detectZeroes: {

@@ -53,6 +53,11 @@ const VALUES: Readonly<Record<string, readonly [good: readonly string[], bad: re
     ['0', '1', '255', '0xff'],
     ['256', 'x', '-1'],
   ],
+  MODE: [['threads', 'ignore', 'off'], ['nope']],
+  PATH: [['/tmp/no-such-folder/s'], ['s', '']],
+  ID: [['x'], ['']],
+  TEXT: [['text'], ['']],
+  PORT: [['10809'], ['x', '-1']],
   OBJECT: [['secret,id=s0,data=abc'], ['secret', 'nope,id=x', '', 'secret,id=s0,foo=1', 'secret,id=,data=a']],
 };
 
@@ -194,7 +199,7 @@ function pick<T>(random: Random, list: readonly T[]): T {
 }
 
 /** An option as words: by letter or name, its argument apart or attached, good most of the time. */
-function optionWords(random: Random, option: OptionDefinition): string[] {
+export function optionWords(random: Random, option: OptionDefinition): string[] {
   const { short, long, argument, newer } = option;
   const byName = long !== undefined && newer !== true && (short === undefined || random.below(2) === 0);
   const name = byName ? `--${long}` : `-${short}`;

@@ -107,6 +107,8 @@ export async function differences(
   mkdirSync(scratch, { recursive: true });
   for (const folder of [theirs, ours]) cpSync(fixture, folder, { recursive: true });
   const outcomes = [await run(pair.theirs, words, theirs), await run(pair.ours, words, ours)];
+  // There is nothing to learn from a crash.
+  if (['SIGSEGV', 'SIGABRT'].includes(String(outcomes[0]!.status))) return [];
   const [a, b] = outcomes.map(({ status, stdout, stderr }) =>
     [`status ${status}`, pair.normalise(stdout), pair.normalise(stderr)].join('\n--\n'),
   );

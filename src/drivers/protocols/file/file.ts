@@ -59,11 +59,6 @@ function makeOpen(driverName: string, accepts: (stat: Stats) => boolean, require
       throw new BlockError(`No persistent reservation manager with id '${options['pr-manager']}'`);
     }
     const { direct } = node.settings.cache;
-    if (options.aio === 'native' && !direct) {
-      throw new BlockError(
-        'aio=native was specified, but it requires cache.direct=on, which was not specified.',
-      );
-    }
     const kind: EngineKind =
       options.aio === 'threads' ? 'threads' : options.aio === undefined ? context.engine.kind : 'io_uring';
     const engine = context.engineOf(kind);
@@ -74,6 +69,12 @@ function makeOpen(driverName: string, accepts: (stat: Stats) => boolean, require
       const stat = fstatSync(fd);
       if (!accepts(stat))
         throw new BlockError(`'${driverName}' driver requires '${filename}' to be ${requirement}`);
+      // In the original's order: what cannot be opened is told first.
+      if (options.aio === 'native' && !direct) {
+        throw new BlockError(
+          'aio=native was specified, but it requires cache.direct=on, which was not specified.',
+        );
+      }
       const isDevice = !stat.isFile();
       return {
         fd,

@@ -65,7 +65,7 @@ export async function resizeFile(state: FileState, length: number, prealloc: Pre
   if (prealloc !== 'falloc' && prealloc !== 'full')
     throw new BlockError(`Unsupported preallocation mode: ${prealloc}`, { errno: E.ENOTSUP });
   if (length < current)
-    throw new BlockError("Preallocation can't be used for shrinking files", { errno: E.ENOTSUP });
+    throw new BlockError('Cannot use preallocation for shrinking files', { errno: E.ENOTSUP });
   try {
     await preallocate(state, current, length, prealloc);
   } catch (error) {
