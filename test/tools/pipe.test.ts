@@ -2,7 +2,7 @@
 
 import { execFileSync, spawnSync } from 'node:child_process';
 import { randomBytes } from 'node:crypto';
-import { mkdtempSync, readFileSync, rmSync, writeFileSync } from 'node:fs';
+import { mkdirSync, mkdtempSync, readdirSync, readFileSync, rmSync, writeFileSync } from 'node:fs';
 import { tmpdir } from 'node:os';
 import path from 'node:path';
 import { gzipSync } from 'node:zlib';
@@ -86,6 +86,30 @@ test('out of an image, into a program, and through both', () => {
   expect(shell('$IMG compare a.qcow2 b.qcow2').status).toBe(0);
   expect(shell('mkfifo p; $IMG convert -f qcow2 a.qcow2 p & cat p > c.raw; wait').status).toBe(0);
   expect(readFileSync(path.join(dir, 'c.raw')).equals(padded)).toBe(true);
+});
+
+test('other formats go through pipes by a folder that the user names, and leave nothing there', () => {
+  mkdirSync(path.join(dir, 'spool'));
+  const found = shell(
+    `$IMG convert -f raw -O qcow2 -c --spool spool disk.raw - | cat | $IMG convert --spool spool -f qcow2 -O vmdk - back.vmdk &&
+     $IMG compare -f raw -F vmdk disk.raw back.vmdk && ls spool`,
+  );
+  expect([found.status, String(found.stdout), found.stderr]).toEqual([0, 'Images are identical.\n', '']);
+  expect(
+    shell('$IMG convert -f raw -O qcow2 --spool nowhere disk.raw - | cat; exit $PIPESTATUS'),
+  ).toMatchObject({
+    status: 1,
+    stderr: expect.stringContaining("No file can be made in the folder 'nowhere' of --spool: No such file"),
+  });
+  // Whoever reads goes away: an error, and nothing stays.
+  expect(
+    shell('$IMG convert -f raw -O qcow2 -S 0 --spool spool disk.raw - | true; exit $PIPESTATUS').status,
+  ).toBe(1);
+  expect(readdirSync(path.join(dir, 'spool'))).toEqual([]);
+  expect(
+    shell('$IMG convert -f raw -O qcow2 -B base -F raw --spool spool disk.raw - | cat; exit $PIPESTATUS')
+      .status,
+  ).toBe(1);
 });
 
 test('a reader that goes away is an error, and so is an empty input for a format that needs one', () => {

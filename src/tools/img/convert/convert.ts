@@ -41,6 +41,8 @@ interface Request {
   readonly rate: number;
   /** What is attached to -p; null: not given. */
   readonly progress: string | null;
+  /** Folder for images that do not go through a pipe from front to back. */
+  readonly spool: string | null;
   readonly operands: readonly string[];
 }
 
@@ -107,6 +109,7 @@ async function readRequest(context: CommandContext, words: readonly string[]): P
     coroutines,
     rate,
     progress: values.progress ?? null,
+    spool: values.spool ?? null,
     operands,
   };
 }
@@ -148,9 +151,15 @@ function checkSwitches({ switches, format, options, sparse, snapshot, operands }
   for (const [applies, message] of rules) if (applies === true) throw new BlockError(message);
 }
 
+/** Whether the image has to lie somewhere, because it does not go through a pipe from front to back. */
+function isSpooled({ format, outFormat, switches }: Request, from: boolean): boolean {
+  if (from) return format !== 'raw';
+  return (outFormat ?? 'raw') !== 'raw' || switches.compress === true;
+}
+
 /** One of the ends is a pipe; false: neither is. */
 async function runThroughPipe(
-  { environment }: CommandContext,
+  { output, environment }: CommandContext,
   request: Request,
   names: readonly string[],
   progress: Progress,
@@ -159,7 +168,8 @@ async function runThroughPipe(
   const [from, to] = [names.some(isPipe), isPipe(request.operands.at(-1)!)];
   if (!from && !to) return false;
   if (from && to) throw new BlockError('Only one end of a conversion can be a pipe');
-  if (names.length > 1 || request.snapshot !== null || request.switches.bitmaps === true)
+  const isKept = request.spool !== null && isSpooled(request, from);
+  if (!isKept && (names.length > 1 || request.snapshot !== null || request.switches.bitmaps === true))
     throw new BlockError('A pipe goes from one image to one, without snapshots and bitmaps');
   const leastZeroBytes = request.sparse ?? DEFAULT_SPARSE_BYTES;
   const source = {
@@ -170,6 +180,20 @@ async function runThroughPipe(
     leastZeroBytes,
   };
   const target = targetRequest(request, 0, leastZeroBytes);
+  const { spool } = request;
+  if (spool !== null && isSpooled(request, from)) {
+    const { checkSpoolable, receivedInto, sentFrom } = await import('./spool.ts');
+    const inner = async (operands: readonly string[]): Promise<void> => {
+      await run({ output, environment }, { ...request, operands }, operands.slice(0, -1), progress);
+    };
+    if (from)
+      await receivedInto(spool, names[0]!, progress, (file) => inner([file, request.operands.at(-1)!]));
+    else {
+      checkSpoolable(request.backingFile);
+      await sentFrom(spool, request.operands.at(-1)!, progress, (file) => inner([...names, file]));
+    }
+    return true;
+  }
   if (from) await convertFromPipe(environment(), source, target, progress);
   else await convertToPipe(environment(), source, target, progress);
   return true;

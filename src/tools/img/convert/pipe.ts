@@ -5,7 +5,7 @@
  */
 
 import { type ChildProcess, spawn } from 'node:child_process';
-import { createReadStream, fstatSync, openSync, statSync, writeSync } from 'node:fs';
+import { closeSync, createReadStream, fstatSync, openSync, statSync, writeSync } from 'node:fs';
 import type { Readable } from 'node:stream';
 import { createGunzip } from 'node:zlib';
 import { allocateIoMemory, isZero, vectorOf } from '../../../aio/memory.ts';
@@ -54,7 +54,7 @@ export async function convertFromPipe(
     throw new BlockError("What comes through a pipe is raw: say so with '-f raw'");
   if (source.format !== 'raw')
     throw new BlockError(
-      `Only raw images can come through a pipe, no ${source.format}: it is not read from front to back`,
+      `Only raw images can come through a pipe, no ${source.format}: it is not read from front to back. --spool FOLDER keeps it there meanwhile`,
     );
   const known = source.name === '-' ? lengthOfStdin() : null;
   if (known === null) await checkGrows(env, target);
@@ -230,7 +230,7 @@ export async function convertToPipe(
 ): Promise<void> {
   if ((target.format ?? 'raw') !== 'raw' || target.compress || target.imageOpts)
     throw new BlockError(
-      'Only raw can be written into a pipe: other formats go back to what they have written',
+      'Only raw can be written into a pipe: other formats go back to what they have written. --spool FOLDER keeps the image there meanwhile',
     );
   const { name, format, imageOpts } = source;
   const image = await openNamedImage(env, { name, format, imageOpts });
@@ -252,6 +252,13 @@ export async function convertToPipe(
     progress.set((at / total) * 100);
   }
   await image.close();
+}
+
+/** Sends what comes into a pipe. */
+export async function sendAll(name: string, chunks: () => AsyncIterable<Buffer>): Promise<void> {
+  const fd = name === '-' ? 1 : openPipe(name);
+  for await (const chunk of chunks()) await writeAll(fd, chunk, name);
+  if (fd !== 1) closeSync(fd);
 }
 
 function openPipe(name: string): number {

@@ -238,9 +238,16 @@ export const CONVERT = {
     },
     anyOrder: { short: 'W', long: 'oob', argument: false, newer: true, help: 'write in any order' },
     rate: shared.RATE,
+    spool: {
+      long: 'spool',
+      argument: true,
+      newer: true,
+      value: 'FOLDER',
+      help: 'with a pipe: keep images there that cannot be read or written from front to back',
+    },
   },
   notes: `A pipe is - (standard input or output) or a FIFO. Raw comes in, also compressed by
-gzip, xz or zstd; raw goes out.
+gzip, xz or zstd; raw goes out. Other formats need --spool.
 `,
 } as const satisfies CommandTable;
 
