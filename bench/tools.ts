@@ -1,6 +1,7 @@
 /**
  * `npm run bench:tools`: the image tools side by side. info, create, convert of a raw file to qcow2 and back, compressed
- * with zlib and zstd, compare and check, by qblock-img and qemu-img in turn; milliseconds from start to end, and CPU time
+ * with zlib and zstd, every other pair of formats, compare, check (of a huge image too), commit, rebase, dd and bitmap, by
+ * qblock-img and qemu-img in turn; milliseconds from start to end, and CPU time
  * of the process with its threads. Half of the data compresses, half does not.
  *
  * Both have all processors. Targets are made anew for each run and synced after it, out of the measured time; the order
@@ -10,7 +11,17 @@
  */
 
 import { spawnSync } from 'node:child_process';
-import { existsSync, mkdtempSync, openSync, rmSync, writeFileSync, writeSync } from 'node:fs';
+import {
+  constants,
+  copyFileSync,
+  existsSync,
+  mkdtempSync,
+  openSync,
+  rmSync,
+  statSync,
+  writeFileSync,
+  writeSync,
+} from 'node:fs';
 import { cpus, tmpdir } from 'node:os';
 import path from 'node:path';
 import { fileSystemOf, ratio, syncFile } from './fio.ts';
@@ -26,6 +37,50 @@ interface ToolLoad {
   readonly args: (folder: string) => readonly string[];
   /** Runs of it that are one measurement: short ones are repeated. */
   readonly times: number;
+  /** Makes what it changes, before each measurement and out of the measured time. */
+  readonly prepare?: (folder: string) => void;
+}
+
+const MIB = 1024 * 1024;
+
+function original(program: string, args: readonly string[], input?: string): void {
+  const { status, stderr } = spawnSync(program, args, { encoding: 'utf8', input: input ?? '' });
+  if (status !== 0) throw new Error(`${program} ${args.join(' ').slice(0, 100)}: ${stderr}`);
+}
+
+/** `over` on a copy of `qcow2`, in which the first MiB of each four is other data. */
+function makeOver(folder: string): void {
+  const at = (name: string): string => path.join(folder, name);
+  copyFileSync(at('qcow2'), at('below'), constants.COPYFILE_FICLONE);
+  original('qemu-img', ['create', '-q', '-f', 'qcow2', '-b', at('below'), '-F', 'qcow2', at('over')]);
+  const mib = statSync(at('raw')).size / MIB;
+  const writes = Array.from({ length: Math.floor(mib / 4) }, (_, index) => [
+    '-c',
+    `write -q -P 7 ${index * 4}M 1M`,
+  ]);
+  original('qemu-io', ['-t', 'unsafe', ...writes.flat(), at('over')]);
+  for (const name of ['below', 'over']) syncFile(at(name));
+}
+
+/** A sparse image of 1 TiB with 100,000 allocated clusters; made once, by our tool, which leaves clusters sparse. */
+function makeHuge(folder: string): void {
+  const file = path.join(folder, 'huge');
+  if (existsSync(file)) return;
+  original('qemu-img', ['create', '-q', '-f', 'qcow2', file, '1T']);
+  const step = Math.floor(1024 ** 4 / 100_000 / 65536) * 65536;
+  const lines = Array.from({ length: 100_000 }, (_, index) => `write -q ${index * step} 512\n`);
+  original(TOOLS[0].program.replace('qblock-img', 'qblock-io'), ['-t', 'unsafe', file], lines.join(''));
+  syncFile(file);
+}
+
+/** Two bitmaps, the second with every 16th of its bits. */
+function makeMarked(folder: string): void {
+  const file = path.join(folder, 'marked');
+  if (existsSync(file)) return;
+  original('qemu-img', ['create', '-q', '-f', 'qcow2', file, '10G']);
+  for (const name of ['b0', 'b1']) original('qemu-img', ['bitmap', '--add', '-g', '4k', file, name]);
+  const writes = Array.from({ length: 1000 }, (_, index) => `write -q -z ${index * 10}M 640k\n`);
+  original('qemu-io', ['-t', 'unsafe', file], writes.join(''));
 }
 
 const convert = (name: string, from: string, ...options: readonly string[]): ToolLoad => ({
@@ -49,6 +104,10 @@ const LOADS: readonly ToolLoad[] = [
   convert('convert qcow2 to raw', 'qcow2', '-O', 'raw'),
   convert('convert raw to qcow2, zlib', 'raw', '-O', 'qcow2', '-c'),
   convert('convert raw to qcow2, zstd', 'raw', '-O', 'qcow2', '-c', '-o', 'compression_type=zstd'),
+  convert('convert qcow2 to qcow2', 'qcow2', '-O', 'qcow2'),
+  convert('convert qcow2 to qcow2, zlib', 'qcow2', '-O', 'qcow2', '-c'),
+  convert('convert zlib qcow2 to qcow2', 'zlib', '-O', 'qcow2'),
+  convert('convert zlib qcow2 to zlib', 'zlib', '-O', 'qcow2', '-c'),
   convert('convert zlib qcow2 to raw', 'zlib', '-O', 'raw'),
   convert('convert zstd qcow2 to raw', 'zstd', '-O', 'raw'),
   {
@@ -57,6 +116,44 @@ const LOADS: readonly ToolLoad[] = [
     times: 1,
   },
   { name: 'check qcow2', args: (folder) => ['check', path.join(folder, 'qcow2')], times: 3 },
+  {
+    name: 'check 1 TiB, 100,000 clusters',
+    args: (folder) => ['check', path.join(folder, 'huge')],
+    times: 1,
+    prepare: makeHuge,
+  },
+  {
+    name: 'commit of a quarter',
+    args: (folder) => ['commit', '-q', '-d', path.join(folder, 'over')],
+    times: 1,
+    prepare: makeOver,
+  },
+  {
+    name: 'rebase onto an equal image',
+    args: (folder) => ['rebase', '-b', path.join(folder, 'qcow2'), '-F', 'qcow2', path.join(folder, 'over')],
+    times: 1,
+    prepare: makeOver,
+  },
+  {
+    name: 'rebase onto nothing',
+    args: (folder) => ['rebase', '-b', '', path.join(folder, 'over')],
+    times: 1,
+    prepare: makeOver,
+  },
+  {
+    name: 'dd',
+    args: (folder) => [
+      ...['dd', '-f', 'raw', '-O', 'raw', 'bs=1M'],
+      ...[`if=${path.join(folder, 'raw')}`, `of=${path.join(folder, 'target')}`],
+    ],
+    times: 1,
+  },
+  {
+    name: 'bitmap merge, 10 GiB',
+    args: (folder) => ['bitmap', '--merge', 'b1', path.join(folder, 'marked'), 'b0'],
+    times: 3,
+    prepare: makeMarked,
+  },
 ];
 
 /** Every other MiB is text-like data that compresses, the rest does not. */
@@ -136,6 +233,7 @@ async function main(): Promise<void> {
       for (const load of loads) {
         for (const { name, program } of round % 2 === 0 ? TOOLS : TOOLS.toReversed()) {
           rmSync(target, { force: true });
+          load.prepare?.(folder);
           const cost = measure(program, load.args(folder), load.times);
           if (existsSync(target)) syncFile(target);
           const key = `${load.name}, ${name}`;
