@@ -165,6 +165,15 @@ test('output that cannot be written is an error; nobody listening is none', () =
   expect(shell('$IMG info nope 2> /dev/full').status).toBe(1);
 });
 
+test('map --compressed tells what is compressed; without it the output is that of 7.2', () => {
+  run('img', 'create', '-q', '-f', 'qcow2', 'packed', '1M');
+  run('io', '-c', 'write -c 0 64k', '-c', 'write 64k 64k', 'packed');
+  const map = (...words: string[]): Record<string, unknown>[] =>
+    JSON.parse(run('img', 'map', '--output=json', ...words, 'packed').stdout) as Record<string, unknown>[];
+  expect(map('--compressed').map(({ compressed }) => compressed)).toEqual([true, false, false]);
+  expect(map().every((entry) => !('compressed' in entry))).toBe(true);
+});
+
 test('names of all kinds', () => {
   const names = ['-dash', 'a b', 'new\nline', 'quo\'te"', 'ünï', 'a:b', '$(x)', '#1', 'x,y'];
   for (const name of names) {
