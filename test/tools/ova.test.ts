@@ -1,7 +1,7 @@
 /** Disks in OVA packages and beside OVF descriptors, through qblock-img. */
 
 import { execFileSync } from 'node:child_process';
-import { rmSync, writeFileSync } from 'node:fs';
+import { mkdirSync, readFileSync, rmSync, symlinkSync, writeFileSync } from 'node:fs';
 import path from 'node:path';
 import { afterAll, expect, test } from 'vitest';
 import { sha256, unpackImages } from '../drivers/formats/found-images.ts';
@@ -56,6 +56,66 @@ test('nothing leads out of a package', async () => {
   writeFileSync(path.join(folder, 'flat.ovf'), descriptor('flat.vmdk'));
   pack('flat.ova', 'ustar', 'flat.ovf', 'flat.vmdk');
   expect(await contentOf('flat.ova')).toContain('may name files outside the package');
+});
+
+test('headers of images in packages lead nowhere either', async () => {
+  // A sparse header of a disk without sectors makes the descriptor in it count.
+  const image = Buffer.alloc(8192);
+  image.write('KDMV', 0);
+  image.writeUInt32LE(1, 4);
+  image.writeUInt32LE(3, 8);
+  image.writeBigUInt64LE(128n, 20);
+  image.writeBigUInt64LE(1n, 28);
+  image.writeBigUInt64LE(4n, 36);
+  image.writeUInt32LE(512, 44);
+  image.write('\n \r\n', 73);
+  image.write('version=1\nCID=1\nparentCID=ffffffff\ncreateType="custom"\nRW 1 FLAT "secret" 0\n', 512);
+  writeFileSync(path.join(folder, 'inner.vmdk'), image);
+  writeFileSync(path.join(folder, 'secret'), Buffer.alloc(512, 7));
+  expect(await contentOf('inner.vmdk')).toMatch(/^[0-9a-f]{64}$/);
+  writeFileSync(path.join(folder, 'inner.ovf'), descriptor('inner.vmdk'));
+  pack('inner.ova', 'ustar', 'inner.ovf', 'inner.vmdk');
+  expect(await contentOf('inner.ovf')).toContain('which it may not open');
+  expect(await contentOf('inner.ova')).not.toMatch(/^[0-9a-f]{64}$/);
+});
+
+test('links and special files are no disks of a package', async () => {
+  mkdirSync(path.join(folder, 'unpacked'));
+  const inUnpacked = (name: string): string => path.join(folder, 'unpacked', name);
+  symlinkSync('/etc/passwd', inUnpacked('link.vmdk'));
+  writeFileSync(inUnpacked('link.ovf'), descriptor('link.vmdk'));
+  expect(await contentOf('unpacked/link.ovf')).toContain('outside its folder');
+  execFileSync('mkfifo', [inUnpacked('pipe.vmdk')]);
+  writeFileSync(inUnpacked('pipe.ovf'), descriptor('pipe.vmdk'));
+  expect(await contentOf('unpacked/pipe.ovf')).toContain('is no plain file');
+  execFileSync('tar', ['-cf', '../link.ova', 'link.ovf', 'link.vmdk'], {
+    cwd: path.join(folder, 'unpacked'),
+  });
+  expect(await contentOf('link.ova')).toContain("has no file 'link.vmdk'");
+});
+
+test('descriptors and headers made to take time or memory end in an error soon', async () => {
+  const large = 4 * 1024 * 1024 - 1024;
+  for (const [i, piece] of ['<!--', '<File ', '<a:', '<File id="x" ', ' '].entries()) {
+    const text = `<Envelope>${piece.repeat(Math.floor(large / piece.length))}`;
+    writeFileSync(path.join(folder, `slow${i}.ovf`), text);
+    expect(await contentOf(`slow${i}.ovf`)).toContain('has no disk');
+  }
+  writeFileSync(path.join(folder, 'huge.ovf'), '<Envelope>');
+  execFileSync('truncate', ['-s', '1T', 'huge.ovf'], { cwd: folder });
+  expect(await contentOf('huge.ovf')).toContain('is too large');
+  // A header of so many bytes that they cannot be there, in octal and in binary.
+  pack('claim.ova', 'ustar', 'one.ovf');
+  const file = path.join(folder, 'claim.ova');
+  const whole = readFileSync(file);
+  for (const size of [Buffer.from('77777777777\0'), Buffer.alloc(12, 255)]) {
+    size.copy(whole, 124);
+    whole.write('        ', 148);
+    const sum = whole.subarray(0, 512).reduce((total, byte) => total + byte, 0);
+    whole.write(`${sum.toString(8).padStart(6, '0')}\0 `, 148);
+    writeFileSync(file, whole);
+    expect(await contentOf('claim.ova')).toContain('has been cut off');
+  }
 });
 
 test('damaged packages end in an error', async () => {

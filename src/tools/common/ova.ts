@@ -9,7 +9,16 @@
  * Source of the facts: DMTF DSP0243 (OVF 1.1, 2.1); POSIX ustar and pax headers.
  */
 
-import { closeSync, existsSync, fstatSync, openSync, readFileSync, readSync } from 'node:fs';
+import {
+  closeSync,
+  existsSync,
+  fstatSync,
+  openSync,
+  readFileSync,
+  readSync,
+  realpathSync,
+  statSync,
+} from 'node:fs';
 import path from 'node:path';
 import type { DriverOptions } from '../../block/contract/image.ts';
 import type { BlockNode } from '../../block/graph/node.ts';
@@ -51,8 +60,13 @@ export async function packagedDisk(layer: BlockLayer, name: string): Promise<Dri
   const window = { driver: 'raw', offset: disk.offset, size, file: { driver: 'file', filename: disk.file } };
   const below = disk.offset === 0 && extension === '.ovf' ? { driver: 'file', filename: disk.file } : window;
   const driver = await formatOf(layer, disk);
-  // Nothing in a package may lead out of it: no image below, and see checkPackaged.
-  return { driver, file: below, ...(layer.drivers[driver]?.supportsBacking === true && { backing: null }) };
+  // Nothing in a package may lead out of it: no image below, nothing that only the image names, and see checkPackaged.
+  return {
+    driver,
+    untrusted: true,
+    file: below,
+    ...(layer.drivers[driver]?.supportsBacking === true && { backing: null }),
+  };
 }
 
 /** Throws when the image needs another one, which is not in the package. */
@@ -123,11 +137,22 @@ function attribute(element: string, name: string): string | null {
     .replace(/&amp;/g, '&');
 }
 
+/** The tags of a descriptor with what is in them, comments left out. One pass: the text may be made to be slow. */
+function* tagsOf(xml: string): Generator<string> {
+  for (let at = xml.indexOf('<'); at >= 0; at = xml.indexOf('<', at)) {
+    const isComment = xml.startsWith('<!--', at);
+    const end = isComment ? xml.indexOf('-->', at + 4) : xml.indexOf('>', at);
+    if (end < 0) return;
+    if (!isComment) yield xml.slice(at, end + 1);
+    at = end + 1;
+  }
+}
+
 /** Names of the files with disks, in the order of the descriptor's disks. */
 export function diskFiles(xml: string): readonly string[] {
-  const text = xml.replace(/<!--[\s\S]*?-->/g, '');
+  const tags = [...tagsOf(xml)].filter((tag) => /^<(?:[\w.-]{1,64}:)?(?:File|Disk)\s/.test(tag));
   const elements = (name: string): readonly string[] =>
-    text.match(new RegExp(`<(?:[\\w.-]+:)?${name}\\s[^>]*>`, 'g')) ?? [];
+    tags.filter((tag) => new RegExp(`^<(?:[\\w.-]{1,64}:)?${name}\\s`).test(tag));
   const files = new Map<string, string>();
   const chunked = new Set<string>();
   for (const element of elements('File')) {
@@ -152,21 +177,23 @@ export function diskFiles(xml: string): readonly string[] {
 }
 
 function disksOfOvf(file: string): readonly Piece[] | null {
-  const xml = readFileSync(file);
-  if (xml.length > MAX_DESCRIPTOR_BYTES) throw refuse('The OVF descriptor is too large');
-  const text = xml.toString('utf8');
+  const state = statSync(file);
+  if (!state.isFile()) return null;
+  if (state.size > MAX_DESCRIPTOR_BYTES) throw refuse('The OVF descriptor is too large');
+  const text = readFileSync(file).toString('utf8');
   if (!/<(?:[\w.-]+:)?Envelope[\s>]/.test(text)) return null;
   return diskFiles(text).map((name) => {
     // A file beside the descriptor, and nowhere else.
     if (name === '' || name === '..' || name.includes('/') || name.includes('\0'))
       throw refuse(`The descriptor names a disk outside its folder: ${name}`);
     const full = path.join(path.dirname(file), name);
-    const fd = openSync(full, 'r');
-    try {
-      return { name, file: full, offset: 0, bytes: fstatSync(fd).size };
-    } finally {
-      closeSync(fd);
-    }
+    const real = realpathSync(full);
+    // Whoever unpacked the package made its links as well.
+    if (path.dirname(real) !== realpathSync(path.dirname(file)))
+      throw refuse(`The descriptor names a disk outside its folder: ${name}`);
+    const disk = statSync(real);
+    if (!disk.isFile()) throw refuse(`The disk '${name}' is no plain file`);
+    return { name, file: real, offset: 0, bytes: disk.size };
   });
 }
 
@@ -215,6 +242,7 @@ function isTarHeader(header: Buffer): boolean {
 
 /** Plain files of a tar; null when it is none. */
 function tarEntries(file: string): readonly Piece[] | null {
+  if (!statSync(file).isFile()) return null;
   const fd = openSync(file, 'r');
   try {
     const total = fstatSync(fd).size;
@@ -222,7 +250,9 @@ function tarEntries(file: string): readonly Piece[] | null {
     const header = Buffer.alloc(TAR_BLOCK_BYTES);
     let nextName: string | null = null;
     let nextBytes: number | null = null;
+    let headers = 0;
     for (let at = 0; at + TAR_BLOCK_BYTES <= total; ) {
+      if (++headers > MAX_TAR_ENTRIES) throw refuse('The package has too many files');
       readSync(fd, header, 0, TAR_BLOCK_BYTES, at);
       if (header.every((byte) => byte === 0)) break;
       if (!isTarHeader(header)) {
@@ -250,7 +280,6 @@ function tarEntries(file: string): readonly Piece[] | null {
         if (type === '0' || type === '\0' || type === '7') entries.push({ name, file, offset, bytes });
         nextName = null;
         nextBytes = null;
-        if (entries.length > MAX_TAR_ENTRIES) throw refuse('The package has too many files');
       }
       at = offset + Math.ceil(bytes / TAR_BLOCK_BYTES) * TAR_BLOCK_BYTES;
     }

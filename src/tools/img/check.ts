@@ -5,7 +5,7 @@ import { drained } from '../../block/graph/drain.ts';
 import type { BlockNode } from '../../block/graph/node.ts';
 import { wrapped } from '../../block/io/callbacks.ts';
 import { nodeFilename } from '../../block/open/filename.ts';
-import { strerror } from '../../errors/errno.ts';
+import { E, strerror } from '../../errors/errno.ts';
 import { BlockError, errnoOf } from '../../errors/error.ts';
 import { fixed } from '../../qmp/c-numbers.ts';
 import { printJsonPretty } from '../../qmp/json-print.ts';
@@ -100,11 +100,14 @@ class Checker {
 
   async run(filename: string, repair: Repair): Promise<number> {
     const { output } = this.#context;
-    if (this.#node.driver.check === undefined) {
+    let report: Report;
+    try {
+      report = await this.#check(filename, repair);
+    } catch (error) {
+      if (errnoOf(error) !== E.ENOTSUP) throw error;
       output.error('This image format does not support checks');
       return STATUS_UNSUPPORTED;
     }
-    let report = await this.#check(filename, repair);
     const { corruptionsFixed, leaksFixed } = report.result;
     if (corruptionsFixed > 0 || leaksFixed > 0) {
       this.#say('The following inconsistencies were found and repaired:\n\n');

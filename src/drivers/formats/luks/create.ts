@@ -111,7 +111,8 @@ async function createFile(
   progress: CreateProgress,
 ): Promise<void> {
   const secret = values['key-secret'];
-  await createInFiles(layer, [filename], values, progress, async ([file]) => {
+  const { preallocation: _own, ...forFile } = values;
+  await createInFiles(layer, [filename], forFile, progress, async ([file]) => {
     const options = {
       ...luksCreateOptions(values),
       ...(secret !== undefined && { 'key-secret': secret }),

@@ -77,11 +77,15 @@ export async function writeAt(file: BlockBackend, offset: number, data: Buffer):
 
 // ---- the tools' way ------------------------------------------------------------------------------------------
 
-/** Options that concern the file itself; how long it becomes is decided by the image in it. */
+/**
+ * Options that concern the file itself; how long it becomes is decided by the image in it. What a format does with
+ * `preallocation` itself is not passed on by it.
+ */
 function fileValues(values: CreateOptionValues): CreateOptionValues {
-  const { nocow, extent_size_hint: hint } = values;
+  const { nocow, extent_size_hint: hint, preallocation } = values;
   return {
     size: '0',
+    ...(preallocation !== undefined && { preallocation }),
     ...(nocow !== undefined && { nocow }),
     ...(hint !== undefined && { extent_size_hint: hint }),
   };

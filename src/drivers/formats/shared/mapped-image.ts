@@ -104,6 +104,11 @@ export interface BlockMap<S extends MappedState> {
     at: { readonly child: BlockChild; readonly host: number; readonly offset: number },
     vec: IoVector,
   ): Promise<void>;
+  /**
+   * Holes of the file at the data of `offset` show as zeroes of the disk (static images, as with the original). Elsewhere
+   * a block that has a place is data. Absent: never.
+   */
+  showsHoles?(node: BlockNode<S>, offset: number): boolean;
   readonly writeBack?: WriteBackSteps<S>;
 }
 

@@ -180,8 +180,11 @@ export async function mappedStatus<S extends MappedState>(
 ): Promise<BlockStatus> {
   const { kind, host, child, bytes: length } = await lookUp(map, node, guard, offset, bytes);
   switch (kind) {
-    case Place.data:
-      return { bytes: length, flags: Status.data | Status.offsetValid, map: host, file: child!.node };
+    case Place.data: {
+      const flags = Status.data | Status.offsetValid;
+      const isFinal = map.showsHoles?.(node, offset) !== true;
+      return { bytes: length, flags: isFinal ? flags | Status.final : flags, map: host, file: child!.node };
+    }
     case Place.packed:
       return { bytes: length, flags: Status.data | Status.compressed, map: 0, file: null };
     case Place.zero:

@@ -19,7 +19,14 @@ import type { BlockNode } from '../../../block/graph/node.ts';
 import { co, sync } from '../../../block/io/callbacks.ts';
 import { E } from '../../../errors/errno.ts';
 import { ioError } from '../../../errors/error.ts';
-import { type Allocation, type BlockMap, isNeed, type MappedState, Place } from './mapped-image.ts';
+import {
+  type Allocation,
+  type BlockMap,
+  isNeed,
+  type MappedState,
+  Place,
+  type TableNeed,
+} from './mapped-image.ts';
 import { tryLookup } from './mapped-read.ts';
 import { addPart, runParts } from './parts.ts';
 import { loadTable, tryLoadTable } from './table-io.ts';
@@ -58,30 +65,97 @@ function tryAllocating<S extends MappedState>(
   vec: IoVector,
 ): boolean {
   const { found, allocations } = node.state;
+  if (found.bytes !== bytes) return false;
   const readsAsZero = found.kind === Place.zero || node.child('backing') === null;
   if (allocations.length > 0 && findAllocation(allocations, offset, offset + bytes) !== null) return false;
-  let allocation: Allocation;
+  let run: Run;
   try {
-    let planned = map.plan!(node, offset);
+    let planned = planRun(map, node, offset, bytes);
     if (isNeed(planned)) {
       if (!tryLoadTable(planned, guard)) return false;
-      planned = map.plan!(node, offset);
+      planned = planRun(map, node, offset, bytes);
       if (isNeed(planned)) return false;
     }
-    allocation = planned;
+    run = planned;
   } catch {
     return false;
   }
-  const { start, end, host, child, fresh } = allocation;
+  const { start, end, host, child, fresh } = run;
   const whole = offset === start && offset + bytes === end;
   const written =
     offset + bytes <= end &&
     (whole || (fresh && readsAsZero)) &&
     sync.tryPwritev(child.node, guard, host + (offset - start), bytes, vec);
-  if (written) map.link!(node, allocation);
-  else map.abandon!(node, allocation, true);
-  if (written) scheduleWriteBack(map, node);
-  return written;
+  if (!written) {
+    abandonRun(map, node, run, true);
+    return false;
+  }
+  for (const block of run.blocks) map.link!(node, block);
+  scheduleWriteBack(map, node);
+  return true;
+}
+
+/** Blocks that lie one behind the other, in the guest and in the file: written as one. */
+interface Run extends Allocation {
+  readonly blocks: readonly Allocation[];
+}
+
+/**
+ * Gives places to the block at `offset` and to those behind it, up to offset+bytes, as far as their tables are in memory
+ * and their places are neighbours. The caller knows that the whole range is of one kind, without a place.
+ */
+function planRun<S extends MappedState>(
+  map: BlockMap<S>,
+  node: BlockNode<S>,
+  offset: number,
+  bytes: number,
+): Run | TableNeed {
+  const first = map.plan!(node, offset);
+  if (isNeed(first)) return first;
+  const blocks = [first];
+  let last = first;
+  while (last.end < offset + bytes) {
+    const next = planNext(map, node, last);
+    if (next === null) break;
+    blocks.push(next);
+    last = next;
+  }
+  const { start, host, child, fresh, waiters } = first;
+  return { start, end: last.end, host, child, fresh, waiters, blocks };
+}
+
+/** The block behind `last`, if it gets the place behind it. */
+function planNext<S extends MappedState>(
+  map: BlockMap<S>,
+  node: BlockNode<S>,
+  last: Allocation,
+): Allocation | null {
+  let next: Allocation | TableNeed;
+  try {
+    next = map.plan!(node, last.end);
+  } catch {
+    // Met again, and reported, when its turn comes.
+    return null;
+  }
+  if (isNeed(next)) return null;
+  if (
+    next.start === last.end &&
+    next.child === last.child &&
+    next.host === last.host + (last.end - last.start)
+  )
+    return next;
+  map.abandon!(node, next, true);
+  return null;
+}
+
+/** Gives up the places, the last one first: so the space is there again. */
+function abandonRun<S extends MappedState>(
+  map: BlockMap<S>,
+  node: BlockNode<S>,
+  { blocks }: Run,
+  untouched: boolean,
+): void {
+  for (const block of blocks.toReversed()) map.abandon!(node, block, untouched);
 }
 
 /** The allocation that overlaps the range and begins first; null when there is none. */
@@ -131,17 +205,18 @@ async function writeExtents<S extends MappedState>(
     } else {
       // Compressed blocks cannot be written to again, as in the original.
       if (kind === Place.packed || map.plan === undefined) throw ioError(E.EIO);
-      const conflict = findAllocation(s.allocations, start, start + 1);
-      if (conflict !== null) {
+      const conflict = findAllocation(s.allocations, start, start + length);
+      if (conflict !== null && conflict.start <= start) {
         await conflict.waiters.wait();
         return true;
       }
-      const planned = map.plan(node, start);
+      if (conflict !== null) length = conflict.start - start;
+      const planned = planRun(map, node, start, length);
       if (isNeed(planned)) {
         await loadTable(planned, guard);
         return true;
       }
-      length = Math.min(bytes - at, planned.end - start);
+      length = Math.min(length, planned.end - start);
       const readsAsZero = kind === Place.zero;
       s.allocations.push(planned);
       const part = sliceVector(vec, at, length);
@@ -157,12 +232,12 @@ async function writeAllocating<S extends MappedState>(
   map: BlockMap<S>,
   node: BlockNode<S>,
   guard: GraphReadGuard,
-  allocation: Allocation,
+  run: Run,
   offset: number,
   vec: IoVector,
   readsAsZero: boolean,
 ): Promise<void> {
-  const { start, end, host, child, fresh } = allocation;
+  const { start, end, host, child, fresh } = run;
   let linked = false;
   try {
     let first = offset;
@@ -184,13 +259,13 @@ async function writeAllocating<S extends MappedState>(
       whole = from === start ? concatVectors(content, whole) : concatVectors(whole, content);
     }
     await co.pwritev(child.node, guard, host + (first - start), whole.bytes, whole, 0);
-    map.link!(node, allocation);
+    for (const block of run.blocks) map.link!(node, block);
     linked = true;
   } finally {
     const list = node.state.allocations;
-    list.splice(list.indexOf(allocation), 1);
-    if (!linked) map.abandon!(node, allocation, false);
-    allocation.waiters.wakeAll();
+    list.splice(list.indexOf(run), 1);
+    if (!linked) abandonRun(map, node, run, false);
+    run.waiters.wakeAll();
   }
   scheduleWriteBack(map, node);
 }

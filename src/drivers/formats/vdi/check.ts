@@ -23,6 +23,8 @@ export async function check(
   let allocated = 0;
   let corruptions = 0;
   let corruptionsFixed = 0;
+  /** The first block behind all those that are mapped. */
+  let next = 0;
   for await (const { view, first, count } of tablePieces(table, guard)) {
     for (let i = 0; i < count; i++) {
       const entry = view.getUint32(i * 4, true);
@@ -33,6 +35,7 @@ export async function check(
         continue;
       }
       allocated++;
+      next = Math.max(next, entry + 1);
       const bit = 1 << (entry & 7);
       if ((used[entry >>> 3]! & bit) !== 0) {
         request.report(`ERROR: block index ${entry} also used by ${entry}`);
@@ -42,7 +45,8 @@ export async function check(
     }
   }
   if (allocated !== header.allocated) {
-    if (request.fixErrors && corruptions === 0) {
+    // New blocks go where the count says: it must never name a place that is taken.
+    if (request.fixErrors && corruptions === 0 && next === allocated) {
       header.sector.writeUInt32LE(allocated, ALLOCATED_COUNT_AT);
       await writeBytes(file, guard, 0, header.sector);
       header.allocated = allocated;

@@ -32,7 +32,7 @@ function createImage(layer: BlockLayer, options: VdiCreateOptions, progress: Cre
     progress,
     () => {
       if (prealloc !== 'off' && prealloc !== 'metadata')
-        throw new BlockError(`Preallocation mode must be 'off' or 'metadata'`, { errno: E.EINVAL });
+        throw new BlockError('Preallocation mode not supported for vdi', { errno: E.EINVAL });
       checkDiskSize(options.size);
     },
     (file) => writeImage(file, options.size, prealloc === 'metadata'),

@@ -20,7 +20,7 @@ import {
 import { type BlockMap, createFound, type MappedState } from '../shared/mapped-image.ts';
 import { writeBytes } from '../shared/table-io.ts';
 import { createWriteBack } from '../shared/write-back.ts';
-import { ALLOCATED_COUNT_AT, UNALLOCATED, type VdiHeader, ZEROED } from './header.ts';
+import { ALLOCATED_COUNT_AT, TYPE_STATIC, UNALLOCATED, type VdiHeader, ZEROED } from './header.ts';
 
 export interface VdiState extends MappedState {
   readonly file: BlockChild;
@@ -117,6 +117,7 @@ export const map: BlockMap<VdiState> = {
     page.view.setUint32(entryPlace(state.table, index), number, true);
   },
   abandon: ({ state }, allocation, untouched) => abandonFlat(state.space!, allocation, untouched),
+  showsHoles: ({ state }) => state.header.type === TYPE_STATIC,
   writeBack: {
     tableFiles: ({ table }) => [table.tables],
     hasMore: (state) => allocatedCount(state) !== state.header.allocated,

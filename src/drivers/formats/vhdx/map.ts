@@ -258,6 +258,8 @@ export const map: BlockMap<VhdxState> = {
     page.view.setUint32(at + 4, Math.floor(mib / 4096), true);
   },
   abandon: ({ state }, allocation, untouched) => abandonFlat(state.space!, allocation, untouched),
+  // The original tells nothing of blocks here, so there is nothing to be like.
+  showsHoles: () => true,
   writeBack: {
     tableFiles: ({ table }) => [table.tables],
     async prepare({ state }, guard) {

@@ -80,6 +80,8 @@ function checkOptions(options: VmdkCreateOptions, shape: Shape): void {
     throw refuse("Flat image can't have backing file");
   if (options['zeroed-grain'] === true && shape.isFlat) throw refuse("Flat image can't enable zeroed grain");
   if (!(options.size <= 2 ** 53)) throw new BlockError('File too large', { errno: E.EFBIG });
+  if (options.size % SECTOR_BYTES !== 0)
+    throw new BlockError('Image size must be a multiple of 512 bytes', { errno: E.EINVAL });
 }
 
 async function createImage(

@@ -15,6 +15,7 @@ import { co } from '../../../block/io/callbacks.ts';
 import { E } from '../../../errors/errno.ts';
 import { ioError } from '../../../errors/error.ts';
 import { mappedCallbacks } from '../shared/mapped-driver.ts';
+import { check } from './check.ts';
 import { changeContentId } from './content-id.ts';
 import { creation } from './create.ts';
 import { clusterBytes, specificInfo } from './info.ts';
@@ -68,6 +69,7 @@ export const vmdk: BlockDriver<VmdkState> = {
     return mapped.pwritev!(node, guard, offset, bytes, vec, flags);
   },
   pwritevCompressed,
+  check,
   async pwriteZeroes(node, guard, offset, bytes, flags) {
     if (!node.state.cidChanged) await changeContentId(node, guard);
     return mapped.pwriteZeroes!(node, guard, offset, bytes, flags);

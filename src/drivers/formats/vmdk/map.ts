@@ -236,6 +236,7 @@ export const map: BlockMap<VmdkState> = {
   link,
   abandon,
   zero,
+  showsHoles: ({ state }, offset) => extentAt(state, offset).sparse === null,
   async readPacked({ state }, guard, { child, host, offset }, vec) {
     const extent = extentAt(state, offset);
     const { grainBytes } = extent.sparse!;

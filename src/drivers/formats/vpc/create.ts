@@ -3,6 +3,8 @@
 import type { BlockBackend } from '../../../block/backend.ts';
 import { type CreateProgress, type ImageCreation, sizeOption } from '../../../block/contract/image.ts';
 import type { BlockLayer } from '../../../block/layer.ts';
+import { E } from '../../../errors/errno.ts';
+import { BlockError, errnoOf } from '../../../errors/error.ts';
 import { choice, createInFiles, createInNode, writeAt } from '../shared/creation.ts';
 import {
   DEFAULT_BLOCK_BYTES,
@@ -35,7 +37,27 @@ function resolved(options: VpcCreateOptions): VpcCreateOptions {
   return { ...options, size, subformat: 'fixed', 'force-size': true };
 }
 
-function createImage(layer: BlockLayer, given: VpcCreateOptions, progress: CreateProgress): Promise<void> {
+/** Throws where a size cannot be had as it is: the monitor's command rounds nothing, the tools do. */
+function checkAsked({ size, 'force-size': exact }: VpcCreateOptions): void {
+  let shape: DiskShape;
+  try {
+    shape = shapeOf(size, exact === true);
+  } catch (error) {
+    if (errnoOf(error) !== E.EFBIG) throw error;
+    throw new BlockError('Disk size is too large, max size is 2040 GiB', { errno: E.EINVAL });
+  }
+  if (shape.sectors * 512 !== size)
+    throw new BlockError('The requested image size cannot be represented in CHS geometry', {
+      errno: E.EINVAL,
+    });
+}
+
+function createImage(
+  layer: BlockLayer,
+  given: VpcCreateOptions,
+  progress: CreateProgress,
+  check: (options: VpcCreateOptions) => void = () => undefined,
+): Promise<void> {
   const options = resolved(given);
   const exact = options['force-size'] === true;
   let shape: DiskShape;
@@ -44,6 +66,7 @@ function createImage(layer: BlockLayer, given: VpcCreateOptions, progress: Creat
     options.file,
     progress,
     () => {
+      check(options);
       shape = shapeOf(options.size, exact);
     },
     async (file) => {
@@ -74,7 +97,8 @@ async function writeDynamic(file: BlockBackend, shape: DiskShape, exact: boolean
 }
 
 export const creation: ImageCreation = {
-  create: (layer, options, progress) => createImage(layer, options as unknown as VpcCreateOptions, progress),
+  create: (layer, options, progress) =>
+    createImage(layer, options as unknown as VpcCreateOptions, progress, checkAsked),
   options: [
     { name: 'size', type: 'size', help: 'Virtual disk size' },
     {

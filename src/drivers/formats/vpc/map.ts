@@ -186,6 +186,7 @@ export const map: BlockMap<VpcState> = {
     page.view.setUint32(entryPlace(growing.table, index), taken / 512);
   },
   abandon: ({ state }, allocation, untouched) => abandonFlat(state.growing!.space, allocation, untouched),
+  showsHoles: ({ state }) => state.growing === null,
   writeBack: {
     tableFiles: ({ growing }) => (growing === null ? [] : [growing.table.tables, growing.bitmaps]),
     hasMore: ({ growing }) => growing !== null && growing.footerAt !== growing.space.end,

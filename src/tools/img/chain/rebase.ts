@@ -130,9 +130,9 @@ export async function rebase(context: CommandContext, words: readonly string[]):
 /** What cannot succeed in the end is refused before anything is copied. */
 function checkChangeable(node: BlockNode, backing: string, formatMissing: boolean): void {
   const text = `Could not change the backing file to '${backing}': `;
+  if (formatMissing) throw new BlockError(`${text}backing format must be specified`, { errno: E.EINVAL });
   if (node.driver.changeBackingFile === undefined)
     throw new BlockError(`${text}Operation not supported`, { errno: E.ENOTSUP });
-  if (formatMissing) throw new BlockError(`${text}backing format must be specified`, { errno: E.EINVAL });
 }
 
 async function openNew(

@@ -162,7 +162,8 @@ async function createFile(
   checkAlias(values);
   const dataFile = values.data_file;
   const filenames = dataFile === undefined ? [filename] : [filename, dataFile];
-  await createInFiles(layer, filenames, values, progress, async ([file, data]) => {
+  const { preallocation: _own, ...forFile } = values;
+  await createInFiles(layer, filenames, forFile, progress, async ([file, data]) => {
     const options: Qcow2CreateOptions = {
       ...creationOptions(layer, values),
       file,
