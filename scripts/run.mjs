@@ -249,6 +249,7 @@ const benches = {
   'bench-network': 'network',
   'bench-start': 'start',
   'bench-tools': 'tools',
+  'bench-watchers': 'watchers',
 };
 
 const [command, ...args] = process.argv.slice(2);
@@ -299,6 +300,7 @@ switch (command) {
   case 'bench-network':
   case 'bench-start':
   case 'bench-tools':
+  case 'bench-watchers':
     prepare();
     become(process.execPath, [path.join(root, `dist/bench/${benches[command]}.js`), ...args]);
     break;
@@ -308,6 +310,6 @@ switch (command) {
     break;
   default:
     fail(
-      'Usage: node scripts/run.mjs start|test|quick|soak|graph|docs|bench|bench-qcow2|bench-formats|bench-jobs|bench-control|bench-nbd-client|bench-network|bench-start|bench-tools [ARGS]',
+      'Usage: node scripts/run.mjs start|test|quick|soak|graph|docs|bench|bench-qcow2|bench-formats|bench-jobs|bench-control|bench-nbd-client|bench-network|bench-start|bench-tools|bench-watchers [ARGS]',
     );
 }

@@ -38,6 +38,8 @@ export const BOX_HEIGHT = 56;
 export const LABEL_WIDTH = 84;
 export const LABEL_HEIGHT = 18;
 const GAP = 28;
+/** Members from which on a piece is laid out in a third of the time, with a few more crossings. */
+const LARGE = 60;
 
 /** Connected members and their links. */
 interface Piece {
@@ -69,11 +71,15 @@ function piecesOf(boxes: readonly string[], links: readonly Link[]): Piece[] {
 
 function layOutPiece({ boxes, links }: Piece): GraphLayout {
   const graph = new Graph({ multigraph: true });
-  graph.setGraph({ rankdir: 'TB', nodesep: GAP, edgesep: 16, ranksep: 34, marginx: 2, marginy: 2 });
+  const isLarge = boxes.length > LARGE;
+  graph.setGraph({
+    ...{ rankdir: 'TB', nodesep: GAP, edgesep: 16, ranksep: 34, marginx: 2, marginy: 2 },
+    ranker: isLarge ? 'tight-tree' : 'network-simplex',
+  });
   for (const box of boxes) graph.setNode(box, { width: BOX_WIDTH, height: BOX_HEIGHT });
   for (const { key, from, to } of links)
     graph.setEdge(from, to, { width: LABEL_WIDTH, height: LABEL_HEIGHT, labelpos: 'c' }, key);
-  layout(graph);
+  layout(graph, { disableOptimalOrderHeuristic: isLarge });
   const size = graph.graph() as { readonly width?: number; readonly height?: number };
   return {
     width: size.width ?? BOX_WIDTH,
