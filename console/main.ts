@@ -1,5 +1,6 @@
 /** The console's start: connects, and gives each room of the page what it shows. */
 
+import { ConnectionLostError } from '../client/errors.ts';
 import { createFeed } from './data/feed.ts';
 import { createForms } from './forms/dialog.ts';
 import { createInspector } from './graph/inspector.ts';
@@ -23,7 +24,10 @@ async function start(): Promise<void> {
   let recolor: () => void = () => undefined;
   startTheme(() => recolor());
   const client = await connectToDaemon();
-  const feed = createFeed(client, tellError);
+  const feed = createFeed(client, (error) => {
+    // That the connection is lost is said above the page.
+    if (!(error instanceof ConnectionLostError)) tellError(error);
+  });
   const { hurry } = feed;
   const forms = createForms(client, () => feed.snapshot, hurry);
   bindForms(forms.open);

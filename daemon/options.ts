@@ -126,7 +126,7 @@ export const OPTIONS = {
       'ws:<host>:<port>[,token=<token>][,token-file=<path>][,remote=on|off][,pretty=on|off]',
       'fd:<name>|ws-fd:<name>[,...]',
     ],
-    text: 'serve QMP to several clients at once; fd, ws-fd: on a socket that the service manager has passed under that name (also --nbd-server addr.type=fd,addr.str=<name>)',
+    text: 'serve QMP to several clients at once; ws: and the console to browsers; fd, ws-fd: on a socket that the service manager has passed under that name (also --nbd-server addr.type=fd,addr.str=<name>)',
   },
   restore: {
     argument: true,

@@ -42,6 +42,8 @@ export interface Feed {
 const TICK_MS = 1000;
 /** Ticks from one look at the graph, and at jobs where none are known, to the next. */
 const GRAPH_TICKS = 2;
+/** Members of the graph that cost the daemon one tick more: thousands are not asked for every other second. */
+const MEMBERS_A_TICK = 100;
 const IDLE_JOB_TICKS = 3;
 /** Events come in groups: what they are about is asked for once. */
 const SETTLE_MS = 150;
@@ -90,7 +92,8 @@ export function createFeed(client: Client, reportTrouble: (error: unknown) => vo
 
   const look = async (tick: number): Promise<void> => {
     const parts = new Set<Part>(['exports']);
-    if (hurried || tick % GRAPH_TICKS === 0) parts.add('graph');
+    const graphTicks = Math.max(GRAPH_TICKS, Math.ceil(snapshot.graph.members.length / MEMBERS_A_TICK));
+    if (hurried || tick % graphTicks === 0) parts.add('graph');
     if (hurried || snapshot.jobs.length > 0 || tick % IDLE_JOB_TICKS === 0) parts.add('jobs');
     hurried = false;
     const found = await Promise.all([

@@ -2,9 +2,16 @@
 
 import { spawn } from 'node:child_process';
 import { once } from 'node:events';
+import { rmSync } from 'node:fs';
 import { type IncomingHttpHeaders, request } from 'node:http';
 import { afterAll, beforeAll, describe, expect, test } from 'vitest';
-import { daemonProgram, type RunningDaemon, reportOf, startDaemon } from '../peers/daemons.ts';
+import {
+  daemonProgram,
+  makeScratchDir,
+  type RunningDaemon,
+  reportOf,
+  startDaemon,
+} from '../peers/daemons.ts';
 import { freePort } from '../peers/free-port.ts';
 
 const token = 'a token/+&';
@@ -71,15 +78,21 @@ test('the page comes whole, and may load nothing from anywhere', async () => {
   });
 });
 
-test('the address is told where nobody could know it', async () => {
-  const child = spawn(daemonProgram('qblockd'), ['--qmp', 'ws:127.0.0.1:0'], { stdio: 'pipe' });
+test.each([
+  ['a listener whose token is made up', ['--qmp', 'ws:127.0.0.1:0']],
+  ['npm start', ['--embedded', '$DIR']],
+])('the address is told: %s', async (_name, words) => {
+  const dir = makeScratchDir();
+  const args = words.map((word) => word.replace('$DIR', dir));
+  const child = spawn(daemonProgram('qblockd'), args, { stdio: 'pipe' });
   const report = reportOf(child);
   const [first] = (await once(child.stdout, 'data')) as [Buffer];
-  const address = /^Console: (http:\S+)\n$/.exec(String(first))?.[1] ?? '';
+  const address = /^Console:? +(http:\S+)$/m.exec(String(first))?.[1] ?? '';
   expect((await fetch(address)).status).toBe(200);
   expect((await fetch(address.slice(0, -1))).status).toBe(401);
   child.kill('SIGTERM');
   expect(await report).toMatchObject({ status: 0 });
+  rmSync(dir, { recursive: true });
 });
 
 test('HEAD tells what GET brings', async () => {

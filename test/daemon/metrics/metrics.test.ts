@@ -191,6 +191,26 @@ test('hostile names stay inside their labels, in every piece of a large family',
   expect(text.match(/^# TYPE qblockd_test gauge$/gm)).toHaveLength(1);
 });
 
+test('labels, numbers and texts that have to be written specially', async () => {
+  const hostile = 'a"b\\c\nd}e,{é';
+  const family: Family = {
+    ...{ name: 'qblockd_test', help: 'One\ntwo \\', type: 'gauge' },
+    *samples() {
+      yield { labels: { node: hostile, other: '' }, value: Number.POSITIVE_INFINITY };
+      yield { labels: {}, value: 1.5e-7 };
+      yield { labels: {}, value: Number.NaN, metricName: 'qblockd_test_sum' };
+    },
+  };
+  const text = String(await createScraper([family])());
+  expect(text.split('\n').slice(0, 5)).toEqual([
+    '# HELP qblockd_test One\\ntwo \\\\',
+    '# TYPE qblockd_test gauge',
+    'qblockd_test{node="a\\"b\\\\c\\nd}e,{é",other=""} +Inf',
+    'qblockd_test 1.5e-7',
+    'qblockd_test_sum NaN',
+  ]);
+});
+
 describe('the option', () => {
   test('an address and what belongs to it', () => {
     expect(parseMetricsOption('[::1]:9100,token=a,,b=c,remote=on,token-file=/x')).toEqual({
