@@ -16,6 +16,7 @@ import { openAes } from '../../src/drivers/crypto/legacy-aes.ts';
 import { createLuks, luksPayloadOffset, openLuks, readLuksInfo } from '../../src/drivers/crypto/luks.ts';
 import { passphraseFromSecret } from '../../src/drivers/crypto/passphrase.ts';
 import { iterationsFor } from '../../src/drivers/crypto/pbkdf.ts';
+import { withoutNewer } from '../peers/newer-members.ts';
 import { requirePeer } from '../peers/requires.ts';
 import { PASSPHRASE, qemu, qemuInfo, qemuReads, qemuVolume, readerOf } from './luks-images.ts';
 
@@ -215,7 +216,7 @@ describe('LUKS volumes', () => {
     const payload = Buffer.from(volume.subarray(opened.payloadOffset));
     opened.cipher.decrypt(payload, 0);
     expect(payload.equals(content)).toBe(true);
-    expect(opened.info).toEqual(qemuInfo(dir, volume));
+    expect(withoutNewer(opened.info)).toEqual(qemuInfo(dir, volume));
     expect(await readLuksInfo(readerOf(volume))).toEqual(opened.info);
     expect(luksPayloadOffset(parseOptions(options))).toBe(opened.payloadOffset);
     await expect(openLuks(readerOf(volume), Buffer.from('wrong'))).rejects.toMatchObject({
@@ -234,7 +235,7 @@ describe('LUKS volumes', () => {
     const volume = Buffer.alloc(made.payloadOffset + content.length);
     made.header.copy(volume);
     encrypted.copy(volume, made.payloadOffset);
-    expect(qemuInfo(dir, volume)).toEqual(made.info);
+    expect(qemuInfo(dir, volume)).toEqual(withoutNewer(made.info));
     expect(content.equals(Buffer.from(qemuReads(dir, volume, 's')))).toBe(true);
     expect(qemuReads(dir, volume, 'w')).toBe('Invalid password, cannot unlock any keyslot');
     expect(await readLuksInfo(readerOf(volume))).toEqual(made.info);
@@ -282,7 +283,7 @@ describe('LUKS volumes', () => {
   test('a volume with a cipher that OpenSSL lacks is described and opened', async (context) => {
     requirePeer(context, 'qemu-img');
     const volume = qemuVolume(dir, 'cipher-alg=serpent-256', Buffer.alloc(SECTOR));
-    expect(await readLuksInfo(readerOf(volume))).toEqual(qemuInfo(dir, volume));
+    expect(withoutNewer(await readLuksInfo(readerOf(volume)))).toEqual(qemuInfo(dir, volume));
     const { cipher, payloadOffset } = await openLuks(readerOf(volume), passphrase);
     const sector = Buffer.from(volume.subarray(payloadOffset, payloadOffset + SECTOR));
     cipher.decrypt(sector, 0);

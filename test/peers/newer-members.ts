@@ -33,3 +33,11 @@ function isNewer(record: Members, name: string, member: unknown): boolean {
   if ('master-key-iters' in record) return name === 'detached-header';
   return name === 'actively-synced' && 'io-status' in record;
 }
+
+/** The same for help, which has one of them a line. */
+export function withoutNewerLines(help: string): string {
+  const lines = help.split('\n');
+  return lines
+    .filter((line) => !NEWER_NAMES.some((name) => line.trimStart().startsWith(`${name}=`)))
+    .join('\n');
+}

@@ -18,9 +18,8 @@ export function describeImage(info: ImageInfo): string {
   if (info['dirty-flag'] === true) lines.push('cleanly shut down: no');
   lines.push(...backingLines(info));
   if (info.snapshots !== undefined) lines.push('Snapshot list:', ...snapshotLines(info.snapshots));
-  const specific = info['format-specific'];
-  if (specific !== undefined)
-    lines.push('Format specific information:', ...memberLines(specific.data, '    '));
+  const specific = memberLines(info['format-specific']?.data ?? {}, '    ');
+  if (specific.length > 0) lines.push('Format specific information:', ...specific);
   if (info.limits !== undefined) lines.push('Limits:', ...memberLines(info.limits, '    '));
   return `${lines.join('\n')}\n`;
 }
