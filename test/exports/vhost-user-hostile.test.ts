@@ -217,7 +217,7 @@ function fillRing(frontEnd: FrontEnd, parts: number): void {
 
 test('a ring full of long requests does not keep others from being served', async () => {
   const frontEnd = await openFrontEnd(32768, () => undefined);
-  fillRing(frontEnd, 1000);
+  fillRing(frontEnd, 500);
   let replies = 0;
   while (frontEnd.queues[0]!.usedIndex !== 32768) {
     await qmp.execute('query-block-exports');
