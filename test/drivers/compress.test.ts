@@ -11,10 +11,13 @@ import path from 'node:path';
 import { constants, deflateRawSync } from 'node:zlib';
 import fc from 'fast-check';
 import { afterAll, expect, test } from 'vitest';
+import { allocateIoMemory } from '../../src/aio/memory.ts';
 import {
   type CompressionType,
   compressCluster,
+  compressNow,
   decompressCluster,
+  decompressNow,
   zstdAvailable,
 } from '../../src/drivers/compress/codec.ts';
 import { requirePeer } from '../peers/requires.ts';
@@ -219,4 +222,61 @@ test('zlib: a window of 32 KiB is decompressed as far as QEMU does', async (cont
     expect(ours === null).toBe(theirs === null);
     if (theirs !== null) expect(ours?.equals(theirs)).toBe(true);
   }
+});
+
+/** What decompressNow makes of it, given as many times as it takes for it not to pass; null: nothing. */
+function unpackedNow(type: CompressionType, data: Buffer, bytes: number): Buffer | null {
+  const [input, output] = [allocateIoMemory(data.length), allocateIoMemory(bytes)];
+  data.copy(input.buf);
+  const [from, to] = [
+    { address: input.addr, length: data.length },
+    { address: output.addr, length: bytes },
+  ];
+  // A busy machine may make it pass for a while.
+  for (let i = 0; i < 1000; i++) if (decompressNow(type, input.buf, from, to)) return output.buf;
+  return null;
+}
+
+test.each(TYPES)('%s: within the turn as on the thread pool', async (type) => {
+  let refused = 0;
+  for (const bytes of [4096, CLUSTER]) {
+    const data = content(bytes);
+    const whole = (await compressCluster(type, data)) ?? Buffer.alloc(0);
+    for (const rest of [0, 1, 600])
+      expect(unpackedNow(type, Buffer.concat([whole, randomBytes(rest)]), bytes)?.equals(data)).toBe(true);
+    // More content than a cluster has room for, and less.
+    const longer = await decompressCluster(type, whole, bytes - 512).catch(() => null);
+    expect(unpackedNow(type, whole, bytes - 512)).toEqual(longer);
+    expect(unpackedNow(type, whole, bytes + 512)).toBeNull();
+    for (let i = 0; i < 40; i++) {
+      const mutated = Buffer.from(whole);
+      for (let k = 0; k < 3; k++) mutated[Math.floor(Math.random() * mutated.length)] = Math.random() * 256;
+      const now = unpackedNow(type, mutated, bytes);
+      const pooled = await decompressCluster(type, mutated, bytes).catch(() => null);
+      // What is refused now is left to the thread pool; what is not must be the same.
+      if (now === null) refused++;
+      else expect(pooled?.equals(now)).toBe(true);
+    }
+  }
+  expect(refused).toBeGreaterThan(0);
+});
+
+test('zstd: compressed within the turn, or not made smaller', async (context) => {
+  if (!TYPES.includes('zstd')) context.skip('no libzstd here');
+  const input = allocateIoMemory(CLUSTER);
+  const output = allocateIoMemory(CLUSTER - 1);
+  const pack = (data: Buffer): Buffer | null => {
+    data.copy(input.buf);
+    for (;;) {
+      const bytes = compressNow(
+        'zstd',
+        { address: input.addr, length: CLUSTER },
+        { address: output.addr, length: CLUSTER - 1 },
+      );
+      if (bytes !== undefined) return bytes === null ? null : output.buf.subarray(0, bytes);
+    }
+  };
+  const data = content(CLUSTER);
+  expect((await decompressCluster('zstd', pack(data) ?? Buffer.alloc(0), CLUSTER)).equals(data)).toBe(true);
+  expect(pack(randomBytes(CLUSTER))).toBeNull();
 });
