@@ -48,18 +48,19 @@ function installPackage(scratch, tree) {
 const POSTINST = `#!/bin/sh
 set -e
 if [ "$1" = configure ]; then
-  if ! getent passwd qblockd >/dev/null; then
-    if command -v systemd-sysusers >/dev/null; then systemd-sysusers qblockd.conf
-    else useradd --system --user-group --home-dir /var/lib/qblockd --no-create-home --shell /usr/sbin/nologin qblockd; fi
+  # DPKG_ROOT is empty but for an image of a system that is being made.
+  if ! grep -qs '^qblockd:' "$DPKG_ROOT/etc/passwd" && { [ -n "$DPKG_ROOT" ] || ! getent passwd qblockd >/dev/null; }; then
+    if command -v systemd-sysusers >/dev/null; then systemd-sysusers --root="$DPKG_ROOT/" qblockd.conf
+    else useradd --root "$DPKG_ROOT/" --system --user-group --home-dir /var/lib/qblockd --no-create-home --shell /usr/sbin/nologin qblockd; fi
   fi
-  if [ -d /run/systemd/system ]; then systemctl daemon-reload; fi
+  if [ -z "$DPKG_ROOT" ] && [ -d /run/systemd/system ]; then systemctl daemon-reload; fi
 fi
 `;
 
 // Disks and their configuration are the user's: they stay when the package goes.
 const PRERM = `#!/bin/sh
 set -e
-if [ "$1" = remove ] && [ -d /run/systemd/system ]; then systemctl stop qblockd.socket qblockd.service || true; fi
+if [ "$1" = remove ] && [ -z "$DPKG_ROOT" ] && [ -d /run/systemd/system ]; then systemctl stop qblockd.socket qblockd.service || true; fi
 `;
 
 function writeControl(tree) {
@@ -107,7 +108,7 @@ try {
   chmodSync(tree, 0o755);
   const architecture = run('dpkg', ['--print-architecture']);
   const file = path.join(root, 'dist', `qblockd_${version}_${architecture}.deb`);
-  run('dpkg-deb', ['--build', '--root-owner-group', '-Zxz', tree, file]);
+  run('dpkg-deb', ['--build', '--root-owner-group', '-Zxz', '-z2', tree, file]);
   process.stdout.write(`${file}\n`);
 } finally {
   rmSync(scratch, { recursive: true, force: true });

@@ -2,6 +2,7 @@
 
 import { spawn, spawnSync } from 'node:child_process';
 import {
+  copyFileSync,
   existsSync,
   mkdirSync,
   readdirSync,
@@ -61,12 +62,41 @@ test('holds one bundle a program and nothing of the sources or tests', () => {
   expect(Object.keys(scripts).filter((name) => /^(pre|post)?install$|^prepare$/.test(name))).toEqual([]);
 });
 
+/** The daemon runs and answers with Node and nothing else in PATH, soon after it has been installed. */
+async function startsAlone(prefix: string, installedMs: number): Promise<void> {
+  const bin = (name: string): string => path.join(prefix, 'bin', name);
+  const env = { PATH: path.dirname(process.execPath) };
+  const modules = readdirSync(path.join(prefix, 'lib/node_modules/qblockd/node_modules'));
+  expect(modules.filter((name) => ['typescript', 'vitest', 'rolldown', '@biomejs'].includes(name))).toEqual(
+    [],
+  );
+  const daemon = spawn(bin('qblockd'), ['--qmp', 'unix:first', '--pidfile', 'first.pid'], {
+    cwd: dir,
+    env,
+    stdio: 'ignore',
+  });
+  try {
+    const isUp = (): boolean => existsSync(path.join(dir, 'first.pid'));
+    await expect.poll(isUp, { timeout: limitMs(30_000), interval: 20 }).toBe(true);
+    const words = ['-c', 'query-version', '-c', 'quit', 'first'];
+    const { status, stdout } = spawnSync(bin('qblock-shell'), words, { cwd: dir, env, encoding: 'utf8' });
+    const seconds = (Date.now() - installedMs) / 1000;
+    process.stdout.write(`the daemon has answered ${seconds.toFixed(2)} s after the end of the install\n`);
+    expect([status, stdout]).toEqual([0, expect.stringContaining(`"package":"qblockd ${PACKAGE_VERSION}"`)]);
+    expect(seconds).toBeLessThan(limitMs(5000) / 1000);
+  } finally {
+    daemon.kill('SIGKILL');
+  }
+}
+
 test('installed, the programs run and the client finds the daemon', async (context) => {
   requirePeer(context, 'npm registry');
   const prefix = path.join(dir, 'prefix');
   const tarball = path.join(dir, packed.filename);
   const quiet = ['--no-audit', '--no-fund', '--prefer-offline', '--omit=dev'];
   run('npm', ['install', '-g', '--prefix', prefix, '--ignore-scripts', ...quiet, tarball]);
+  const installedMs = Date.now();
+  await startsAlone(prefix, installedMs);
   expect(readdirSync(path.join(prefix, 'bin')).sort()).toEqual(PROGRAMS);
   const bin = (name: string): string => path.join(prefix, 'bin', name);
   for (const name of PROGRAMS) {
@@ -121,6 +151,34 @@ client.close();
   }
 });
 
+/** Installs a Debian package into an empty system of its own, and looks at what it has become. */
+function installDeb(file: string, tree: string): void {
+  if (process.getuid?.() !== 0) {
+    run('dpkg-deb', ['-x', file, tree]);
+    return;
+  }
+  for (const name of ['info', 'updates', 'triggers'])
+    mkdirSync(path.join(tree, 'var/lib/dpkg', name), { recursive: true });
+  writeFileSync(path.join(tree, 'var/lib/dpkg/status'), '');
+  writeFileSync(path.join(tree, 'var/lib/dpkg/available'), '');
+  // What units call from other packages.
+  mkdirSync(path.join(tree, 'bin'));
+  copyFileSync('/bin/kill', path.join(tree, 'bin/kill'));
+  const dpkg = ['--root', tree, '--force-depends', '--force-script-chrootless', '--log=/dev/null'];
+  run('dpkg', [...dpkg, '-i', file]);
+  expect(run('dpkg', ['--root', tree, '-s', 'qblockd'])).toContain('Status: install ok installed');
+  expect(run('dpkg', ['--root', tree, '--verify', 'qblockd'])).toBe('');
+  expect(readFileSync(path.join(tree, 'etc/passwd'), 'utf8')).toMatch(
+    /^qblockd:x:\d+:\d+:.*:\/var\/lib\/qblockd:/m,
+  );
+  const verified = spawnSync(
+    'systemd-analyze',
+    ['verify', '--man=no', '--recursive-errors=no', `--root=${tree}`, 'qblockd.service', 'qblockd.socket'],
+    { encoding: 'utf8' },
+  );
+  expect([verified.status, verified.stderr]).toEqual([0, '']);
+}
+
 // In this file since packing writes into dist/, where two at once would meet.
 test('npm run deb: the unit of the package starts the daemon of the package', async (context) => {
   requirePeer(context, 'npm registry', 'dpkg-deb', 'systemd');
@@ -131,7 +189,7 @@ test('npm run deb: the unit of the package starts the daemon of the package', as
   ]);
   const file = made.stdout.trim().split('\n').at(-1) ?? '';
   const tree = path.join(dir, 'deb');
-  run('dpkg-deb', ['-x', file, tree]);
+  installDeb(file, tree);
   rmSync(file);
   for (const name of PROGRAMS) {
     run('gzip', ['-t', path.join(tree, `usr/share/man/man1/${name}.1.gz`)]);
@@ -156,4 +214,11 @@ test('npm run deb: the unit of the package starts the daemon of the package', as
   } finally {
     manager.kill('SIGKILL');
   }
+  if (process.getuid?.() !== 0) return;
+  // Removed, it leaves nothing but what is the user's.
+  writeFileSync(path.join(tree, 'etc/qblockd/mine.yaml'), 'blockdev: []\n');
+  run('dpkg', ['--root', tree, '--force-script-chrootless', '--log=/dev/null', '-r', 'qblockd']);
+  expect(existsSync(path.join(tree, 'etc/qblockd/mine.yaml'))).toBe(true);
+  for (const name of ['usr/lib/qblockd', 'usr/bin/qblockd', 'usr/lib/systemd/system/qblockd.service'])
+    expect(existsSync(path.join(tree, name))).toBe(false);
 });
