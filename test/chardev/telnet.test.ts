@@ -27,3 +27,13 @@ test('data stays, commands go', () => {
     }),
   );
 });
+
+test("tn3270: ends of records and subnegotiations are the terminal's, options are not", () => {
+  const filter = telnetFilter('tn3270');
+  const kept = (hex: string): string => filter(Buffer.from(hex, 'hex')).toString('hex');
+  expect(kept('41fffb19fffd0042')).toBe('4142');
+  expect(kept('fffa18004142fff0')).toBe('fffa18004142fff0');
+  expect(kept('41ffef')).toBe('41ffef');
+  expect(kept('ffff')).toBe('ff');
+  expect(kept('fff141')).toBe('41');
+});

@@ -44,7 +44,7 @@ export async function imageInfo(node: BlockNode): Promise<ImageInfo> {
 }
 
 /** How requests to the node are aligned and split; what has no limit is left out. */
-function limitsInfo({ limits, driver }: BlockNode): BlockLimitsInfo {
+function limitsInfo({ limits }: BlockNode): BlockLimitsInfo {
   const optional = {
     'max-discard': limits.maxPdiscard,
     'discard-alignment': limits.pdiscardAlignment,
@@ -57,7 +57,6 @@ function limitsInfo({ limits, driver }: BlockNode): BlockLimitsInfo {
     'request-alignment': limits.requestAlignment,
     ...Object.fromEntries(Object.entries(optional).filter(([, bytes]) => bytes !== 0)),
     'max-iov': limits.maxIov,
-    ...(driver.kind === 'protocol' && { 'max-hw-iov': limits.maxIov }),
     'min-mem-alignment': limits.minMemAlignment,
     'opt-mem-alignment': limits.optMemAlignment,
   };

@@ -115,7 +115,14 @@ function checkServer(server: SocketAddress): void {
 const SERVER_MEMBERS: Readonly<
   Record<string, { readonly required: readonly string[]; readonly optional: readonly string[] }>
 > = {
-  inet: { required: ['host', 'port'], optional: ['numeric', 'to', 'ipv4', 'ipv6', 'keep-alive', 'mptcp'] },
+  inet: {
+    required: ['host', 'port'],
+    optional: [
+      ...['numeric', 'to', 'ipv4', 'ipv6', 'mptcp'],
+      ...['keep-alive', 'keep-alive-count', 'keep-alive-idle', 'keep-alive-interval'],
+    ],
+  },
+  vsock: { required: ['cid', 'port'], optional: [] },
   unix: { required: ['path'], optional: ['abstract', 'tight'] },
   fd: { required: ['str'], optional: [] },
 };
