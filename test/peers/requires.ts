@@ -27,6 +27,7 @@ export const PEERS = {
   pyvhdi: { probe: ['/usr/bin/python3', '-c', 'import pyvhdi'], debianPackage: 'python3-libvhdi' },
   python3: { probe: ['python3', '--version'], debianPackage: 'python3' },
   fio: { probe: ['fio', '--version'], debianPackage: 'fio' },
+  ss: { probe: ['ss', '-V'], debianPackage: 'iproute2' },
   socat: { probe: ['socat', '-V'], debianPackage: 'socat' },
   certtool: { probe: ['certtool', '--version'], debianPackage: 'gnutls-bin' },
   keyctl: { probe: ['keyctl', 'show', '@u'], debianPackage: 'keyutils' },
