@@ -17,6 +17,7 @@ import {
   ProtocolFeature,
   Request,
 } from '../../src/virtio/vhost-user/messages.ts';
+import { limitMs } from '../patience.ts';
 import { type DaemonKind, makeScratchDir, type RunningDaemon, startDaemon } from '../peers/daemons.ts';
 import type { QmpClient } from '../peers/qmp-client.ts';
 import { requirePeer } from '../peers/requires.ts';
@@ -167,7 +168,7 @@ test('marks what was begun before it was asked to', async () => {
     driver: 'null-co',
     size: DATA_BYTES,
     'read-zeroes': true,
-    'latency-ns': 300_000_000,
+    'latency-ns': limitMs(300) * 1e6,
   });
   await shareLog();
   put(0, 0, PAGE);
