@@ -114,6 +114,8 @@ const TCP = 6;
 /** Tells the port mapper that NFS is on this port (RFC 1833, version 2 of the protocol; loopback only). */
 export async function registerNfs(port: number): Promise<void> {
   const socket = createSocket('udp4');
+  // What ganesha has registered is the super-user's: only he takes it out again.
+  spawnSync('rpcinfo', ['-d', String(NFS_PROGRAM), String(NFS_VERSION)]);
   const call = (procedure: number): Promise<void> => {
     const words = [procedure, 0, 2, 100_000, 2, procedure, 0, 0, 0, 0, NFS_PROGRAM, NFS_VERSION, TCP, port];
     const message = Buffer.alloc(words.length * 4);

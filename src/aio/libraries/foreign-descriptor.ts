@@ -3,7 +3,7 @@
  *
  * Libraries that connect anew put the new socket under the old number (dup2): the kernel forgets the old one then, and
  * whoever watches by number waits for ever. So each descriptor is in an epoll instance of its own, and is put there anew
- * after every service. The library is only called on the main thread.
+ * whenever the library waits for something else. The library is only called on the main thread.
  */
 
 import { BlockError } from '../../errors/error.ts';
@@ -29,12 +29,19 @@ export interface ForeignDescriptor {
 
 /** Libraries see to their time-outs and connect anew when nothing happens, too. */
 const TICK_MS = 500;
+const POLLIN = 1;
+const POLLOUT = 4;
 
 export function watchForeign(owner: ForeignOwner): ForeignDescriptor {
   const epoll = createEpoll();
   if (epoll < 0) throw new BlockError('Cannot create an epoll instance', { errno: -epoll });
   let isOpen = true;
   let serving = false;
+  let flushing = false;
+  /** What the kernel was told last. */
+  let knownFd = -1;
+  let knownWanted = -1;
+
   const serve = (events: number): void => {
     if (!isOpen || serving) return;
     serving = true;
@@ -45,20 +52,54 @@ export function watchForeign(owner: ForeignOwner): ForeignDescriptor {
       renew();
     }
   };
-  const renew = (): void => {
-    if (!isOpen || serving) return;
+  /**
+   * Tells the kernel what to wait for. A library that connects anew waits for other events meanwhile, and the kernel is
+   * told anew by that; should that once not be so, the next tick does it.
+   */
+  const arm = (anyway: boolean): void => {
     const fd = owner.descriptor();
-    if (fd >= 0) renewEpoll(epoll, fd, owner.wanted());
+    if (fd < 0) return;
+    const wanted = owner.wanted();
+    if (!anyway && fd === knownFd && wanted === knownWanted) return;
+    renewEpoll(epoll, fd, wanted);
+    knownFd = fd;
+    knownWanted = wanted;
+  };
+  /** What the calls of this turn have given the library to send goes out at once, where the socket takes it. */
+  const flush = (): void => {
+    flushing = false;
+    if (!isOpen) return;
+    const fd = owner.descriptor();
+    const hasData = fd >= 0 && (owner.wanted() & POLLOUT) !== 0;
+    if (hasData && fd === knownFd && pollNow(fd, POLLOUT) === POLLOUT) {
+      serving = true;
+      try {
+        owner.service(POLLOUT);
+      } finally {
+        serving = false;
+      }
+    }
+    if (isOpen) arm(false);
+  };
+  const renew = (): void => {
+    if (!isOpen || serving || flushing) return;
+    flushing = true;
+    queueMicrotask(flush);
   };
   const watch = createWatch(epoll, () => {
     const fd = owner.descriptor();
-    const found = fd < 0 ? 0 : pollNow(fd, owner.wanted());
+    const wanted = fd < 0 ? 0 : owner.wanted();
+    // Nothing else can have happened, but for the end of the connection, which reading finds.
+    const found = wanted === POLLIN ? POLLIN : wanted === 0 ? 0 : pollNow(fd, wanted);
     if (found !== 0) serve(found);
-    else renew();
+    else arm(true);
   });
-  const tick = setInterval(() => serve(0), TICK_MS);
+  const tick = setInterval(() => {
+    serve(0);
+    if (isOpen) arm(true);
+  }, TICK_MS);
   watch.start();
-  renew();
+  arm(true);
   return {
     renew,
     close() {

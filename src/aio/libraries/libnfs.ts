@@ -6,6 +6,7 @@
  */
 
 import koffi from 'koffi';
+import type { IoVector } from '../memory.ts';
 import { loadHostLibrary } from './host-library.ts';
 
 type Finish = (result: number, data: number) => void;
@@ -76,7 +77,15 @@ export function forgetNfsCall(id: number): void {
   waiting.delete(id);
 }
 
-/** A copy of the library's memory, which is good within a callback only. */
-export function copyOut(address: number, bytes: number): Buffer {
-  return Buffer.from(koffi.decode(BigInt(address), koffi.array('uint8', bytes, 'Typed')) as Uint8Array);
+const memcpy = koffi.load('libc.so.6').func('memcpy', 'uintptr_t', ['uintptr_t', 'uintptr_t', 'size_t']);
+
+/** Copies the library's memory, which is good within a callback only, to where the reader wants it. */
+export function copyOut(address: number, bytes: number, vec: IoVector): void {
+  let done = 0;
+  for (const { mem, start, length } of vec.segments) {
+    const part = Math.min(length, bytes - done);
+    if (part <= 0) return;
+    memcpy(mem.addr + start, address + done, part);
+    done += part;
+  }
 }

@@ -3,6 +3,7 @@
 import { lookup } from 'node:dns/promises';
 import { type ForeignDescriptor, watchForeign } from '../../../aio/libraries/foreign-descriptor.ts';
 import { copyOut, forgetNfsCall, type Libnfs, libnfs, nfsCallId } from '../../../aio/libraries/libnfs.ts';
+import { allocateIoMemory, vectorOf } from '../../../aio/memory.ts';
 import { E } from '../../../errors/errno.ts';
 import { BlockError, ioError } from '../../../errors/error.ts';
 import { within } from '../../net/within.ts';
@@ -201,7 +202,9 @@ export function statFile({
   return call(
     (id) => library.stat(context, handle, library.done, id),
     (_result, data) => {
-      const stat = copyOut(data, STAT_BYTES);
+      const memory = allocateIoMemory(STAT_BYTES);
+      copyOut(data, STAT_BYTES, vectorOf(memory));
+      const stat = memory.buf;
       return { size: Number(stat.readBigUInt64LE(SIZE_AT)), used: Number(stat.readBigUInt64LE(USED_AT)) };
     },
   );

@@ -7,7 +7,7 @@
 
 import { addressOf } from '../../../aio/ffi.ts';
 import { copyOut } from '../../../aio/libraries/libnfs.ts';
-import { copyFromVector, copyToVector, fillVector, type IoVector, sliceVector } from '../../../aio/memory.ts';
+import { copyFromVector, fillVector, type IoVector, sliceVector } from '../../../aio/memory.ts';
 import type { BlockDriver, OpenContext } from '../../../block/contract/driver.ts';
 import { Status } from '../../../block/contract/request.ts';
 import type { BlockNode } from '../../../block/graph/node.ts';
@@ -59,7 +59,7 @@ async function preadv(
     (id) => library.pread(context, handle, offset, bytes, library.done, id),
     (result, data) => {
       const inside = Math.min(result, bytes);
-      if (inside > 0) copyToVector(vec, copyOut(data, inside));
+      if (inside > 0) copyOut(data, inside, vec);
       return inside;
     },
   );
