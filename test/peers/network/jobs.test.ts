@@ -3,12 +3,13 @@
  * it; full disks; and secrets, which are shown nowhere. What came out is read back by qblock-img.
  */
 
-import { execFile, execFileSync } from 'node:child_process';
+import { execFile, execFileSync, spawn } from 'node:child_process';
 import { mkdirSync, readFileSync, rmSync, truncateSync, writeFileSync } from 'node:fs';
 import path from 'node:path';
 import { promisify } from 'node:util';
 import { afterAll, afterEach, beforeAll, expect, test } from 'vitest';
 import { testPattern } from '../../drivers/network/remote-node.ts';
+import { limitMs } from '../../patience.ts';
 import { makeScratchDir, type RunningDaemon, repositoryRoot, startDaemon } from '../daemons.ts';
 import type { QmpClient } from '../qmp-client.ts';
 import { type PeerName, requirePeer } from '../requires.ts';
@@ -21,6 +22,7 @@ import { startTgt } from './servers/tgt.ts';
 const run = promisify(execFile);
 const MiB = 1024 * 1024;
 const SIZE = 4 * MiB;
+const ENDS_IN_MS = 5000;
 const img = path.join(repositoryRoot, 'daemon/bin/qblock-img');
 const io = path.join(repositoryRoot, 'daemon/bin/qblock-io');
 /** Half data, half nothing. */
@@ -59,7 +61,8 @@ function folderOf(name: string): string {
 
 interface Kind {
   readonly needs: readonly PeerName[];
-  start(): Promise<Maker>;
+  /** `freeze` stops the server where it is, or lets it go on. */
+  start(): Promise<{ readonly make: Maker; readonly freeze: (frozen: boolean) => void }>;
 }
 
 const KINDS: Readonly<Record<string, Kind>> = {
@@ -69,10 +72,11 @@ const KINDS: Readonly<Record<string, Kind>> = {
       const folder = folderOf('ssh');
       const server = await startSshd(folder);
       ends.push(server.kill);
-      return async (name, content) => {
+      const make: Maker = async (name, content) => {
         contentFile(folder, name, content);
         return server.options(name);
       };
+      return { make, freeze: server.freeze };
     },
   },
   nfs: {
@@ -80,11 +84,12 @@ const KINDS: Readonly<Record<string, Kind>> = {
     async start() {
       const server = await startGanesha(folderOf('nfs'));
       ends.push(server.end);
-      return async (name, content) => ({
+      const make: Maker = async (name, content) => ({
         driver: 'nfs',
         server: { type: 'inet', host: '127.0.0.1' },
         path: contentFile(server.share, name, content),
       });
+      return { make, freeze: server.freeze };
     },
   },
   iscsi: {
@@ -93,11 +98,12 @@ const KINDS: Readonly<Record<string, Kind>> = {
       const folder = folderOf('iscsi');
       const server = await startTgt(folder);
       ends.push(server.kill);
-      return async (name, content) => {
+      const make: Maker = async (name, content) => {
         server.addTarget(`iqn.2026-01.test:${name}`, contentFile(folder, name, content));
         const place = { transport: 'tcp', portal: `127.0.0.1:${server.port}` };
         return { driver: 'iscsi', ...place, target: `iqn.2026-01.test:${name}`, lun: 1 };
       };
+      return { make, freeze: server.freeze };
     },
   },
   rbd: {
@@ -106,11 +112,12 @@ const KINDS: Readonly<Record<string, Kind>> = {
       const folder = folderOf('rbd');
       const ceph = await startCeph(folder);
       ends.push(ceph.kill);
-      return async (name, content) => {
+      const make: Maker = async (name, content) => {
         if (content === null) ceph.run('rbd', 'create', '--size', '4M', name);
         else ceph.run('rbd', 'import', contentFile(folder, name, content), name);
         return { driver: 'rbd', pool: 'rbd', image: name, conf: ceph.conf };
       };
+      return { make, freeze: ceph.freezeOsd };
     },
   },
   gluster: {
@@ -118,11 +125,12 @@ const KINDS: Readonly<Record<string, Kind>> = {
     async start() {
       const server = await startGluster(folderOf('gluster'));
       ends.push(server.kill);
-      return async (name, content) => {
+      const make: Maker = async (name, content) => {
         contentFile(server.brick, name, content);
         const place = { volume: server.volume, path: name, logfile: '/dev/null' };
         return { driver: 'gluster', ...place, server: [{ type: 'unix', path: server.socket }] };
       };
+      return { make, freeze: server.freezeBrick };
     },
   },
 };
@@ -161,9 +169,9 @@ async function sameAs(options: Record<string, unknown>, file: string): Promise<v
 }
 
 for (const [driver, { needs, start }] of Object.entries(KINDS))
-  test(`${driver}: mirror, backup, commit and stream`, async (context) => {
-    requirePeer(context, ...needs);
-    const make = await start();
+  test(`${driver}: mirror, backup, commit and stream; a server that stops under way`, async (context) => {
+    requirePeer(context, ...needs, 'nbdcopy');
+    const { make, freeze } = await start();
     const { client } = await daemonWith();
     const add = (name: string, options: object): Promise<unknown> =>
       client.execute('blockdev-add', { 'node-name': name, ...options });
@@ -205,7 +213,43 @@ for (const [driver, { needs, start }] of Object.entries(KINDS))
       if (job === 'block-commit') await sameAs(base, `${driver}.raw`);
       else await run(img, ['compare', path.join(dir, `${driver}.raw`), overlay, '-f', 'raw']);
     }
+    await endsWithRequestsUnderWay(await make('stuck', DATA), freeze);
   });
+
+/** With a server that has stopped in the middle: other nodes go on, and `quit` and SIGTERM end the daemon soon. */
+async function endsWithRequestsUnderWay(
+  options: Record<string, unknown>,
+  freeze: (frozen: boolean) => void,
+): Promise<void> {
+  for (const way of ['quit', 'SIGTERM']) {
+    const { daemon, client } = await daemonWith();
+    const local = { driver: 'file', filename: path.join(dir, 'source.raw') };
+    await client.execute('blockdev-add', { 'node-name': 'local', 'read-only': true, ...local });
+    // Caches of the libraries have nothing yet.
+    await client.execute('blockdev-add', { 'node-name': 'stuck', ...options, cache: { direct: true } });
+    const socket = path.join(daemon.dir, 'nbd');
+    await client.execute('nbd-server-start', { addr: { type: 'unix', data: { path: socket } } });
+    for (const name of ['local', 'stuck'])
+      await client.execute('block-export-add', { type: 'nbd', id: name, 'node-name': name });
+    const uri = (name: string): string => `nbd+unix:///${name}?socket=${socket}`;
+    freeze(true);
+    try {
+      const hanging = spawn('nbdcopy', [uri('stuck'), 'null:'], { stdio: 'ignore' });
+      await new Promise((resolve) => setTimeout(resolve, 300));
+      await run('nbdcopy', [uri('local'), 'null:']);
+      await client.execute('query-named-block-nodes', { flat: true });
+      const began = performance.now();
+      if (way === 'quit') client.send('{"execute":"quit"}');
+      else daemon.process.kill('SIGTERM');
+      const { status, signal } = await daemon.exited;
+      expect([status, signal], way).toEqual([0, null]);
+      expect(performance.now() - began, way).toBeLessThan(limitMs(ENDS_IN_MS));
+      hanging.kill();
+    } finally {
+      freeze(false);
+    }
+  }
+}
 
 test('ssh: a disk that is full fails the write, by its name, and the daemon goes on', async (context) => {
   requirePeer(context, 'sshd');

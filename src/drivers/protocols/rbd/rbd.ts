@@ -52,16 +52,17 @@ const OBJECT_BYTES_AT = 8;
 async function open(node: RbdNode, context: OpenContext): Promise<RbdState> {
   const options = context.options as unknown as RbdOptions;
   const { layer } = node;
-  if (options.snapshot !== undefined && !node.readOnly) {
-    if (!context.autoReadOnly) throw new BlockError('rbd snapshots are read-only', { errno: E.EACCES });
-    node.readOnly = true;
-  }
+  const isSnapshot = options.snapshot !== undefined;
   const { endSignal } = layer;
   const opening = (async () => {
     const pool = await openPool(layer, options, !node.settings.cache.direct);
     let image: RbdImage | null = null;
     try {
-      image = await openImage(layer, pool, options, node.readOnly);
+      image = await openImage(layer, pool, options, node.readOnly || isSnapshot);
+      if (isSnapshot && !node.readOnly) {
+        if (!context.autoReadOnly) throw new BlockError('rbd snapshots are read-only', { errno: E.EACCES });
+        node.readOnly = true;
+      }
       const state = await stateOf(pool, image, options);
       if (!endSignal.aborted) return state;
       state.requests.close();
