@@ -3,6 +3,7 @@
  * opened, and `quit` and SIGTERM end the daemon soon. Malformed addresses are clear errors.
  */
 
+import { writeFileSync } from 'node:fs';
 import { type AddressInfo, createServer, type Server } from 'node:net';
 import path from 'node:path';
 import { afterAll, beforeAll, describe, expect, test } from 'vitest';
@@ -111,6 +112,29 @@ test('malformed addresses are clear errors, and the daemon goes on', async () =>
       expect(said).not.toContain('Internal');
     }
     await client.execute('blockdev-add', { driver: 'null-co', 'node-name': path.basename('n') });
+  } finally {
+    await daemon.stop();
+  }
+});
+
+test('drivers whose devices cannot be reached say what is missing, and io_uring is our own', async () => {
+  const daemon = await startDaemon('qblockd');
+  try {
+    const client = await daemon.connect();
+    await client.negotiate();
+    const cache = { direct: true };
+    for (const [options, text] of [
+      [{ driver: 'nvme', device: '0000:01:00.0', namespace: 1 }, 'needs a PCI device handed over by VFIO'],
+      [{ driver: 'nvme-io_uring', path: '/dev/ng0n1', cache }, 'needs NVMe commands through io_uring'],
+      [{ driver: 'virtio-blk-vfio-pci', path: '/sys/x', cache }, 'needs a PCI device handed over by VFIO'],
+      [{ driver: 'virtio-blk-vhost-vdpa', path: '/dev/x', cache }, 'needs a vhost-vdpa device'],
+    ] as const)
+      await expect(client.execute('blockdev-add', { 'node-name': 'n', ...options })).rejects.toThrow(text);
+    const file = path.join(daemon.dir, 'disk');
+    writeFileSync(file, Buffer.alloc(4096, 7));
+    await client.execute('blockdev-add', { driver: 'io_uring', 'node-name': 'n', filename: file });
+    const nodes = (await client.execute('query-named-block-nodes')) as { image: object }[];
+    expect(nodes[0]!.image).toMatchObject({ 'virtual-size': 4096, format: 'io_uring' });
   } finally {
     await daemon.stop();
   }
