@@ -20,3 +20,11 @@ export function within<T>(promise: Promise<T>, ms: number | null, signal: AbortS
     promise.then(resolve, reject).then(leave);
   });
 }
+
+/** How long a question that may also stay unanswered waits. */
+const SOON_MS = 1000;
+
+/** What `promise` resolves with if that is soon; null when it fails or takes longer. */
+export function soon<T>(promise: Promise<T>): Promise<T | null> {
+  return within(promise, SOON_MS, null).catch(() => null);
+}

@@ -22,6 +22,7 @@ import type { BlockNode } from '../../../block/graph/node.ts';
 import { E } from '../../../errors/errno.ts';
 import { BlockError, ioError } from '../../../errors/error.ts';
 import { createCancelScope } from '../../net/cancel.ts';
+import { soon } from '../../net/within.ts';
 import { creation } from './create.ts';
 import { glusterNames } from './names.ts';
 import { resizeFile } from './resize.ts';
@@ -249,5 +250,6 @@ export const gluster: BlockDriver<GlusterState> = {
     state.sizeBytes = (await statOf(state)).size;
     return state.sizeBytes;
   },
-  getAllocatedFileSize: async ({ state }) => (await statOf(state)).used,
+  // A query of all nodes does not wait for a server that is away.
+  getAllocatedFileSize: async ({ state }) => (await soon(statOf(state)))?.used ?? -1,
 };

@@ -14,6 +14,7 @@ import type { BlockNode } from '../../../block/graph/node.ts';
 import type { BlockLayer } from '../../../block/layer.ts';
 import { E } from '../../../errors/errno.ts';
 import { BlockError, ioError } from '../../../errors/error.ts';
+import { soon } from '../../net/within.ts';
 import { sizedFileCreation } from '../protocol-create.ts';
 import { type NfsFile, type NfsOptions, openNfsFile, statFile } from './file.ts';
 import { exactName, nfsNames, parseName } from './names.ts';
@@ -172,5 +173,6 @@ export const nfs: BlockDriver<NfsState> = {
     state.sizeBytes = (await statFile(state.file)).size;
     return state.sizeBytes;
   },
-  getAllocatedFileSize: async ({ state }) => (await statFile(state.file)).used,
+  // A query of all nodes does not wait for a server that is away.
+  getAllocatedFileSize: async ({ state }) => (await soon(statFile(state.file)))?.used ?? -1,
 };
