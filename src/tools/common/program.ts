@@ -17,8 +17,6 @@ export async function runProgram(
   failed: (error: unknown, output: ToolOutput) => number,
 ): Promise<void> {
   const output = createToolOutput(path.basename(process.argv[1] ?? name));
-  // The runtime would open itself to debuggers. Commands that have progress show it.
-  process.on('SIGUSR1', () => undefined);
   let opened: ToolEnvironment | null = null;
   const environment = (): ToolEnvironment => {
     opened ??= createEnvironment(output);

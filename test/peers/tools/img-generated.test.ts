@@ -15,7 +15,7 @@ import { missingPeer, requirePeer } from '../requires.ts';
 import { commandLine, knownOptions } from './generated.ts';
 import { differences, linkAs } from './side-by-side.ts';
 
-const LINES = Number(process.env.TOOL_LINES ?? '2');
+const LINES = Number(process.env.TOOL_LINES ?? '1');
 const SEED = Number(process.env.TOOL_SEED ?? '1');
 
 let root = '';
@@ -111,9 +111,9 @@ for (const table of TABLES) {
     requirePeer(context, 'qemu-img', 'qemu-io');
     const random = createRandom(SEED * 1000 + table.name.length * 31 + table.name.charCodeAt(0));
     const options = knownOptions(table).map(([, option]) => option);
-    // Two at a time, each of them once, and lines of no more than chance.
+    // Three at a time, each of them once, and lines of no more than chance.
     const pairs = options.flatMap((_one, index) =>
-      index % 2 === 0 ? [options.slice(index, index + 2)] : [],
+      index % 3 === 0 ? [options.slice(index, index + 3)] : [],
     );
     const lines = [...pairs, ...Array.from({ length: LINES }, () => [])].map((wanted) =>
       commandLine(random, table, wanted),

@@ -22,9 +22,9 @@ const folder = scratch();
 afterAll(() => rmSync(folder, { recursive: true, force: true }));
 
 const RUNS = Number(process.env.POWER_CUT_RUNS ?? 1);
-const CUTS = 10;
+const CUTS = 8;
 /** From one failing change to the next, behind the first ones. */
-const STEP = RUNS === 1 ? 3 : 1;
+const STEP = RUNS === 1 ? 7 : 1;
 const LOSSES: readonly Loss[] = ['nothing-lost', 'everything-lost', 'some-lost', 'torn'];
 const KINDS = ['commit', 'rebase', 'rebase to nothing'] as const;
 const CLUSTERS = [4096, 65536];
@@ -99,7 +99,7 @@ test.each(KINDS)(
     const victims: readonly Name[] = kind === 'commit' ? ['base', 'top'] : ['top'];
     let failures = 0;
     for (const victim of victims) {
-      for (let number = 1; ; number += number < 6 ? 1 : STEP) {
+      for (let number = 1; ; number += number < 4 ? 1 : STEP) {
         const disks = each((name) => faultyDisk(files[name]));
         disks[victim].left = number;
         disks[victim].persistent = number % 2 === 0;

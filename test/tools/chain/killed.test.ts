@@ -10,7 +10,7 @@ import { repositoryRoot } from '../../peers/daemons.ts';
 
 const IMG = path.join(repositoryRoot, 'daemon/bin/qblock-img');
 const IO = path.join(repositoryRoot, 'daemon/bin/qblock-io');
-const KILLS = 4;
+const KILLS = 2;
 /** Bytes a second of a commit: it lasts long enough to be killed in. */
 const RATE = '24M';
 
@@ -61,7 +61,7 @@ test.each([
     child.stdout.on('data', (more) => {
       text += String(more);
       const percent = Number(/\((\d+)\.\d+\/100%\)\r?$/.exec(text.trimEnd())?.[1] ?? 0);
-      if (percent >= 8 + number * 25) child.kill('SIGKILL');
+      if (percent >= 20 + number * 40) child.kill('SIGKILL');
     });
     const [, signal] = (await exited) as [number | null, string | null];
     if (signal === 'SIGKILL') killed++;
