@@ -75,9 +75,13 @@ test('-q silences it, and where the image goes to standard output it goes beside
   expect(JSON.parse(stderr.trim().split('\n').at(-1)!)).toMatchObject({ phase: 'copy', percent: 100 });
 });
 
-/** Waits until the program is what it is called: from then on signals are its own. */
+/**
+ * Waits until the program has given itself its name: from then on signals are its own. The script has that name too while
+ * env looks for node, which is told from what is on the command line.
+ */
 async function named(child: ChildProcess): Promise<void> {
-  while (!readFileSync(`/proc/${child.pid}/comm`, 'utf8').startsWith('qblock'))
+  const read = (file: string): string => readFileSync(`/proc/${child.pid}/${file}`, 'utf8');
+  while (!(read('comm').startsWith('qblock') && /^[^\0]*node\0/.test(read('cmdline'))))
     await new Promise((resolve) => setTimeout(resolve, 5));
 }
 
