@@ -44,7 +44,11 @@ interface ToolLoad {
 const MIB = 1024 * 1024;
 
 function original(program: string, args: readonly string[], input?: string): void {
-  const { status, stderr } = spawnSync(program, args, { encoding: 'utf8', input: input ?? '' });
+  const { status, stderr } = spawnSync(program, args, {
+    encoding: 'utf8',
+    input: input ?? '',
+    stdio: ['pipe', 'ignore', 'pipe'],
+  });
   if (status !== 0) throw new Error(`${program} ${args.join(' ').slice(0, 100)}: ${stderr}`);
 }
 
