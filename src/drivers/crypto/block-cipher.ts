@@ -14,6 +14,7 @@ import type {
   QCryptoIVGenAlgorithm,
 } from '../../../schema/generated/types.ts';
 import { type CipherContext, IV_BYTES } from '../../aio/evp.ts';
+import { CoMutex } from '../../coroutine/co-mutex.ts';
 import { E } from '../../errors/errno.ts';
 import { assert, BlockError } from '../../errors/error.ts';
 import { essivCipher, keyBytesOf, requireCipher, requireHash } from './algorithms.ts';
@@ -26,6 +27,8 @@ export interface BlockCipher {
   readonly sectorBytes: number;
   /** Up to so many bytes take a fraction of a millisecond. */
   readonly inTurnBytes: number;
+  /** Held by who encrypts much: requests take turns, so that together they do not take the turns of all others. */
+  readonly bulk: CoMutex;
   /** Encrypts `buf` in place; `offsetBytes`, a multiple of sectorBytes, is what the first sector's vector is made of. */
   encrypt(buf: Buffer, offsetBytes: number): void;
   /** The reverse. */
@@ -146,6 +149,7 @@ export function openBlockCipher(spec: CipherSpec, key: Buffer): BlockCipher {
   return {
     sectorBytes: unitBytes,
     inTurnBytes: isComputedHere(spec.algorithm) ? SLOW_IN_TURN_BYTES : FAST_IN_TURN_BYTES,
+    bulk: new CoMutex(),
     encrypt: (buf, offsetBytes) => transform(encryptor, buf, offsetBytes),
     decrypt: (buf, offsetBytes) => transform(decryptor, buf, offsetBytes),
     close: () => {
