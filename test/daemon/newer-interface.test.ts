@@ -302,3 +302,14 @@ test('a pseudo terminal has a link, which goes with it', async () => {
   await client.execute('chardev-remove', { id: 'p' });
   expect(existsSync(link)).toBe(false);
 });
+
+test('an export may name several iothreads, all of which must be there', async () => {
+  for (const id of ['i1', 'i2']) await client.execute('object-add', { 'qom-type': 'iothread', id });
+  await client.execute('blockdev-add', { driver: 'null-co', 'node-name': 'n', size: 65536 });
+  await client.execute('nbd-server-start', { addr: { type: 'unix', data: { path: file('nbd.sock') } } });
+  const exportOf = (iothread: unknown): object => ({ type: 'nbd', id: 'e', 'node-name': 'n', iothread });
+  expect(await fails('block-export-add', exportOf(['i1', 'nope']))).toMatch(/iothread "nope" not found/);
+  expect(await fails('block-export-add', exportOf([]))).toMatch(/must not be empty/);
+  await client.execute('block-export-add', exportOf(['i1', 'i2']));
+  expect(await client.execute('query-block-exports')).toMatchObject([{ id: 'e' }]);
+});
