@@ -6,7 +6,7 @@
  */
 
 import { spawn } from 'node:child_process';
-import { existsSync, mkdtempSync, readFileSync, rmSync } from 'node:fs';
+import { closeSync, existsSync, mkdtempSync, openSync, readFileSync, rmSync } from 'node:fs';
 import { tmpdir } from 'node:os';
 import path from 'node:path';
 import { type Block, blocksOf, difference, type Step, stepsOf } from '../../docs/site/document.ts';
@@ -21,32 +21,28 @@ async function runShell(code: string, dir: string): Promise<string> {
     PATH: `${path.join(repositoryRoot, 'daemon/bin')}:${process.env.PATH}:/usr/sbin:/sbin`,
     HOME: dir,
   };
-  // Programs that are left running keep their own output: who waits for the end of the shell's would wait for theirs.
+  // Into files: programs that are left running keep their output, and who waits for its end would wait for theirs.
+  const output = path.join(dir, '.output');
+  const errors = path.join(dir, '.errors');
+  const [stdout, stderr] = [openSync(output, 'w'), openSync(errors, 'w')];
   const child = spawn('bash', ['-euo', 'pipefail', '-c', `${code}\nexit 0`], {
     cwd: dir,
     env,
     detached: true,
-    stdio: ['ignore', 'pipe', 'pipe'],
+    stdio: ['ignore', stdout, stderr],
   });
-  let stdout = '';
-  let stderr = '';
-  child.stdout.setEncoding('utf8').on('data', (text: string) => {
-    stdout += text;
-  });
-  child.stderr.setEncoding('utf8').on('data', (text: string) => {
-    stderr += text;
-  });
+  closeSync(stdout);
+  closeSync(stderr);
   const status = await new Promise<number | null>((resolve, reject) => {
     child.once('error', reject);
     child.once('exit', resolve);
   });
+  const printed = readFileSync(output, 'utf8');
+  if (status !== 0) throw new Error(`status ${status}: ${code}\n${printed}${readFileSync(errors, 'utf8')}`);
   // Programs that were left running say in their pid files that they are there.
   for (const [, name = ''] of code.matchAll(/--pid-?file[ =](\S+)/g))
     await waitUntil(`${name}`, () => existsSync(path.join(dir, name)));
-  // What was written before the end has been read by the next turns.
-  await new Promise((resolve) => setTimeout(resolve, 50));
-  if (status !== 0) throw new Error(`status ${status}: ${code}\n${stdout}${stderr}`);
-  return stdout;
+  return printed;
 }
 
 /** Connections to the daemon of a document, which may be another one later. */
