@@ -4,7 +4,8 @@
  */
 
 import { execFileSync, spawn, spawnSync } from 'node:child_process';
-import { existsSync, readFileSync, rmSync, truncateSync, writeFileSync } from 'node:fs';
+import { readFileSync, rmSync, truncateSync, writeFileSync } from 'node:fs';
+import { connect } from 'node:net';
 import path from 'node:path';
 import { afterEach, beforeEach, describe, expect, test } from 'vitest';
 import { createEngine } from '../../src/aio/create-engine.ts';
@@ -52,9 +53,23 @@ async function start(program: string, args: readonly string[]): Promise<Server> 
     },
   };
   servers.push(server);
-  for (let i = 0; i < 400 && !existsSync(socketPath); i++) await pause(25);
-  if (!existsSync(socketPath)) throw new Error(`${program} does not listen`);
+  // The socket is there before somebody listens on it.
+  for (let i = 0; !(await answers()); i++) {
+    if (i === 400) throw new Error(`${program} does not listen`);
+    await pause(25);
+  }
   return server;
+}
+
+function answers(): Promise<boolean> {
+  return new Promise((resolve) => {
+    const socket = connect(socketPath);
+    socket.once('connect', () => {
+      socket.destroy();
+      resolve(true);
+    });
+    socket.once('error', () => resolve(false));
+  });
 }
 
 function pause(ms: number): Promise<void> {

@@ -1,5 +1,5 @@
 /**
- * What later releases of the original tell and its 7.2 does not: taken out of a reply before it is compared with
+ * What later releases of the original, or this project alone, tell and 7.2 does not: taken out of a reply before it is compared with
  * 7.2's. That a 7.2 client finds all that it knows is what the comparison is for.
  */
 
@@ -7,6 +7,7 @@ type Members = Record<string, unknown>;
 
 /** A copy of the reply without them, at any depth. */
 export function withoutNewer(value: unknown): unknown {
+  if (typeof value === 'string') return withoutHolders(value);
   if (Array.isArray(value)) return value.filter((item) => !isNewerName(item)).map(withoutNewer);
   if (typeof value !== 'object' || value === null || Object.getPrototypeOf(value) !== Object.prototype)
     return value;
@@ -40,4 +41,11 @@ export function withoutNewerLines(help: string): string {
   return lines
     .filter((line) => !NEWER_NAMES.some((name) => line.trimStart().startsWith(`${name}=`)))
     .join('\n');
+}
+
+/** Who holds a lock only our errors tell, and the tools a line about how to read it all the same. */
+export function withoutHolders(text: string): string {
+  return text
+    .replace(/, held by (this process|process \d+ \([^)]*\))(, process \d+ \([^)]*\))*/g, '')
+    .replace(/^To read it all the same.*\n/gm, '');
 }

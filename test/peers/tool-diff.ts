@@ -8,6 +8,7 @@ import { cpSync, existsSync, mkdirSync, rmSync } from 'node:fs';
 import path from 'node:path';
 import { limitMs } from '../patience.ts';
 import { repositoryRoot } from './daemons.ts';
+import { withoutHolders } from './newer-members.ts';
 
 /** How one command ended. */
 export interface ToolOutcome {
@@ -173,7 +174,11 @@ export async function runBoth(
       const { command, status, stdout, stderr } = outcome;
       const clean = (text: string): string =>
         (toolCase.normalise ?? ((same: string) => same))(
-          withoutChance(text.replaceAll(path.basename(TOOLS[tool].ours), path.basename(TOOLS[tool].theirs))),
+          withoutChance(
+            withoutHolders(
+              text.replaceAll(path.basename(TOOLS[tool].ours), path.basename(TOOLS[tool].theirs)),
+            ),
+          ),
         );
       outcomes.push({ command, status, stdout: clean(stdout), stderr: clean(stderr) });
     }

@@ -241,17 +241,29 @@ function firstDifference(one: Buffer, two: Buffer, length: number): number | nul
   return low;
 }
 
-/** The extent at `offset`, asked for anew when the last one is over, or always. */
+/** The extent at `offset`, asked for anew when the last one is over. `whole`: as far as it goes on in the file. */
 async function knownAt(
   side: Side,
   offset: number,
-  anew: boolean,
+  whole: boolean,
 ): Promise<{ readonly flags: number; readonly bytes: number }> {
   const { known } = side;
-  if (!anew && known !== null && offset < known.end) return { flags: known.flags, bytes: known.end - offset };
-  const { flags, bytes } = await statusAt(side, offset);
-  side.known = { end: offset + bytes, flags };
-  return { flags, bytes };
+  if (known !== null && offset < known.end) return { flags: known.flags, bytes: known.end - offset };
+  let last = await statusAt(side, offset);
+  let end = offset + last.bytes;
+  // A driver answers table by table: whether an extent reaches the end of its image shows when they are put together.
+  while (whole && end < side.bytes && (last.flags & Status.eof) === 0) {
+    const next = await statusAt(side, end);
+    if (((last.flags ^ next.flags) & ~Status.eof) !== 0 || !goesOn(last, next)) break;
+    last = next;
+    end += next.bytes;
+  }
+  side.known = { end, flags: last.flags };
+  return { flags: last.flags, bytes: end - offset };
+}
+
+function goesOn(one: ChainStatus, two: ChainStatus): boolean {
+  return (one.flags & Status.offsetValid) === 0 || one.map + one.bytes === two.map;
 }
 
 async function statusAt({ image, bytes }: Side, offset: number): Promise<ChainStatus> {

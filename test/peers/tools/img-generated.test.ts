@@ -11,6 +11,7 @@ import { afterAll, beforeAll, describe, expect, test } from 'vitest';
 import { TABLES } from '../../../src/tools/img/tables/all.ts';
 import { createRandom } from '../../drivers/qcow2/random.ts';
 import { repositoryRoot } from '../daemons.ts';
+import { withoutHolders } from '../newer-members.ts';
 import { missingPeer, requirePeer } from '../requires.ts';
 import { commandLine, knownOptions } from './generated.ts';
 import { differences, linkAs } from './side-by-side.ts';
@@ -76,14 +77,12 @@ afterAll(() => rmSync(root, { recursive: true, force: true }));
 
 /** Steps of progress, times, and space on the disk are each tool's own. */
 const normalise = (text: string): string =>
-  text
+  withoutHolders(text)
     .replace(/( +\(\d+\.\d\d\/100%\)\r?)+/g, '(progress)')
     .replace(/completed in \d+\.\d+ s/g, 'completed in N s')
     .replace(/disk size: .*/g, 'disk size: SIZE')
     .replace(/"actual-size": .*/g, '"actual-size"')
     .replace(/"date-n?sec": \d+/g, '"date"')
-    .replace(/, held by (this process|process \d+ \([^)]*\))/g, '')
-    .replace(/^To read it all the same.*\n/gm, '')
     .replace(/#block\d+/g, '#block')
     .replace(/\d{4}-\d\d-\d\d \d\d:\d\d:\d\d/g, 'DATE')
     .replace(/mage.end.offset"?: \d+/g, 'mage end offset');

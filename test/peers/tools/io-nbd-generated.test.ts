@@ -14,6 +14,7 @@ import { PROGRAM as IO } from '../../../src/tools/io/table.ts';
 import { PROGRAM as NBD } from '../../../src/tools/nbd/table.ts';
 import { createRandom, type Random } from '../../drivers/qcow2/random.ts';
 import { repositoryRoot } from '../daemons.ts';
+import { withoutHolders } from '../newer-members.ts';
 import { missingPeer, requirePeer } from '../requires.ts';
 import { knownOptions, optionWords } from './generated.ts';
 import { differences, linkAs } from './side-by-side.ts';
@@ -46,11 +47,9 @@ afterAll(() => rmSync(root, { recursive: true, force: true }));
 
 /** Times and rates are each tool's own; who holds a lock only we tell. */
 const normalise = (text: string): string =>
-  text
+  withoutHolders(text)
     .replace(/ops; .*/g, 'ops; TIME')
     .replace(/^(\d+,\d+),[\d.,:]+$/gm, '$1,FIGURES')
-    .replace(/, held by (this process|process \d+ \([^)]*\))/g, '')
-    .replace(/^To read it all the same.*\n/gm, '')
     .replace(/#block\d+/g, '#block');
 
 const OPERAND_VALUES: Readonly<Record<string, readonly string[]>> = {
