@@ -6,7 +6,7 @@
  * its old backing file and shows the same.
  */
 
-import { allocateIoMemory, type IoMemory, isZero, vectorOf } from '../../../aio/memory.ts';
+import { allocateIoMemory, type IoMemory, type IoVector, isZero, vectorOf } from '../../../aio/memory.ts';
 import type { BlockBackend } from '../../../block/backend.ts';
 import { Req, Status } from '../../../block/contract/request.ts';
 import { cowChild, skipFilters } from '../../../block/graph/chain.ts';
@@ -181,7 +181,7 @@ async function copyDifferences(
     for (let from = 0; from < bytes; ) {
       const run = differingRun(mine.buf, theirs.buf, from, bytes, clusterBytes);
       if (run === null) break;
-      await write(image, mine, at, run.from, run.to, compress);
+      await write(image, mine, at, run.from, run.to, compress ? clusterBytes : null);
       from = run.to;
     }
   };
@@ -190,7 +190,7 @@ async function copyDifferences(
     const own = await graphLock.withRead((guard) => blockStatusAbove(node, guard, old, false, at, limit));
     let { bytes } = own;
     if ((own.flags & Status.allocated) === 0 && old !== null) {
-      const below = await statusBelow(node, old, prefix, at, bytes);
+      const below = wholeClusters(await statusBelow(node, old, prefix, at, bytes), at, bytes, clusterBytes);
       bytes = below.bytes;
       if (below.copy) {
         // Whole clusters at once: part of one would be filled up from the old backing image first.
@@ -219,6 +219,19 @@ async function statusBelow(
   // Past the end of the old backing image the new one would show.
   if (found.bytes === 0) return { bytes, copy: true };
   return { bytes: found.bytes, copy: (found.flags & Status.allocated) !== 0 };
+}
+
+/** An image below may have smaller clusters: what ends within one of this image's ends before it, or takes all of it. */
+function wholeClusters(
+  below: { readonly bytes: number; readonly copy: boolean },
+  offset: number,
+  limit: number,
+  clusterBytes: number,
+): { readonly bytes: number; readonly copy: boolean } {
+  if (below.bytes >= limit) return below;
+  const bytes = below.bytes - ((offset + below.bytes) % clusterBytes);
+  if (bytes > 0) return { bytes, copy: below.copy };
+  return { bytes: Math.min(limit, clusterBytes - (offset % clusterBytes)), copy: true };
 }
 
 /** Reads what the new backing image shows; past its end, and without one, there are zeroes. */
@@ -253,19 +266,45 @@ function differingRun(
   return { from: start, to: Math.min(to, end) };
 }
 
-/** Writes [from, to) of the buffer, which has been read from `at`, into the image. */
+/**
+ * Writes [from, to) of the buffer, which has been read from `at`, into the image. `compressBytes`: the cluster size, where
+ * whole clusters are written compressed; a part of one, the rest of which the image has, cannot be.
+ */
 async function write(
-  { backend, writeFlags }: ToolImage,
+  { backend, node, writeFlags }: ToolImage,
   { buf }: IoMemory,
   at: number,
   from: number,
   to: number,
-  compress: boolean,
+  compressBytes: number | null,
 ): Promise<void> {
   const memory = allocateIoMemory(to - from);
   buf.copy(memory.buf, 0, from, to);
-  const vector = vectorOf(memory);
-  if (isZero(memory.buf)) await backend.pwriteZeroes(at + from, to - from, writeFlags | Req.mayUnmap);
-  else if (compress) await backend.pwritevCompressed(at + from, to - from, vector);
-  else await backend.pwritev(at + from, to - from, vector, writeFlags);
+  const [start, end] = [at + from, at + to];
+  if (isZero(memory.buf)) {
+    await backend.pwriteZeroes(start, end - start, writeFlags | Req.mayUnmap);
+    return;
+  }
+  const packed =
+    compressBytes === null ? { start: end, end } : clustersIn(start, end, node.totalBytes, compressBytes);
+  const part = (first: number, last: number): IoVector => vectorOf(memory, first - start, last - first);
+  const plain = async (first: number, last: number): Promise<void> => {
+    if (last > first) await backend.pwritev(first, last - first, part(first, last), writeFlags);
+  };
+  await plain(start, packed.start);
+  if (packed.end > packed.start)
+    await backend.pwritevCompressed(packed.start, packed.end - packed.start, part(packed.start, packed.end));
+  await plain(packed.end, end);
+}
+
+/** The whole clusters in [start, end); the image's last one may be shorter. */
+function clustersIn(
+  start: number,
+  end: number,
+  totalBytes: number,
+  clusterBytes: number,
+): { readonly start: number; readonly end: number } {
+  const first = Math.min(end, Math.ceil(start / clusterBytes) * clusterBytes);
+  const last = end === totalBytes ? end : end - (end % clusterBytes);
+  return { start: first, end: Math.max(first, last) };
 }

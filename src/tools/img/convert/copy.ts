@@ -143,8 +143,11 @@ export class Copy {
   async #countData(): Promise<void> {
     const turns = createTurns();
     for (let at = 0; at < this.#settings.totalBytes; ) {
-      const isNew = at >= this.#statusEnd;
+      const toldEnd = this.#statusEnd;
+      const isNew = at >= toldEnd;
       const extent = await this.#extentAt(at);
+      // The rest of a compressed unit has not been asked for.
+      if (isNew && this.#isTold && at > toldEnd) this.#known.add(at, 'data');
       if (isNew && this.#isTold) this.#known.add(this.#statusEnd, this.#kind);
       else if (isNew) this.#known.stop();
       if (this.#isWork(extent.kind)) this.#dataBytes += extent.bytes;
