@@ -109,6 +109,46 @@ test('an image is handed over to another process and taken back, and read anew',
   expect(io('read -P 1 0 1M', image)).not.toContain('failed');
 });
 
+test.each([false, true])(
+  'an image that has grown meanwhile loses nothing; its file was active: %s',
+  async (fileActive) => {
+    const tool = (program: string, ...args: string[]): string =>
+      execFileSync(path.resolve(import.meta.dirname, '../../daemon/bin', program), args, {
+        encoding: 'utf8',
+      });
+    const image = file('v.vmdk');
+    tool('qblock-img', 'create', '-q', '-f', 'vmdk', image, '16M');
+    const vmdk = (active: boolean, withFile: boolean): object => ({
+      ...{ driver: 'vmdk', 'node-name': 'v', active },
+      file: { driver: 'file', 'node-name': 'v-file', filename: image, active: withFile },
+    });
+    const other = await startDaemon('qblockd');
+    try {
+      const there = await other.connect();
+      await there.negotiate();
+      await there.execute('blockdev-add', vmdk(true, true));
+      await client.execute('blockdev-add', vmdk(false, fileActive));
+      expect(await fails('blockdev-set-active', { 'node-name': 'v', active: true })).toMatch(/"write" lock/);
+      expect((await nodeInfo('v-file')).active).toBe(fileActive);
+      await there.execute('blockdev-set-active', { active: false });
+      there.close();
+    } finally {
+      await other.stop();
+    }
+    tool('qblock-io', '-f', 'vmdk', '-c', 'write -P 2 4M 1M', image);
+    await client.execute('blockdev-set-active', { 'node-name': 'v', active: true });
+    await client.execute('nbd-server-start', {
+      addr: { type: 'unix', data: { path: file('nbd.sock') } },
+    });
+    await client.execute('block-export-add', { type: 'nbd', id: 'e', 'node-name': 'v', writable: true });
+    tool('qblock-io', '-f', 'raw', '-c', 'write -P 3 8M 1M', `nbd+unix:///v?socket=${file('nbd.sock')}`);
+    await client.execute('block-export-del', { id: 'e', mode: 'hard' });
+    await client.execute('blockdev-del', { 'node-name': 'v' });
+    const reads = ['read -P 2 4M 1M', 'read -P 3 8M 1M'].flatMap((line) => ['-c', line]);
+    expect(tool('qblock-io', '-r', '-f', 'vmdk', ...reads, image)).not.toMatch(/failed/);
+  },
+);
+
 test('an inactive node is refused to those who write, and exported with allow-inactive', async () => {
   makeImage('a.qcow2', 5);
   makeImage('t.qcow2', 0);

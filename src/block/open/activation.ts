@@ -26,16 +26,30 @@ export async function setAllActive(layer: BlockLayer, active: boolean): Promise<
   }
 }
 
-/** Activates a node, and before it what it uses. Throws when others hold the image, or it cannot be read. */
+/**
+ * Activates a node, and before it what it uses. Throws when others hold the image, or it cannot be read; what has been
+ * activated for it is inactive again then.
+ */
 export async function activate(node: BlockNode): Promise<void> {
+  const activated: BlockNode[] = [];
+  try {
+    await activateUpTo(node, activated);
+  } catch (error) {
+    for (const each of activated.reverse()) await inactivate(each).catch(() => undefined);
+    throw error;
+  }
+}
+
+async function activateUpTo(node: BlockNode, activated: BlockNode[]): Promise<void> {
   if (node.active) return;
-  for (const { node: below } of node.children) await activate(below);
+  for (const { node: below } of node.children) await activateUpTo(below, activated);
   const section = await drainedBegin(node);
   try {
     await takeBack(node);
   } finally {
     section.end();
   }
+  activated.push(node);
 }
 
 /** Inactivates a node, and after it what only it uses. Throws, before anything has changed, when it is in use. */
@@ -106,6 +120,8 @@ async function takeBack(node: BlockNode): Promise<void> {
     throw error;
   }
   try {
+    // What has been active all the time does not know either how long its file has become.
+    await refreshLengthsBelow(node);
     if (hasMetadata(node)) await openState(node);
     await refreshLength(node);
     refreshLimits(node);
@@ -115,6 +131,13 @@ async function takeBack(node: BlockNode): Promise<void> {
     await setFlag(node, false);
     if (hasMetadata(node)) await openState(node).catch(() => undefined);
     throw error;
+  }
+}
+
+async function refreshLengthsBelow({ children }: BlockNode): Promise<void> {
+  for (const { node } of children) {
+    await refreshLengthsBelow(node);
+    await refreshLength(node);
   }
 }
 
