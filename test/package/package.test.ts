@@ -14,8 +14,10 @@ import {
 import path from 'node:path';
 import { afterAll, beforeAll, expect, test } from 'vitest';
 import { PACKAGE_VERSION } from '../../src/qmp/version.ts';
+import { launchBrowser, openConsole } from '../console/browser.ts';
 import { limitMs } from '../patience.ts';
 import { makeScratchDir, reportOf, repositoryRoot } from '../peers/daemons.ts';
+import { freePort } from '../peers/free-port.ts';
 import { QmpClient } from '../peers/qmp-client.ts';
 import { requirePeer } from '../peers/requires.ts';
 
@@ -89,12 +91,29 @@ async function startsAlone(prefix: string, installedMs: number): Promise<void> {
   }
 }
 
-test('installed, the programs run and the client finds the daemon', async (context) => {
-  requirePeer(context, 'npm registry');
+/** Installs the tarball into a folder of its own, once for all tests; returns the folder. */
+function install(): string {
   const prefix = path.join(dir, 'prefix');
+  if (existsSync(prefix)) return prefix;
   const tarball = path.join(dir, packed.filename);
   const quiet = ['--no-audit', '--no-fund', '--prefer-offline', '--omit=dev'];
   run('npm', ['install', '-g', '--prefix', prefix, '--ignore-scripts', ...quiet, tarball]);
+  return prefix;
+}
+
+/** A project that has the installed package among its modules; returns its folder. */
+function makeProject(prefix: string): string {
+  const project = path.join(dir, 'project');
+  if (existsSync(project)) return project;
+  mkdirSync(path.join(project, 'node_modules'), { recursive: true });
+  symlinkSync(path.join(prefix, 'lib/node_modules/qblockd'), path.join(project, 'node_modules/qblockd'));
+  writeFileSync(path.join(project, 'package.json'), '{ "type": "module" }');
+  return project;
+}
+
+test('installed, the programs run and the client finds the daemon', async (context) => {
+  requirePeer(context, 'npm registry');
+  const prefix = install();
   const installedMs = Date.now();
   await startsAlone(prefix, installedMs);
   expect(readdirSync(path.join(prefix, 'bin')).sort()).toEqual(PROGRAMS);
@@ -121,10 +140,7 @@ test('installed, the programs run and the client finds the daemon', async (conte
     const isUp = (): boolean => existsSync(path.join(dir, 'pid'));
     await expect.poll(isUp, { timeout: limitMs(30_000) }).toBe(true);
     // A project that uses the client: its types are checked, and it runs.
-    const project = path.join(dir, 'project');
-    mkdirSync(path.join(project, 'node_modules'), { recursive: true });
-    symlinkSync(path.join(prefix, 'lib/node_modules/qblockd'), path.join(project, 'node_modules/qblockd'));
-    writeFileSync(path.join(project, 'package.json'), '{ "type": "module" }');
+    const project = makeProject(prefix);
     writeFileSync(
       path.join(project, 'use.mts'),
       `import { type Client, connect } from 'qblockd/client';
@@ -149,6 +165,72 @@ client.close();
   } finally {
     daemon.kill('SIGKILL');
   }
+});
+
+/** The first backup of node `disk`, as a project of a user's would make it. */
+const BACKUP = `import { connect } from 'qblockd/client';
+const client = await connect('unix:../first.sock');
+await client.blockdevAdd({ driver: 'qcow2', 'node-name': 'full', file: { driver: 'file', filename: 'full.qcow2' } });
+await client.blockdevBackup({ 'job-id': 'full', device: 'disk', target: 'full', sync: 'full', speed: 32 << 20 });
+await client.job('full').finished();
+client.close();
+`;
+
+test('the first day: installed, started by its unit, looked at in a browser, backed up, seen in the metrics', async (context) => {
+  requirePeer(context, 'npm registry', 'systemd', 'chromium');
+  const prefix = install();
+  const bin = (name: string): string => path.join(prefix, 'bin', name);
+  run(bin('qblock-img'), ['create', '-q', '-f', 'qcow2', 'day.qcow2', '64M']);
+  run(bin('qblock-io'), ['-c', 'write -q -P 7 0 8M', 'day.qcow2']);
+  run(bin('qblock-img'), ['create', '-q', '-f', 'qcow2', 'full.qcow2', '64M']);
+  const config = path.join(dir, 'etc');
+  mkdirSync(config);
+  const [web, metrics] = [await freePort(), await freePort()];
+  writeFileSync(
+    path.join(config, 'disk.yaml'),
+    `blockdev: {driver: qcow2, node-name: disk, file: {driver: file, filename: day.qcow2}}
+qmp: ["ws:127.0.0.1:${web},token=t"]
+metrics: ["127.0.0.1:${metrics},token=m"]
+`,
+  );
+  const unit = readFileSync(
+    path.join(prefix, 'lib/node_modules/qblockd/packaging/systemd/qblockd.service'),
+    'utf8',
+  );
+  const line = /^ExecStart=(.*)$/m.exec(unit)?.[1] ?? '';
+  const command = line.replace('/usr/bin/qblockd', bin('qblockd')).replace('/etc/qblockd', config).split(' ');
+  const launcher = ['--fdname=qmp', '-l', path.join(dir, 'first.sock'), ...command];
+  const manager = spawn('systemd-socket-activate', launcher, {
+    cwd: dir,
+    stdio: ['ignore', 'ignore', 'pipe'],
+  });
+  const report = reportOf(manager);
+  const browser = await launchBrowser();
+  try {
+    await expect
+      .poll(() => existsSync(path.join(dir, 'first.sock')), { timeout: limitMs(30_000) })
+      .toBe(true);
+    // The unit's socket is there before the daemon: the first client starts it.
+    run(bin('qblock-shell'), ['-c', 'query-version', path.join(dir, 'first.sock')]);
+    const { page, complaints } = await openConsole(browser, `http://127.0.0.1:${web}/?token=t`);
+    await page.getByRole('button', { name: 'node disk, qcow2 · 64 MiB' }).waitFor();
+    const project = makeProject(prefix);
+    writeFileSync(path.join(project, 'backup.mjs'), BACKUP);
+    const backup = reportOf(spawn(process.execPath, ['backup.mjs'], { cwd: project }));
+    const scrape = async (): Promise<string> =>
+      (await fetch(`http://127.0.0.1:${metrics}/metrics`, { headers: { authorization: 'Bearer m' } })).text();
+    const running = /^qblockd_job_info\{job_id="full",type="backup",status="running"\} 1$/m;
+    await expect.poll(scrape, { timeout: limitMs(30_000), interval: 50 }).toMatch(running);
+    expect(await backup).toMatchObject({ status: 0, stderr: '' });
+    await page.locator('#events').getByText('BLOCK_JOB_COMPLETED').waitFor();
+    expect(complaints).toEqual([]);
+    run(bin('qblock-shell'), ['-c', 'quit', path.join(dir, 'first.sock')]);
+    expect(await report).toMatchObject({ status: 0 });
+  } finally {
+    await browser.close();
+    manager.kill('SIGKILL');
+  }
+  expect(run(bin('qblock-img'), ['compare', 'day.qcow2', 'full.qcow2'])).toBe('Images are identical.\n');
 });
 
 /** Installs a Debian package into an empty system of its own, and looks at what it has become. */
