@@ -45,6 +45,13 @@ export const OPTIONS = {
     forms: [''],
     text: 'go on in the background; the command ends when everything has started',
   },
+  'dump-file': {
+    argument: true,
+    ours: true,
+    forms: ['<path>'],
+    text: 'where SIGUSR2 adds what the daemon is doing at that moment: nodes, requests under way, jobs, clients, memory (default: the log)',
+    completes: 'file',
+  },
   embedded: {
     argument: true,
     ours: true,
@@ -67,13 +74,6 @@ export const OPTIONS = {
       '[type=]vhost-user-blk,id=<id>,node-name=<node>,addr.type=fd,addr.str=<fd>[,writable=on|off][,logical-block-size=<bytes>][,num-queues=<n>]',
     ],
     text: 'export a node: over NBD (needs --nbd-server), as a file through FUSE, or to a virtual machine as a vhost-user-blk device',
-  },
-  'dump-file': {
-    argument: true,
-    ours: true,
-    forms: ['<path>'],
-    text: 'where SIGUSR2 adds what the daemon is doing at that moment: nodes, requests under way, jobs, clients, memory (default: the log)',
-    completes: 'file',
   },
   'log-file': {
     argument: true,
@@ -135,18 +135,18 @@ export const OPTIONS = {
     text: 'carry out the configuration that --save has kept in <file>, if there is one; nodes, NBD server and exports of --config are left out then',
     completes: 'file',
   },
-  'slow-requests': {
-    argument: true,
-    ours: true,
-    forms: ['<milliseconds>'],
-    text: 'log every request that takes longer, with the time it spent in each node on its way',
-  },
   save: {
     argument: true,
     ours: true,
     forms: ['<file>'],
     text: 'keep the running objects, block nodes, NBD server and exports in <file>; a command is answered when its change is in there',
     completes: 'file',
+  },
+  'slow-requests': {
+    argument: true,
+    ours: true,
+    forms: ['<milliseconds>'],
+    text: 'log every request that takes longer, with the time it spent in each node on its way',
   },
 } as const satisfies Record<string, Definition>;
 

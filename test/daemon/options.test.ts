@@ -1,7 +1,7 @@
 /** Reading the command line: long and short options, beginnings of names, arguments. */
 
 import { describe, expect, test } from 'vitest';
-import { parseCommandLine } from '../../daemon/options.ts';
+import { OPTIONS, parseCommandLine } from '../../daemon/options.ts';
 
 function parse(...words: string[]): unknown[] {
   return parseCommandLine(words).map((item) =>
@@ -34,6 +34,11 @@ test.each<[string[], unknown[]]>([
   [['--daemonize', '--', '--nope'], [['daemonize', '', '--daemonize']]],
 ])('%j', (words, expected) => {
   expect(parse(...words)).toEqual(expected);
+});
+
+test('help, man page and completions list the options in the order of their names', () => {
+  const names = Object.keys(OPTIONS).slice(['help', 'trace', 'version'].length);
+  expect(names).toEqual([...names].sort());
 });
 
 describe('errors', () => {
