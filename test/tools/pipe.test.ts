@@ -112,6 +112,21 @@ test('other formats go through pipes by a folder that the user names, and leave 
   ).toBe(1);
 });
 
+test('of several sources one comes through a pipe, wherever it stands', () => {
+  mkdirSync(path.join(dir, 'kept'));
+  shell('$IMG create -q -f qcow2 one 1M && $IMG convert -f raw -O qcow2 disk.raw two');
+  const whole = Buffer.concat([Buffer.alloc(1024 * KiB), padded]);
+  for (const sources of ['one -', '- two']) {
+    const given = sources === 'one -' ? 'two' : 'one';
+    const found = shell(`cat ${given} | $IMG convert --spool kept -f qcow2 -O raw ${sources} both.raw`);
+    expect(found).toMatchObject({ status: 0, stderr: '' });
+    expect(readFileSync(path.join(dir, 'both.raw')).equals(whole)).toBe(true);
+  }
+  const twice = shell('cat one | $IMG convert --spool kept -f qcow2 -O raw - - both.raw');
+  expect([twice.status, twice.stderr]).toEqual([1, expect.stringContaining('Only one source')]);
+  expect(readdirSync(path.join(dir, 'kept'))).toEqual([]);
+});
+
 test('a reader that goes away is an error, and so is an empty input for a format that needs one', () => {
   const { status, stderr } = shell('$IMG convert -f qcow2 a.qcow2 - | head -c 1000 >/dev/null');
   expect(status).toBe(1);

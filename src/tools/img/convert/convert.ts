@@ -186,9 +186,13 @@ async function runThroughPipe(
     const inner = async (operands: readonly string[]): Promise<void> => {
       await run({ output, environment }, { ...request, operands }, operands.slice(0, -1), progress);
     };
-    if (from)
-      await receivedInto(spool, names[0]!, progress, (file) => inner([file, request.operands.at(-1)!]));
-    else {
+    if (from) {
+      const [pipe, more] = names.filter(isPipe);
+      if (more !== undefined) throw new BlockError('Only one source of a conversion can be a pipe');
+      await receivedInto(spool, pipe!, progress, (file) =>
+        inner([...names.map((name) => (name === pipe ? file : name)), request.operands.at(-1)!]),
+      );
+    } else {
       checkSpoolable(request.backingFile);
       await sentFrom(spool, request.operands.at(-1)!, progress, (file) => inner([...names, file]));
     }
