@@ -12,7 +12,7 @@ export const PAGES: Readonly<Record<string, Page>> = {
   qblockd: {
     description: [
       'qblockd opens disk images, local and remote, builds a graph of block nodes from them, runs jobs on it (mirror, backup, stream, commit) and exports nodes over NBD, as vhost-user-blk devices for virtual machines, and as files through FUSE. It is told what to do by its options, by configuration files, and over QMP while it runs. Its command line and its QMP are those of qemu-storage-daemon 7.2, with additions.',
-      'Options are carried out in the order in which they stand: a node must be there before its export. The daemon ends on SIGTERM, SIGINT, SIGHUP and the QMP command quit; exports are closed, and images written back and closed, before it goes.',
+      'Options are carried out in the order in which they stand: a node must be there before its export. The daemon ends on SIGTERM, SIGINT and the QMP command quit; exports are closed, and images written back and closed, before it goes. SIGHUP adds what is new in the files of --config and opens the log file anew; where there is neither, it ends the daemon. SIGUSR2 writes down what the daemon is doing (--dump-file).',
       'For --blockdev, --chardev, --export, --monitor, --nbd-server and --object the word "help" in place of the value lists what there is, and behind a comma the options of one: --blockdev help, --blockdev qcow2,help, --export nbd,help, --object secret,help. The first five also take JSON.',
     ],
     examples: [
