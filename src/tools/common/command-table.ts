@@ -18,6 +18,27 @@ export interface CommandTable<T extends OptionTable = OptionTable> {
   readonly exitStatus?: Readonly<Record<number, string>>;
 }
 
+/** Of every program. */
+export const HELP = {
+  short: 'h',
+  long: 'help',
+  argument: false,
+  help: 'print this help and exit',
+} as const satisfies OptionDefinition;
+export const VERSION = {
+  short: 'V',
+  long: 'version',
+  argument: false,
+  help: 'print the version and exit',
+} as const satisfies OptionDefinition;
+/** Of the tools that the original traces. */
+export const TRACE = {
+  short: 'T',
+  long: 'trace',
+  argument: true,
+  value: 'SPEC',
+  help: 'taken and without effect: there are no trace events',
+} as const satisfies OptionDefinition;
 /** Of every tool and command. */
 export const ERROR_FORMAT = {
   long: 'error-format',

@@ -1,6 +1,6 @@
 /** The options of qblock-io. Its commands have a table of their own: commands.ts. */
 
-import { type CommandTable, ERROR_FORMAT } from '../common/command-table.ts';
+import { type CommandTable, ERROR_FORMAT, HELP, TRACE, VERSION } from '../common/command-table.ts';
 
 export const PROGRAM = {
   name: 'qblock-io',
@@ -68,13 +68,7 @@ export const PROGRAM = {
       choices: ['unmap', 'ignore'],
       help: 'whether discards reach the file',
     },
-    trace: {
-      long: 'trace',
-      short: 'T',
-      argument: true,
-      value: 'SPEC',
-      help: 'taken and without effect: there are no trace events',
-    },
+    trace: TRACE,
     forceShare: {
       long: 'force-share',
       short: 'U',
@@ -88,8 +82,8 @@ export const PROGRAM = {
       help: 'the image opens no other file; -f is needed',
     },
     errorFormat: ERROR_FORMAT,
-    help: { long: 'help', short: 'h', argument: false, help: 'print this help and exit' },
-    version: { long: 'version', short: 'V', argument: false, help: 'print the version and exit' },
+    help: HELP,
+    version: VERSION,
   },
   notes: "'qblock-io -c help' lists the commands; without -c they are read from standard input.\n",
   exitStatus: { 0: 'every command succeeded', 1: 'the command line is wrong, or a command failed' },

@@ -1,14 +1,14 @@
 /** The options of qblock-nbd. */
 
-import { type CommandTable, ERROR_FORMAT } from '../common/command-table.ts';
+import { type CommandTable, ERROR_FORMAT, HELP, TRACE, VERSION } from '../common/command-table.ts';
 
 export const PROGRAM = {
   name: 'qblock-nbd',
   summary: 'Serves a disk image over NBD, or lists what another server offers',
   operands: 'FILE | -L | -d DEVICE',
   options: {
-    help: { short: 'h', long: 'help', argument: false, help: 'print this help and exit' },
-    version: { short: 'V', long: 'version', argument: false, help: 'print the version and exit' },
+    help: HELP,
+    version: VERSION,
     port: {
       short: 'p',
       long: 'port',
@@ -108,13 +108,7 @@ export const PROGRAM = {
       value: 'NAME',
       help: "name in the server's certificate; with --list",
     },
-    trace: {
-      short: 'T',
-      long: 'trace',
-      argument: true,
-      value: 'SPEC',
-      help: 'taken and without effect: there are no trace events',
-    },
+    trace: TRACE,
     fork: { long: 'fork', argument: false, help: 'go into the background once clients can connect' },
     pidFile: { long: 'pid-file', argument: true, value: 'FILE', help: 'write the process ID there' },
     selinuxLabel: {

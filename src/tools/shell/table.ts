@@ -1,14 +1,14 @@
 /** The options of qblock-shell. */
 
-import { type CommandTable, ERROR_FORMAT } from '../common/command-table.ts';
+import { type CommandTable, ERROR_FORMAT, HELP, VERSION } from '../common/command-table.ts';
 
 export const PROGRAM = {
   name: 'qblock-shell',
   summary: 'Speaks QMP with a block daemon, as typed',
   operands: 'ADDRESS | -w PROGRAM [ARGUMENT...]',
   options: {
-    help: { short: 'h', long: 'help', argument: false, help: 'print this help and exit' },
-    version: { short: 'V', long: 'version', argument: false, help: 'print the version and exit' },
+    help: HELP,
+    version: VERSION,
     hmp: { short: 'H', long: 'hmp', argument: false, help: 'refused: there is no human monitor' },
     pretty: { short: 'p', long: 'pretty', argument: false, help: 'print answers over several lines' },
     verbose: { short: 'v', long: 'verbose', argument: false, help: 'print what is sent' },

@@ -173,16 +173,8 @@ export const REBASE = {
       value: 'FILE',
       help: "the new backing file; '' for none",
     },
-    backingFormat: {
-      short: 'F',
-      long: 'backing-format',
-      argument: true,
-      newer: true,
-      value: 'FORMAT',
-      help: 'format of the new backing file',
-    },
-    // The letter of newer releases.
-    backingFormatNew: { short: 'B', argument: true, newerLetter: true, value: 'FORMAT', help: 'like -F' },
+    backingFormat: { ...shared.BACKING_FORMAT, help: 'format of the new backing file' },
+    backingFormatNew: shared.BACKING_FORMAT_NEW,
     compress: {
       short: 'c',
       long: 'compress',

@@ -171,14 +171,7 @@ export const CONVERT = {
     },
     // Newer releases have the letter b.
     backingFileNew: { short: 'b', argument: true, newerLetter: true, value: 'FILE', help: 'like -B' },
-    backingFormat: {
-      short: 'F',
-      long: 'backing-format',
-      argument: true,
-      newer: true,
-      value: 'FORMAT',
-      help: 'format of the backing file',
-    },
+    backingFormat: shared.BACKING_FORMAT,
     offload: {
       short: 'C',
       long: 'copy-range-offloading',
@@ -266,16 +259,8 @@ export const CREATE = {
       value: 'FILE',
       help: 'backing file: what the image shows until it is written to',
     },
-    backingFormat: {
-      short: 'F',
-      long: 'backing-format',
-      argument: true,
-      newer: true,
-      value: 'FORMAT',
-      help: 'format of the backing file',
-    },
-    // The letter of newer releases.
-    backingFormatNew: { short: 'B', argument: true, newerLetter: true, value: 'FORMAT', help: 'like -F' },
+    backingFormat: shared.BACKING_FORMAT,
+    backingFormatNew: shared.BACKING_FORMAT_NEW,
     options: shared.FORMAT_OPTIONS,
     quiet: shared.QUIET,
     unsafe: {

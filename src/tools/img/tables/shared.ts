@@ -1,16 +1,10 @@
 /** Options that several sub-commands of qblock-img have. */
 
-import { ERROR_FORMAT } from '../../common/command-table.ts';
+import { ERROR_FORMAT, HELP, TRACE, VERSION } from '../../common/command-table.ts';
 import type { OptionDefinition, OptionTable } from '../../common/getopt.ts';
 
 const CACHES = ['none', 'writeback', 'writethrough', 'directsync', 'unsafe'] as const;
 
-export const HELP = {
-  long: 'help',
-  short: 'h',
-  argument: false,
-  help: 'print this help and exit',
-} as const satisfies OptionDefinition;
 export const OBJECT = {
   long: 'object',
   argument: true,
@@ -116,17 +110,27 @@ export const FORMAT_OPTIONS = {
   value: 'OPTIONS',
   help: 'options of the format, NAME=VALUE,...; "help" lists them',
 } as const satisfies OptionDefinition;
+export const BACKING_FORMAT = {
+  short: 'F',
+  long: 'backing-format',
+  argument: true,
+  newer: true,
+  value: 'FORMAT',
+  help: 'format of the backing file',
+} as const satisfies OptionDefinition;
+/** The letter of newer releases. */
+export const BACKING_FORMAT_NEW = {
+  short: 'B',
+  argument: true,
+  newerLetter: true,
+  value: 'FORMAT',
+  help: 'like -F',
+} as const satisfies OptionDefinition;
 
 /** Options in front of the sub-command. */
 export const STANDARD_OPTIONS = {
-  help: { long: 'help', short: 'h', argument: false, help: 'print this help and exit' },
-  version: { long: 'version', short: 'V', argument: false, help: 'print the version and exit' },
-  trace: {
-    long: 'trace',
-    short: 'T',
-    argument: true,
-    value: 'SPEC',
-    help: 'taken and without effect: there are no trace events',
-  },
+  help: HELP,
+  version: VERSION,
+  trace: TRACE,
   errorFormat: ERROR_FORMAT,
 } as const satisfies OptionTable;
