@@ -60,6 +60,8 @@ export class BlockDevice {
   #bytesUnderWay = 0;
   #publishing = false;
   #again = false;
+  /** How many wait for everything under way to end. */
+  #settling = 0;
   #whenIdle: (() => void)[] = [];
 
   constructor(settings: BlockDeviceSettings) {
@@ -106,6 +108,7 @@ export class BlockDevice {
       queue.started &&
       queue.enabled &&
       !this.paused &&
+      this.#settling === 0 &&
       this.#bytesUnderWay < UNDER_WAY_BYTES_MAX
     );
   }
@@ -138,12 +141,29 @@ export class BlockDevice {
     return false;
   }
 
-  /** Resolves when no request is under way any more. */
+  /** Starts what an earlier session has left unfinished in a queue, whether it is served or not. */
+  startUnfinished(queue: DeviceQueue): void {
+    while (queue.hasUnfinished) {
+      const chain = queue.take();
+      if (chain !== null) this.start(queue, chain);
+    }
+    queue.publish();
+  }
+
+  /**
+   * Resolves when no request is under way any more, be it of one queue or of all. Of all: none are taken meanwhile, or
+   * a guest that always has some under way would never let it come to an end.
+   */
   async settle(queue?: DeviceQueue): Promise<void> {
     const busy = (): boolean => (queue === undefined ? this.#pending : queue.pending) > 0;
+    if (queue === undefined) this.#settling++;
     while (busy()) await new Promise<void>((resolve) => this.#whenIdle.push(resolve));
     for (const one of this.#unpublished) one.publish();
     this.#unpublished.clear();
+    if (queue !== undefined) return;
+    this.#settling--;
+    // After what the caller does now.
+    this.#serveSoon();
   }
 
   // ---- requests ----------------------------------------------------------------------------------------------

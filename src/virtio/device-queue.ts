@@ -75,6 +75,8 @@ export class DeviceQueue {
   availableIndex = 0;
   /** Requests taken and not given back. */
   pending = 0;
+  /** Heads of requests that an earlier session has begun and not finished: they come before the available ring. */
+  #again: readonly number[] = [];
   readonly #memory: GuestMemory;
   #ring: Ring | null = null;
   /** The used ring's index as the guest knows it, and how many entries were written behind it. */
@@ -120,6 +122,25 @@ export class DeviceQueue {
     this.#batch.length = 0;
   }
 
+  /**
+   * Goes on where an earlier session has ended, which left these heads unfinished. The available index follows from
+   * them: the front end's base may be older, if that session gave requests back after its socket was closed, and taking
+   * those again would complete them twice.
+   */
+  goOnWith(heads: readonly number[]): void {
+    this.#again = heads;
+    this.availableIndex = (this.#usedIndex + heads.length) & 0xffff;
+  }
+
+  /** What goOnWith() has brought is not to be begun by this session any more. */
+  forgetUnfinished(): void {
+    this.#again = [];
+  }
+
+  get hasUnfinished(): boolean {
+    return this.#again.length > 0 && this.ready;
+  }
+
   get usedIndex(): number {
     return this.#usedIndex;
   }
@@ -127,23 +148,29 @@ export class DeviceQueue {
   /** Whether a request waits in the available ring. */
   get hasAvailable(): boolean {
     const ring = this.#ring;
-    return ring !== null && this.broken === null && Atomics.load(ring.available, 1) !== this.availableIndex;
+    if (ring === null || this.broken !== null) return false;
+    return this.#again.length > 0 || Atomics.load(ring.available, 1) !== this.availableIndex;
   }
 
   /** Takes the next request; null: there is none, or the queue is broken. */
   take(): Chain | null {
     const ring = this.#ring;
     if (ring === null || this.broken !== null) return null;
+    if (this.#again.length > 0) {
+      const [unfinished, ...rest] = this.#again;
+      this.#again = rest;
+      return this.#takeHead(unfinished!);
+    }
     const waiting = (Atomics.load(ring.available, 1) - this.availableIndex) & 0xffff;
     if (waiting === 0) return null;
     if (waiting > this.size) return this.fail(`the available index is ${waiting} ahead`);
     const head = ring.available[2 + (this.availableIndex & (this.size - 1))]!;
     this.availableIndex = (this.availableIndex + 1) & 0xffff;
-    return this.takeHead(head);
+    return this.#takeHead(head);
   }
 
   /** Takes the request that begins at descriptor `head`. */
-  takeHead(head: number): Chain | null {
+  #takeHead(head: number): Chain | null {
     const chain = this.#walk(head);
     if (chain === null) return null;
     this.inflight?.begin(head);

@@ -88,7 +88,9 @@ export class VhostDevice {
     await this.disk.settle();
     for (const queue of this.queues) {
       queue.unmap();
-      for (const fd of [queue.kickFd, queue.callFd, queue.errFd]) if (fd >= 0) closeFd(fd);
+      queue.kickFd = replaced(queue.kickFd, -1);
+      queue.callFd = replaced(queue.callFd, -1);
+      queue.errFd = replaced(queue.errFd, -1);
     }
     this.#memory.clear();
     this.#dropInflight();
@@ -102,7 +104,7 @@ export class VhostDevice {
     const count = payload.length >= 8 ? payload.readUInt32LE(0) : 0;
     if (count > TABLE_REGIONS_MAX || payload.length < 8 + count * REGION_BYTES || fds.length !== count)
       throw new BlockError('a malformed memory table');
-    await this.disk.settle();
+    await this.#settled();
     for (const queue of this.queues) queue.unmap();
     this.#memory.clear();
     for (let i = 0; i < count; i++) {
@@ -110,6 +112,8 @@ export class VhostDevice {
         throw new BlockError('a memory region that cannot be mapped');
     }
     this.#mapRings();
+    for (const queue of this.queues)
+      if (queue.started && !queue.ready) queue.fail('its rings are not in memory any more');
     return null;
   }
 
@@ -124,7 +128,7 @@ export class VhostDevice {
 
   async removeRegion(payload: Buffer): Promise<null> {
     if (payload.length < 8 + REGION_BYTES) throw new BlockError('a malformed region');
-    await this.disk.settle();
+    await this.#settled();
     for (const queue of this.queues) queue.unmap();
     const removed = this.#memory.remove(decodeRegion(payload, 8));
     this.#mapRings();
@@ -132,12 +136,19 @@ export class VhostDevice {
     return null;
   }
 
-  /** Finds the rings of queues at work again after the memory has changed. */
+  /** Resolves when no request is under way: memory can be taken away within the turn. */
+  async #settled(): Promise<void> {
+    await this.disk.settle();
+    if (this.#closed) throw new BlockError('the connection has ended');
+  }
+
+  /**
+   * Finds the rings of queues at work again after the memory has changed. Those that are not there are not served: a
+   * region that changes its length is taken away and comes again.
+   */
   #mapRings(): void {
-    for (const queue of this.queues) {
-      if (queue.addresses !== null && queue.started && !queue.ready && !queue.map())
-        queue.fail('its rings are not in memory any more');
-    }
+    for (const queue of this.queues) if (queue.started && !queue.ready) queue.map();
+    this.serveSoon();
   }
 
   // ---- queues ------------------------------------------------------------------------------------------------
@@ -230,24 +241,20 @@ export class VhostDevice {
     this.serveSoon();
   }
 
-  /** Carries out what an earlier session has begun and not finished. */
+  /**
+   * Finds what an earlier session has begun and not finished. It is carried out when the queue is enabled, not before: the
+   * log of a migration comes after the kick, and what is done until then would be missing in it.
+   */
   #recover(index: number, queue: DeviceQueue): void {
     // A second kick descriptor for a queue at work: what the record holds is under way here.
     if (queue.pending > 0) return;
     queue.inflight = null;
+    queue.forgetUnfinished();
     const record = this.#inflightOf(index);
     if (record === null) return;
     const heads = record.recover(queue.usedIndex);
     queue.inflight = record;
-    if (heads === null) return;
-    // Also when nothing is left over: the front end's base may be older, if the session before this one gave requests
-    // back after its socket was closed. Taking those again would complete them twice.
-    queue.availableIndex = (queue.usedIndex + heads.length) & 0xffff;
-    for (const head of heads) {
-      const chain = queue.takeHead(head);
-      if (chain !== null) this.disk.start(queue, chain);
-    }
-    queue.publish();
+    if (heads !== null) queue.goOnWith(heads);
   }
 
   #stopKicks(index: number): void {
@@ -261,20 +268,21 @@ export class VhostDevice {
   /** GET_VRING_BASE: the queue rests, and the front end learns how far it has come. */
   async #stopQueue(index: number, queue: DeviceQueue): Promise<Buffer> {
     this.#stopKicks(index);
+    // The base counts as taken what an earlier session has begun.
+    this.disk.startUnfinished(queue);
     await this.disk.settle(queue);
     const base = queue.availableIndex;
     queue.unmap();
     queue.inflight = null;
-    for (const fd of [queue.kickFd, queue.callFd]) if (fd >= 0) closeFd(fd);
-    queue.kickFd = -1;
-    queue.callFd = -1;
+    queue.kickFd = replaced(queue.kickFd, -1);
+    queue.callFd = replaced(queue.callFd, -1);
     return encodeVringState(index, base);
   }
 
   /** All queues rest, and keep their place in the available ring. */
   async rest(): Promise<void> {
     for (const [index, queue] of this.queues.entries()) {
-      if (queue.ready || queue.pending > 0) await this.#stopQueue(index, queue);
+      if (queue.started || queue.ready || queue.pending > 0) await this.#stopQueue(index, queue);
       queue.enabled = false;
       queue.broken = null;
     }
