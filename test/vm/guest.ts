@@ -9,12 +9,16 @@ import { findKernel, makeInitramfs } from './initramfs.ts';
 
 /** How long a command may take: a loaded machine emulates slowly. */
 const COMMAND_MS = 120_000;
+/** The guest's kernel has come to grief. */
+const KERNEL_CRASH = /Kernel panic|kernel BUG|BUG: |Oops: |general protection fault/;
 
 export class Guest {
   readonly #child: ChildProcess;
   #text = '';
   #wake: (() => void) | null = null;
   #ended = false;
+  /** Its kernel has said that it cannot go on, or its shell has not answered. */
+  isDead = false;
 
   private constructor(child: ChildProcess) {
     this.#child = child;
@@ -61,7 +65,8 @@ export class Guest {
         ...['-m', String(memoryMiB)],
         ...['-object', `memory-backend-memfd,id=mem,size=${memoryMiB}M,share=on`, '-numa', 'node,memdev=mem'],
         ...['-kernel', found.kernel, '-initrd', initrd],
-        ...['-append', 'console=ttyS0 quiet panic=-1 mitigations=off tsc=unstable nokaslr'],
+        // Pages that the kernel has just cleared are sent by a migration because of that: it is not to.
+        ...['-append', 'console=ttyS0 quiet panic=-1 mitigations=off tsc=unstable nokaslr init_on_alloc=0'],
         ...devices,
       ],
       { stdio: ['pipe', 'pipe', 'pipe'] },
@@ -94,7 +99,8 @@ export class Guest {
       const match = pattern.exec(this.#text);
       if (match !== null) return this.#text.slice(0, match.index);
       const leftMs = deadline - Date.now();
-      if (this.#ended || leftMs <= 0) throw new Error(`no ${pattern} from the guest:\n${this.#text}`);
+      if (leftMs <= 0 || KERNEL_CRASH.test(this.#text)) this.isDead = true;
+      if (this.#ended || this.isDead) throw new Error(`no ${pattern} from the guest:\n${this.#text}`);
       await new Promise<void>((resolve) => {
         const timer = setTimeout(resolve, leftMs);
         this.#wake = () => {

@@ -2,8 +2,12 @@
  * A running virtual machine moves from one QEMU to another, its disk on two vhost-user-blk exports of one node: what the
  * exports write to the guest's memory meanwhile moves along.
  *
- * The guest reads its disk all the time, past its cache, and compares: a page that was written to and not logged would be
- * missing on the other side.
+ * The guest reads its disk into its cache all the time, and looks at the content after the move: a page that was written
+ * to and not logged would be missing there. The disk is slow, so that its processor has little to do meanwhile, because
+ * QEMU 7.2's emulation itself loses what a guest writes to its memory when it moves: on a loaded machine, with QEMU's own
+ * disk device, the guest's kernel came to grief or said nothing any more in 10 of 57 moves. Such a guest is tried again.
+ * A page that was not logged, or a request that is not answered, does not look like that: the shell goes on. The moves of
+ * test/exports/vhost-user-move.test.ts, without QEMU, look at every page.
  */
 
 import { spawnSync } from 'node:child_process';
@@ -17,6 +21,11 @@ import { Guest } from './guest.ts';
 
 const MEMORY_MIB = 160;
 
+/** What the guest reads in a round, and how much of it a second while it moves: a round is longer than the end of a move. */
+const ROUND_PAGES = 2000;
+const READ_BYTES_PER_SECOND = 3 << 20;
+const TRIES = 5;
+
 let dir: string;
 let daemon: RunningDaemon;
 let qmp: QmpClient;
@@ -27,11 +36,15 @@ beforeEach(() => {
   dir = makeScratchDir();
 });
 
-afterEach(async () => {
+async function tearDown(): Promise<void> {
   for (const monitor of monitors.splice(0)) monitor.close();
   for (const guest of guests.splice(0)) await guest.end();
   qmp.close();
   await daemon.stop();
+}
+
+afterEach(async () => {
+  await tearDown();
   rmSync(dir, { recursive: true, force: true });
 });
 
@@ -39,6 +52,7 @@ afterEach(async () => {
 const machine = (name: string): string[] => [
   ...['-chardev', `socket,id=c0,path=${dir}/${name}.vhost`],
   ...['-device', 'vhost-user-blk-pci,chardev=c0,num-queues=2'],
+  ...['-smp', '2'],
   ...['-qmp', `unix:${dir}/${name}.qmp,server=on,wait=off`],
 ];
 
@@ -80,19 +94,18 @@ async function migrated(monitor: QmpClient): Promise<number> {
   }
 }
 
-test('a guest moves while it works on its disk', { timeout: 400_000 }, async (context) => {
-  requirePeer(context, 'qemu-system-x86_64', 'guest kernel');
-  const img = path.join(repositoryRoot, 'daemon/bin/qblock-img');
-  expect(spawnSync(img, ['create', '-q', '-f', 'qcow2', `${dir}/disk`, '64M']).status).toBe(0);
+/** Starts the daemon with the disk, and exports it for both sides: one of them works, as with disks of shared storage. */
+async function serveDisk(): Promise<void> {
   daemon = await startDaemon('qblockd', { dir });
   qmp = await daemon.connect();
   await qmp.negotiate();
+  await qmp.execute('object-add', { 'qom-type': 'throttle-group', id: 'speed' });
   await qmp.execute('blockdev-add', {
-    driver: 'qcow2',
+    driver: 'throttle',
     'node-name': 'disk',
-    file: { driver: 'file', filename: `${dir}/disk` },
+    'throttle-group': 'speed',
+    file: { driver: 'qcow2', file: { driver: 'file', filename: `${dir}/disk` } },
   });
-  // As with disks of shared storage: both sides have it, one of them works.
   for (const name of ['source', 'target'])
     await qmp.execute('block-export-add', {
       type: 'vhost-user-blk',
@@ -102,29 +115,57 @@ test('a guest moves while it works on its disk', { timeout: 400_000 }, async (co
       'num-queues': 2,
       addr: { type: 'unix', path: `${dir}/${name}.vhost` },
     });
+}
+
+async function move(): Promise<void> {
   const { guest, monitor } = await start('source', []);
   await guest.run('/sbin/mke2fs -q -F -t ext4 /dev/vda && mount /dev/vda /mnt');
   await guest.run(
-    'dd if=/dev/urandom of=/mnt/a bs=64k count=128 2>/dev/null && sha256sum /mnt/a > /tmp/sum && sync',
-  );
-  // Each round the disk's data come to other pages of memory; files in memory tell how often, and what went wrong.
-  await guest.run(
-    '(i=0; while ! [ -e /tmp/stop ]; do echo 3 > /proc/sys/vm/drop_caches; sha256sum -c /tmp/sum >/dev/null 2>&1 || touch /tmp/failed; dd if=/mnt/a of=/mnt/b bs=32k count=32 conv=fsync 2>/dev/null; i=$((i + 1)); echo $i > /tmp/rounds; done; touch /tmp/stopped) &',
+    `for i in a:${ROUND_PAGES * 0.6} c:${ROUND_PAGES * 0.4}; do dd if=/dev/urandom of=/mnt/\${i%:*} bs=4k count=\${i#*:} 2>/dev/null; done; sha256sum /mnt/a /mnt/c > /tmp/sum && sync`,
   );
   // The rings are taken away and given back.
   for (const command of ['stop', 'cont', 'stop', 'cont']) await monitor.execute(command);
+  await qmp.execute('qom-set', {
+    path: '/objects/speed',
+    property: 'limits',
+    value: { 'bps-read': READ_BYTES_PER_SECOND },
+  });
+  // Each round the disk's data come to other pages of memory, since the order is another; a file in memory tells how often.
+  await guest.run(
+    '(i=0; x=a; y=c; while ! [ -e /tmp/stop ]; do echo 3 > /proc/sys/vm/drop_caches; dd if=/mnt/$x of=/dev/null bs=64k 2>/dev/null; dd if=/mnt/$y of=/dev/null bs=64k 2>/dev/null; z=$x; x=$y; y=$z; dd if=/mnt/a of=/mnt/b bs=32k count=4 conv=fsync 2>/dev/null; i=$((i + 1)); echo $i > /tmp/rounds; done; touch /tmp/stopped) &',
+  );
   const target = await start('target', ['-incoming', `unix:${dir}/migrate`]);
   // Slow enough for the guest to change much on the way.
   await monitor.execute('migrate-set-parameters', { 'max-bandwidth': 24 << 20, 'downtime-limit': 2000 });
   await monitor.execute('migrate', { uri: `unix:${dir}/migrate` });
   expect(await migrated(monitor)).toBeGreaterThan(1);
   const moved = target.guest;
-  // What the guest has in its cache came from the disk before, during and after the move.
-  await moved.run('sha256sum -c /tmp/sum && cat /tmp/rounds');
-  const rounds = Number(/^(\d+)$/m.exec(await moved.run('cat /tmp/rounds'))?.[1]);
-  await moved.run(`while [ $(cat /tmp/rounds) -lt ${rounds + 2} ]; do sleep 0.1; done`);
-  await moved.run('touch /tmp/stop; while ! [ -e /tmp/stopped ]; do sleep 0.1; done; ! [ -e /tmp/failed ]');
+  // What the guest then has in its cache came from the disk before, during and after the move.
+  await moved.run('touch /tmp/stop');
+  await moved.run(
+    'i=0; until [ -e /tmp/stopped ] || [ $i -ge 600 ]; do i=$((i + 1)); sleep 0.1; done; [ -e /tmp/stopped ]',
+  );
+  await moved.run('sha256sum -c /tmp/sum && [ $(cat /tmp/rounds) -gt 1 ]');
+  await qmp.execute('qom-set', { path: '/objects/speed', property: 'limits', value: {} });
+  await moved.run('echo 3 > /proc/sys/vm/drop_caches; sha256sum -c /tmp/sum && cmp -n 131072 /mnt/a /mnt/b');
   await moved.run('umount /mnt && /sbin/e2fsck -fn /dev/vda');
+}
+
+test('a guest moves while it works on its disk', { timeout: 900_000 }, async (context) => {
+  requirePeer(context, 'qemu-system-x86_64', 'guest kernel');
+  const img = path.join(repositoryRoot, 'daemon/bin/qblock-img');
+  for (let tried = 1; ; tried++) {
+    expect(spawnSync(img, ['create', '-q', '-f', 'qcow2', `${dir}/disk`, '64M']).status).toBe(0);
+    await serveDisk();
+    try {
+      await move();
+      break;
+    } catch (error) {
+      if (tried === TRIES || !guests.some((guest) => guest.isDead)) throw error;
+      console.warn(`the guest did not survive its move, try ${tried}`);
+      await tearDown();
+    }
+  }
   for (const one of guests.splice(0)) await one.end();
   const details = (await qmp.execute('x-query-block-exports')) as { requests: { operations: number }[] }[];
   for (const { requests } of details) expect(requests[0]?.operations).toBeGreaterThan(0);
