@@ -85,7 +85,10 @@ export class Daemon {
       );
     }
     logger.info({ engine: engine.kind }, 'I/O engine');
-    const objects = new ObjectTree({ monitor: (options, gone) => this.#openMonitor(options, gone) });
+    const objects = new ObjectTree({
+      monitor: (options, gone) => this.#openMonitor(options, gone),
+      prManagerStatus: (id, connected) => this.#events.emit('PR_MANAGER_STATUS_CHANGED', { id, connected }),
+    });
     const layer = new BlockLayer({
       engine,
       events: {
@@ -98,6 +101,7 @@ export class Daemon {
       drivers,
       secret: (id) => objects.secret(id),
       tlsCreds: (id) => objects.tlsCreds(id, 'client'),
+      checkPrManager: (id) => objects.checkPrManager(id),
       definitions: definitionReader,
       useThrottleGroup: (id) => objects.useThrottleGroup(id),
       report: (text) => reporter.message(text.trimEnd()),

@@ -7,8 +7,8 @@ import type { OpenSession, SessionHost } from './sessions.ts';
 
 /** Output that may pile up before the session stops reading commands. */
 const HIGH_WATER_BYTES = 64 * 1024;
-/** Time for a monitor to answer the command that deletes it. */
-const ANSWER_MS = 50;
+/** How long a deleted monitor may take to answer what it was sent, were its peer not to read. */
+const ANSWER_MS = 1000;
 
 /**
  * Makes a monitor the user of a device. Throws when the device is in use. `onClosed`: the peer has left. The result takes
@@ -52,12 +52,19 @@ export function attachMonitor(
 
   return () => {
     detached = true;
-    // The session's own command may have asked for it: its answer goes first.
-    setTimeout(() => {
+    let left = false;
+    const leave = (): void => {
+      if (left) return;
+      left = true;
+      clearTimeout(limit);
       session?.disconnected();
       session = null;
       device.detach();
-    }, ANSWER_MS).unref();
+    };
+    const limit = setTimeout(leave, ANSWER_MS).unref();
+    // The session's own command may have asked for it: its answer goes first. Else the device is free at once.
+    if (session === null) leave();
+    else session.endOfInput(leave);
   };
 
   /** Opens a session for the peer. A peer that is there already is announced while attaching, before `port` is. */

@@ -40,6 +40,8 @@ export interface BlockLayerParts {
   readonly secret?: (id: string) => Buffer;
   /** The TLS credentials object `id` for a client; throws when there is none. Default: there are none. */
   readonly tlsCreds?: (id: string) => TlsCredentials;
+  /** Throws when `id` is no persistent reservation manager. Default: there are none. */
+  readonly checkPrManager?: (id: string) => void;
   /** The throttle group `id`, kept from being deleted until `release`; null when there is none. */
   readonly useThrottleGroup?: UseThrottleGroup;
   /** Reads definitions in text. Default: JSON by the letter, and complete. */
@@ -67,6 +69,8 @@ export class BlockLayer {
   readonly secret: (id: string) => Buffer;
   /** The TLS credentials object `id` for a client; throws when there is none. */
   readonly tlsCreds: (id: string) => TlsCredentials;
+  /** Throws when `id` is no persistent reservation manager. */
+  readonly checkPrManager: (id: string) => void;
   /** The throttle group `id`, kept from being deleted until `release`; null when there is none. */
   readonly useThrottleGroup: UseThrottleGroup;
   readonly definitions: DefinitionReader;
@@ -112,6 +116,7 @@ export class BlockLayer {
     drivers,
     secret = noSecret,
     tlsCreds = noTlsCreds,
+    checkPrManager = noPrManager,
     useThrottleGroup = () => null,
     definitions = PLAIN_DEFINITIONS,
     clock = systemClock,
@@ -126,6 +131,7 @@ export class BlockLayer {
     this.drivers = drivers;
     this.secret = secret;
     this.tlsCreds = tlsCreds;
+    this.checkPrManager = checkPrManager;
     this.useThrottleGroup = useThrottleGroup;
     this.definitions = definitions;
     this.clock = clock;
@@ -353,6 +359,10 @@ function noSecret(id: string): Buffer {
 
 function noTlsCreds(id: string): TlsCredentials {
   throw new BlockError(`No TLS credentials with id '${id}'`);
+}
+
+function noPrManager(id: string): never {
+  throw new BlockError(`No persistent reservation manager with id '${id}'`);
 }
 
 /** Permissions of a user that only looks. */

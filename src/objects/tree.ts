@@ -25,6 +25,7 @@ export type ObjectValue =
   | { readonly kind: 'main-loop' }
   | { readonly kind: 'thread-context' }
   | { readonly kind: 'monitor'; readonly close: () => void }
+  | { readonly kind: 'pr-manager'; readonly close: () => void }
   | { readonly kind: 'cipher-suites' };
 
 interface UserObject {
@@ -65,12 +66,15 @@ export type MonitorOptions = Extract<ObjectOptions, { 'qom-type': 'monitor-qmp' 
 export interface ObjectMakers {
   /** Opens a monitor. `gone`: its peer has left, and the object is to go with it. The result closes it. */
   readonly monitor: (options: MonitorOptions, gone: () => void) => () => void;
+  /** Told whether a persistent reservation manager can reach its helper, each time that this becomes known. */
+  readonly prManagerStatus: (id: string, connected: boolean) => void;
 }
 
 const NO_MAKERS: ObjectMakers = {
   monitor: () => {
     throw new BlockError('invalid object type: monitor-qmp');
   },
+  prManagerStatus: () => undefined,
 };
 
 export class ObjectTree {
@@ -102,7 +106,7 @@ export class ObjectTree {
     if (object.users > 0) throw new BlockError(`object '${id}' is in use, can not be deleted`);
     this.#objects.delete(id);
     this.withdraw('objects', id);
-    if (object.value.kind === 'monitor') object.value.close();
+    if (object.value.kind === 'monitor' || object.value.kind === 'pr-manager') object.value.close();
   }
 
   /** The options that object-add would take to make the objects there are, as they are now, in the order of their making. */
@@ -114,6 +118,17 @@ export class ObjectTree {
         ? { 'qom-type': 'throttle-group', id: options.id, limits: { ...value.group.limits } }
         : options,
     );
+  }
+
+  /**
+   * Throws when there is no persistent reservation manager of that name. As in the original, a node that was opened with one
+   * does not keep it from being deleted.
+   */
+  checkPrManager(id: string): void {
+    const value = this.find(id);
+    if (value === null) throw new BlockError(`No persistent reservation manager with id '${id}'`);
+    if (value.kind !== 'pr-manager')
+      throw new BlockError(`Object with id '${id}' is not a persistent reservation manager`);
   }
 
   /** The value of an object; null when there is no such object. */
@@ -215,6 +230,14 @@ export class ObjectTree {
           () => this.#objects.has(options.id) && this.delete(options.id),
         );
         return { value: { kind: 'monitor', close }, qom: monitorObject(options) };
+      }
+      case 'pr-manager-helper': {
+        this.#refuseDuplicate(options.id);
+        const { createPrManager } = await import('./pr-manager-helper.ts');
+        const { close, qom } = await createPrManager(options, (connected) =>
+          this.#makers.prManagerStatus(options.id, connected),
+        );
+        return { value: { kind: 'pr-manager', close }, qom };
       }
       case 'thread-context': {
         const { createThreadContext } = await import('./thread-context.ts');

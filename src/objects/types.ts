@@ -63,6 +63,8 @@ export const QOM_TYPES: Readonly<Record<string, QomType>> = {
     ['pretty', 'bool'],
     ['close-action', 'MonitorQmpCloseAction'],
   ]),
+  'pr-manager': abstract('object'),
+  'pr-manager-helper': creatable('pr-manager', [['path', 'string']]),
   secret_common: abstract('object', [
     ['iv', 'string'],
     ['keyid', 'string'],
@@ -131,6 +133,17 @@ export const QOM_TYPES: Readonly<Record<string, QomType>> = {
   ]),
   'chardev-stdio': concrete('chardev-fd'),
   'chardev-udp': concrete('chardev'),
+  // What the original's own channels are; no object of these types is ever seen.
+  'qio-channel': abstract('object'),
+  'qio-channel-buffer': concrete('qio-channel'),
+  'qio-channel-command': concrete('qio-channel'),
+  'qio-channel-file': concrete('qio-channel'),
+  'qio-channel-null': concrete('qio-channel'),
+  'qio-channel-socket': concrete('qio-channel'),
+  'qio-channel-tls': concrete('qio-channel'),
+  'qio-channel-websock': concrete('qio-channel'),
+  'qio-dns-resolver': concrete('object'),
+  'qio-net-listener': concrete('object'),
 };
 
 /** The type by name; null when there is none. */

@@ -51,8 +51,9 @@ describe('the reference has an example', () => {
 
   test('of each event', () => {
     const shown = new Set(steps.map(({ event }) => event));
-    // Devices of virtual machines report it: this daemon has none.
-    expect(EVENT_NAMES.filter((name) => name !== 'BLOCK_IO_ERROR' && !shown.has(name))).toEqual([]);
+    // Devices of virtual machines report the one; the other needs a helper that is a program of its own.
+    const without = ['BLOCK_IO_ERROR', 'PR_MANAGER_STATUS_CHANGED'];
+    expect(EVENT_NAMES.filter((name) => !without.includes(name) && !shown.has(name))).toEqual([]);
   });
 });
 

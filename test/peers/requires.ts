@@ -16,6 +16,7 @@ interface Peer {
 /** Every program the tests use that is not part of Node. */
 export const PEERS = {
   'qemu-storage-daemon': { probe: ['qemu-storage-daemon', '--version'], debianPackage: 'qemu-system-common' },
+  'qemu-pr-helper': { probe: ['qemu-pr-helper', '--version'], debianPackage: 'qemu-system-common' },
   'qemu-img': { probe: ['qemu-img', '--version'], debianPackage: 'qemu-utils' },
   'qemu-io': { probe: ['qemu-io', '--version'], debianPackage: 'qemu-utils' },
   'qemu-nbd': { probe: ['qemu-nbd', '--version'], debianPackage: 'qemu-utils' },

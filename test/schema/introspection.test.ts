@@ -206,6 +206,8 @@ test("introspection is a superset of the original's", (context) => {
       comparison.compare(entity['arg-type'], other['arg-type'], entity.name);
       comparison.compare(entity['ret-type'], other['ret-type'], `${entity.name} returns`);
     } else if (entity['meta-type'] === 'event') {
+      // Its daemon sends this one without listing it.
+      if (entity.name === 'PR_MANAGER_STATUS_CHANGED') continue;
       if (other?.['meta-type'] !== 'event') throw new Error(`no event ${entity.name}`);
       comparison.compare(entity['arg-type'], other['arg-type'], entity.name);
     }

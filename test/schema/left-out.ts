@@ -24,11 +24,6 @@ export const LEFT_OUT: readonly LeftOut[] = [
     ],
   },
   {
-    reason:
-      "passes SG_IO reservations of SCSI pass-through on to a helper: the original's daemon has no such device",
-    names: ['pr-manager-helper'],
-  },
-  {
     reason: 'objects of virtual machines: listed by its schema, "invalid object type" in its daemon',
     names: [
       ...['authz-pam', 'can-bus', 'can-host-socketcan', 'colo-compare', 'cryptodev-backend'],

@@ -69,6 +69,10 @@ export function createEnvironment(output: ToolOutput): ToolEnvironment {
         if (env.objects === null) throw new BlockError(`No TLS credentials with id '${id}'`);
         return env.objects.tlsCreds(id, 'client');
       },
+      checkPrManager(id) {
+        if (env.objects === null) throw new BlockError(`No persistent reservation manager with id '${id}'`);
+        env.objects.checkPrManager(id);
+      },
       definitions: {
         parseJson: parseJsonText,
         async complete(layer, options, settings) {

@@ -55,9 +55,7 @@ function makeOpen(driverName: string, accepts: (stat: Stats) => boolean, require
     const options = context.options as unknown as FileOptions;
     const { filename = '' } = options;
     if (filename === '') throw new BlockError(`The '${driverName}' block driver requires a file name`);
-    if (options['pr-manager'] !== undefined) {
-      throw new BlockError(`No persistent reservation manager with id '${options['pr-manager']}'`);
-    }
+    if (options['pr-manager'] !== undefined) node.layer.checkPrManager(options['pr-manager']);
     const { direct } = node.settings.cache;
     const kind: EngineKind =
       options.aio === 'threads' ? 'threads' : options.aio === undefined ? context.engine.kind : 'io_uring';
