@@ -34,9 +34,21 @@ const programs = {
 };
 
 /** Packages that stay where they are. Those that are ES modules only are bundled: a bundle cannot require them everywhere. */
-const externalPackages = /^(koffi|pino|ws|undici|ssh2|basic-ftp|aws4fetch|prom-client|yaml)(\/|$)/;
+const externalPackages =
+  /^(@koromix\/[\w-]+|koffi|pino|ws|undici|ssh2|basic-ftp|aws4fetch|prom-client|yaml)(\/|$)/;
 /** Loaded by node anyway, or by every program. */
-const eager = new Set(['node:fs', 'node:path', 'node:util', 'node:buffer', 'node:os', 'koffi']);
+const eager = new Set(['node:fs', 'node:path', 'node:util', 'node:buffer', 'node:os']);
+
+/**
+ * The native half of koffi is asked for by its place: through the packages' own modules it takes 4 ms to be found. Those are
+ * asked where it is not there, is another version's, or is not for this libc.
+ */
+function koffiModule() {
+  const { version } = JSON.parse(readFileSync(path.join(root, 'node_modules/koffi/package.json'), 'utf8'));
+  return `let native;
+    try { native = require('@koromix/koffi-linux-' + process.arch + '/linux_' + process.arch + '/koffi.node'); } catch {}
+    module.exports = native?.version === ${JSON.stringify(version)} ? native : require('koffi');`;
+}
 
 // ---- the bundles -----------------------------------------------------------------------------------------------
 
@@ -56,12 +68,14 @@ const lazyExternals = {
   name: 'lazy-externals',
   resolveId(id, importer) {
     if (!isBuiltin(id) && !externalPackages.test(id)) return null;
+    if (id === 'koffi' && !importer?.startsWith(WRAPPER)) return { id: WRAPPER + id };
     if (eager.has(id) || importer?.startsWith(WRAPPER)) return { id, external: true };
     return { id: WRAPPER + id };
   },
   load(id) {
     if (!id.startsWith(WRAPPER)) return null;
     const name = id.slice(WRAPPER.length);
+    if (name === 'koffi') return { code: koffiModule(), moduleType: 'js' };
     const code = isBuiltin(name) ? lazyBuiltin(name) : `module.exports = require(${JSON.stringify(name)});`;
     return { code, moduleType: 'js' };
   },

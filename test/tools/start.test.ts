@@ -61,6 +61,21 @@ describe('nothing is loaded that a run does not need', () => {
   }
 });
 
+test('what V8 is told stands in the launcher, and koffi is found without being looked for', () => {
+  for (const program of ['qblock-img', 'qblock-io', 'qblock-shell']) {
+    const env = { ...process.env, NODE_OPTIONS: `-r ${path.join(dir, 'list.cjs')}` };
+    const { status, stderr } = spawnSync(path.join(bin, program), ['--version'], {
+      cwd: dir,
+      env,
+      encoding: 'utf8',
+    });
+    expect([program, status, stderr]).toEqual([program, 0, '']);
+    const loaded = readFileSync(path.join(dir, 'list'), 'utf8').split('\n');
+    expect(loaded).toContain('NativeModule vm');
+    expect(loaded.filter((name) => name === 'NativeModule v8' || /koffi\/.*\.c?js$/.test(name))).toEqual([]);
+  }
+});
+
 test('the code cache fits the bundle', () => {
   for (const program of ['qblockd', 'qblock-img', 'qblock-io']) {
     const file = path.join(bundles, readFileSync(path.join(bundles, `${program}.name`), 'latin1'));
