@@ -74,6 +74,14 @@ export const PEERS = {
     probe: ['qemu-system-x86_64', '--version'],
     debianPackage: 'qemu-system-x86',
   },
+  libvirt: {
+    probe: [
+      'sh',
+      '-c',
+      'test -x /usr/sbin/libvirtd && virsh --version && getent passwd libvirt-qemu && unshare --mount true',
+    ],
+    debianPackage: 'libvirt-daemon-system, libvirt-clients, as root',
+  },
   // A kernel with its modules, and what is put around it.
   'guest kernel': {
     probe: ['sh', '-c', 'ls /lib/modules/*/kernel/drivers/block/virtio_blk.ko && busybox true && mke2fs -V'],
