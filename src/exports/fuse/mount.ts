@@ -54,12 +54,20 @@ export async function placeOf(name: string, isOurs: (place: string) => boolean):
   throw errnoError(`Failed to stat '${name}'`, E.ELOOP);
 }
 
-/** Throws unless a regular file is at `place`; takes away a mount there whose server has died. */
+/**
+ * Throws unless a regular file is at `place` that is not another process's FUSE file; takes away a mount there whose server
+ * has died. (The original mounts over another's file. Whichever ends first then takes the upper one away, and who writes
+ * to the file reaches another disk.)
+ */
 export async function checkMountPoint(name: string, place: string): Promise<void> {
   for (let removed = 0; ; removed++) {
     try {
-      if ((await stat(place)).isFile()) return;
+      if ((await stat(place)).isFile()) {
+        if (await isFuseAt(place)) throw new BlockError(`There already is a FUSE export on '${name}'`);
+        return;
+      }
     } catch (error) {
+      if (error instanceof BlockError) throw error;
       const errno = errnoOf(error);
       // One dead mount may lie on another; each pass takes one away, or ends here.
       if (errno === E.ENOTCONN && removed < MAX_LINKS && (await removeDeadMount(place))) continue;
@@ -71,13 +79,16 @@ export async function checkMountPoint(name: string, place: string): Promise<void
 
 /** Whether there was one. Its server has died: the kernel says so to whoever asks for the file. */
 async function removeDeadMount(place: string): Promise<boolean> {
+  if (!(await isFuseAt(place))) return false;
+  return detachMount(place) === 0 || (await runFusermount(['-u', '-z', '--', place])) === null;
+}
+
+async function isFuseAt(place: string): Promise<boolean> {
   const mounts = await readFile('/proc/self/mountinfo', 'utf8');
-  const isFuseHere = mounts.split('\n').some((line) => {
+  return mounts.split('\n').some((line) => {
     const [left = '', right = ''] = line.split(' - ');
     return unescaped(left.split(' ')[4] ?? '') === place && /^fuse(\.| )/.test(right);
   });
-  if (!isFuseHere) return false;
-  return detachMount(place) === 0 || (await runFusermount(['-u', '-z', '--', place])) === null;
 }
 
 /** mountinfo writes spaces, tabs, line ends and backslashes as octal numbers. */
