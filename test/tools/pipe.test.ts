@@ -112,6 +112,29 @@ test('other formats go through pipes by a folder that the user names, and leave 
   ).toBe(1);
 });
 
+test('by the folder what comes fits formats that are made for a length, and both ends may be pipes', () => {
+  mkdirSync(path.join(dir, 'both'));
+  writeFileSync(path.join(dir, 'disk.gz'), gzipSync(disk));
+  for (const input of ['disk.raw', 'disk.gz']) {
+    const found = shell(
+      `cat ${input} | $IMG convert --spool both -f raw -O vmdk -o subformat=streamOptimized - made.vmdk && ls both`,
+    );
+    expect([found.status, String(found.stdout), found.stderr]).toEqual([0, '', '']);
+    expect(contentOf('made.vmdk', 'vmdk').subarray(0, padded.length).equals(padded)).toBe(true);
+  }
+  const through = shell(
+    `cat disk.raw | $IMG convert --spool both -f raw -O vmdk -o subformat=streamOptimized - - |
+     $IMG convert --spool both -f vmdk -O raw - - | cmp -n ${padded.length} - <(cat disk.raw /dev/zero) && ls both`,
+  );
+  expect([through.status, String(through.stdout), through.stderr]).toEqual([0, '', '']);
+  // Told to end while the one file lies there and the other is written, nothing stays.
+  const told = shell(
+    `mkfifo out; $IMG convert --spool both -f raw -O qcow2 - out < disk.raw & pid=$!
+     until [ $(ls both | wc -l) = 2 ]; do sleep 0.02; done; kill -TERM $pid; wait $pid; echo $?; ls both; rm out`,
+  );
+  expect(String(told.stdout)).toBe('1\n');
+});
+
 test('of several sources one comes through a pipe, wherever it stands', () => {
   mkdirSync(path.join(dir, 'kept'));
   shell('$IMG create -q -f qcow2 one 1M && $IMG convert -f raw -O qcow2 disk.raw two');
@@ -141,7 +164,10 @@ test.each([
     'Only raw images can come through a pipe, no qcow2',
   ],
   ['$IMG convert -f raw -O qcow2 disk.raw -', 'Only raw can be written into a pipe'],
-  ['cat disk.raw | $IMG convert -f raw - -', 'Only one end of a conversion can be a pipe'],
+  [
+    'cat disk.raw | $IMG convert -f raw - -',
+    'Only one end of a conversion can be a pipe, or both with --spool',
+  ],
   ['cat disk.raw | $IMG convert -f raw - disk.raw out.img', 'A pipe goes from one image to one'],
 ])('%s is refused', (script, message) => {
   const { status, stderr } = shell(script);

@@ -6,7 +6,7 @@ import { openNamedImage, type ToolEnvironment } from '../../common/environment.t
 import { createProgress, type Progress, progressMode } from '../../common/progress.ts';
 import { openPacked, packingOf } from '../../common/unpacked.ts';
 import { type CommandContext, joinOptions, readOptions, readSize, sourceCache } from '../common/command.ts';
-import { asksForHelp } from '../common/creation.ts';
+import { asksForHelp, findFormat } from '../common/creation.ts';
 import { loadSnapshot, parseSnapshotParam, type SnapshotParam } from '../common/snapshot-param.ts';
 import { printHelp } from '../create.ts';
 import { CONVERT } from '../tables/making.ts';
@@ -151,25 +151,43 @@ function checkSwitches({ switches, format, options, sparse, snapshot, operands }
   for (const [applies, message] of rules) if (applies === true) throw new BlockError(message);
 }
 
-/** Whether the image has to lie somewhere, because it does not go through a pipe from front to back. */
-function isSpooled({ format, outFormat, switches }: Request, from: boolean): boolean {
-  if (from) return format !== 'raw';
+/** Whether what comes has to lie somewhere: it is not read from front to back, or the target is made for a length. */
+async function mustKeepInput(
+  { format, outFormat, switches }: Request,
+  env: ToolEnvironment,
+): Promise<boolean> {
+  if (format !== 'raw') return true;
+  if (switches.skipCreate === true || switches.targetImageOpts === true) return false;
+  return (await findFormat(env.layer, outFormat ?? 'raw')).truncate === undefined;
+}
+
+/** Whether what goes has to lie somewhere, because it is not written from front to back. */
+function mustKeepOutput({ outFormat, switches }: Request): boolean {
   return (outFormat ?? 'raw') !== 'raw' || switches.compress === true;
 }
 
 /** One of the ends is a pipe; false: neither is. */
 async function runThroughPipe(
-  { output, environment }: CommandContext,
+  context: CommandContext,
   request: Request,
   names: readonly string[],
   progress: Progress,
 ): Promise<boolean> {
   const { isPipe, convertFromPipe, convertToPipe } = await import('./pipe.ts');
-  const [from, to] = [names.some(isPipe), isPipe(request.operands.at(-1)!)];
+  const to = isPipe(request.operands.at(-1)!);
+  const from = names.some(isPipe);
   if (!from && !to) return false;
-  if (from && to) throw new BlockError('Only one end of a conversion can be a pipe');
-  const isKept = request.spool !== null && isSpooled(request, from);
-  if (!isKept && (names.length > 1 || request.snapshot !== null || request.switches.bitmaps === true))
+  if (request.spool !== null) {
+    const keepsInput = from && (to || (await mustKeepInput(request, context.environment())));
+    const keepsOutput = to && (from || mustKeepOutput(request));
+    if (keepsInput || keepsOutput) {
+      await runBySpool(context, request, request.spool, { from, to }, progress);
+      return true;
+    }
+  }
+  if (from && to)
+    throw new BlockError('Only one end of a conversion can be a pipe, or both with --spool FOLDER');
+  if (names.length > 1 || request.snapshot !== null || request.switches.bitmaps === true)
     throw new BlockError('A pipe goes from one image to one, without snapshots and bitmaps');
   const leastZeroBytes = request.sparse ?? DEFAULT_SPARSE_BYTES;
   const source = {
@@ -180,27 +198,35 @@ async function runThroughPipe(
     leastZeroBytes,
   };
   const target = targetRequest(request, 0, leastZeroBytes);
-  const { spool } = request;
-  if (spool !== null && isSpooled(request, from)) {
-    const { checkSpoolable, receivedInto, sentFrom } = await import('./spool.ts');
-    const inner = async (operands: readonly string[]): Promise<void> => {
-      await run({ output, environment }, { ...request, operands }, operands.slice(0, -1), progress);
-    };
-    if (from) {
-      const [pipe, more] = names.filter(isPipe);
-      if (more !== undefined) throw new BlockError('Only one source of a conversion can be a pipe');
-      await receivedInto(spool, pipe!, progress, (file) =>
-        inner([...names.map((name) => (name === pipe ? file : name)), request.operands.at(-1)!]),
-      );
-    } else {
-      checkSpoolable(request.backingFile);
-      await sentFrom(spool, request.operands.at(-1)!, progress, (file) => inner([...names, file]));
-    }
-    return true;
-  }
-  if (from) await convertFromPipe(environment(), source, target, progress);
-  else await convertToPipe(environment(), source, target, progress);
+  if (from) await convertFromPipe(context.environment(), source, target, progress);
+  else await convertToPipe(context.environment(), source, target, progress);
   return true;
+}
+
+/** With a file in the user's folder in place of each end that is a pipe. */
+async function runBySpool(
+  context: CommandContext,
+  request: Request,
+  folder: string,
+  pipes: { readonly from: boolean; readonly to: boolean },
+  progress: Progress,
+): Promise<void> {
+  const { isPipe } = await import('./pipe.ts');
+  const { checkSpoolable, receivedInto, sentFrom } = await import('./spool.ts');
+  const end = request.operands.at(-1)!;
+  if (pipes.to) checkSpoolable(request.backingFile);
+  const send = (sources: readonly string[]): Promise<void> => {
+    const make = (file: string): Promise<void> =>
+      run(context, { ...request, operands: [...sources, file] }, sources, progress);
+    return pipes.to ? sentFrom(folder, end, progress, make) : make(end);
+  };
+  const sources = request.operands.slice(0, -1);
+  if (!pipes.from) return send(sources);
+  const [pipe, more] = sources.filter(isPipe);
+  if (more !== undefined) throw new BlockError('Only one source of a conversion can be a pipe');
+  return receivedInto(folder, pipe!, request.format === 'raw', progress, (file) =>
+    send(sources.map((name) => (name === pipe ? file : name))),
+  );
 }
 
 async function run(

@@ -113,7 +113,7 @@ async function checkGrows(
   const driver = await findFormat(env.layer, format ?? 'raw');
   if (driver.truncate !== undefined) return;
   throw new BlockError(
-    `Images of format ${driver.name} cannot grow, and the length of what comes is not known: redirect a file instead of a pipe, or convert to qcow2 first`,
+    `Images of format ${driver.name} cannot grow, and the length of what comes is not known: redirect a file instead of a pipe, or name a folder to keep it in with --spool FOLDER`,
     { errno: E.ENOTSUP },
   );
 }
@@ -148,9 +148,14 @@ async function writePiece(
   }
 }
 
+/** What comes through the pipe, as it is. */
+export function received(name: string): Readable {
+  return name === '-' ? process.stdin : createReadStream(name);
+}
+
 /** What comes, unpacked if its first bytes say that it is compressed. */
-async function* unpacked(name: string): AsyncGenerator<Buffer> {
-  const input: Readable = name === '-' ? process.stdin : createReadStream(name);
+export async function* unpacked(name: string): AsyncGenerator<Buffer> {
+  const input = received(name);
   const iterator = input[Symbol.asyncIterator]() as AsyncIterator<Buffer>;
   let start = Buffer.alloc(0);
   let ended = false;

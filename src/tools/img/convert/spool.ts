@@ -9,7 +9,7 @@ import path from 'node:path';
 import { E } from '../../../errors/errno.ts';
 import { BlockError, errnoError, errnoOf } from '../../../errors/error.ts';
 import type { Progress } from '../../common/progress.ts';
-import { sendAll } from './pipe.ts';
+import { received, sendAll, unpacked } from './pipe.ts';
 
 const PIECE_BYTES = 1024 * 1024;
 
@@ -34,24 +34,25 @@ async function withFile(folder: string, use: (file: string) => Promise<void>): P
       // Gone already.
     }
   };
-  const end = (): void => {
-    remove();
-    process.exit(1);
-  };
+  // One file may lie within another's use: the end of the process removes them all.
+  const end = (): void => process.exit(1);
   const signals = ['SIGINT', 'SIGTERM', 'SIGHUP'] as const;
   for (const signal of signals) process.on(signal, end);
+  process.on('exit', remove);
   try {
     await use(file);
   } finally {
     for (const signal of signals) process.off(signal, end);
+    process.off('exit', remove);
     remove();
   }
 }
 
-/** Keeps what comes through the pipe, all of it, and gives `use` the file. */
+/** Keeps what comes through the pipe, all of it, raw data unpacked, and gives `use` the file. */
 export function receivedInto(
   folder: string,
   pipe: string,
+  isRaw: boolean,
   progress: Progress,
   use: (file: string) => Promise<void>,
 ): Promise<void> {
@@ -59,8 +60,8 @@ export function receivedInto(
     const fd = openSync(file, 'w');
     try {
       progress.begin('receive', 0);
-      const input = pipe === '-' ? process.stdin : createReadStream(pipe);
-      for await (const chunk of input as AsyncIterable<Buffer>) writeWhole(fd, chunk, file);
+      for await (const chunk of isRaw ? unpacked(pipe) : (received(pipe) as AsyncIterable<Buffer>))
+        writeWhole(fd, chunk, file);
     } finally {
       closeSync(fd);
     }

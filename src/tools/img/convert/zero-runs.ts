@@ -23,32 +23,34 @@ export interface DataRun {
 /** The run at the start of `data`, which lies at `offset` of the image. */
 export function firstRun(data: Buffer, offset: number, { alignmentBytes, leastBytes }: ZeroRules): DataRun {
   const total = data.length;
-  const blockEnd = (at: number): number =>
-    Math.min(total, at + alignmentBytes - ((offset + at) % alignmentBytes));
-  /** End of the blocks that are all zeroes, or all data, from `at` on. */
-  const sameUntil = (at: number, zero: boolean): number => {
-    let end = at;
-    while (end < total && isZeroBlock(data, end, blockEnd(end)) === zero) end = blockEnd(end);
-    return end;
-  };
-  const zeroEnd = sameUntil(0, true);
+  const zeroEnd = sameUntil(data, 0, true, offset, alignmentBytes);
   if (zeroEnd > 0) return { bytes: zeroEnd, isData: false };
   const least = Math.min(leastBytes, total);
-  for (let end = sameUntil(0, false); ; ) {
-    const gapEnd = sameUntil(end, true);
+  for (let end = sameUntil(data, 0, false, offset, alignmentBytes); ; ) {
+    const gapEnd = sameUntil(data, end, true, offset, alignmentBytes);
     // A gap at the very end is a run of its own, however short.
     if (gapEnd === total || gapEnd - end >= least) return { bytes: end, isData: true };
-    end = sameUntil(gapEnd, false);
+    end = sameUntil(data, gapEnd, false, offset, alignmentBytes);
   }
+}
+
+/** End of the blocks that are all zeroes, or all data, from `start` on. One plain loop: it sees every block of an image. */
+function sameUntil(data: Buffer, start: number, zero: boolean, offset: number, alignment: number): number {
+  const total = data.length;
+  let at = start;
+  let end = at + alignment - ((offset + at) % alignment);
+  while (at < total) {
+    if (end > total) end = total;
+    // Most blocks with data show it at once.
+    const seemsZero = data[at] === 0 && data[end - 1] === 0;
+    if ((seemsZero && isZero(data.subarray(at, end))) !== zero) return at;
+    at = end;
+    end += alignment;
+  }
+  return total;
 }
 
 /** Whether data cut at multiples of `bytes` have the same runs as a whole. Null: no zeroes are looked for. */
 export function mayCutAt(bytes: number, rules: ZeroRules | null): boolean {
   return rules === null || (rules.leastBytes <= rules.alignmentBytes && bytes % rules.alignmentBytes === 0);
-}
-
-function isZeroBlock(data: Buffer, start: number, end: number): boolean {
-  // Most blocks with data show it at once.
-  if (data[start] !== 0 || data[end - 1] !== 0) return false;
-  return isZero(data.subarray(start, end));
 }
