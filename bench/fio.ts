@@ -67,7 +67,13 @@ export interface FioSettings {
   readonly extra?: readonly string[];
 }
 
-/** Runs fio against the socket of the server with process id `serverPid`. */
+/** The server has stopped to answer. */
+export class NoAnswerError extends Error {}
+
+/** What fio takes beside its running time, at most. */
+const GRACE_SECONDS = 10;
+
+/** Runs fio against the socket of the server with process id `serverPid`; throws NoAnswerError. */
 export function runFio(
   socket: string,
   serverPid: number,
@@ -85,7 +91,13 @@ export function runFio(
   ]);
   const [program, ...args] = argv;
   const before = cpuOf(serverPid);
-  const result = spawnSync(program, args, { encoding: 'utf8', maxBuffer: 64 << 20 });
+  // A server that answers no more would hold it for ever.
+  const timeout = (runtimeSeconds + GRACE_SECONDS) * 1000;
+  const result = spawnSync(program, args, {
+    ...{ encoding: 'utf8', maxBuffer: 64 << 20 },
+    ...{ timeout, killSignal: 'SIGKILL' },
+  });
+  if (result.signal === 'SIGKILL') throw new NoAnswerError(`no answer to ${rw} of ${blockSize}`);
   const after = cpuOf(serverPid);
   // fio puts warnings before the JSON text.
   const start = result.stdout.search(/^\{/m);

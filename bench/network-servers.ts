@@ -2,9 +2,10 @@
 
 import { execFileSync, spawnSync } from 'node:child_process';
 import { createSocket } from 'node:dgram';
-import { existsSync, mkdirSync, readFileSync, writeFileSync } from 'node:fs';
+import { mkdirSync, writeFileSync } from 'node:fs';
 import { createServer } from 'node:net';
 import path from 'node:path';
+import { startCeph } from '../test/peers/network/servers/ceph.ts';
 import { CLIENT_CPU } from './fio.ts';
 import { type Argv, type Background, pinned, sleep, startUntil } from './measure.ts';
 
@@ -41,8 +42,8 @@ export async function withDelay(
   running.push(await start(direct));
   const delayed = await freePort();
   const pid = path.join(folder, `proxy-${delayed}.pid`);
-  const proxy = path.join(import.meta.dirname, 'delay-proxy.js');
-  const argv: Argv = [process.execPath, proxy, String(delayed), String(direct), String(DELAY_MS), pid];
+  const proxy = path.resolve(import.meta.dirname, '../../bench/delay-proxy.py');
+  const argv: Argv = ['python3', proxy, String(delayed), String(direct), String(DELAY_MS), pid];
   running.push(await startUntil(pinned(CLIENT_CPU, argv), pid));
   return { direct, delayed };
 }
@@ -84,6 +85,8 @@ export function sshd(folder: string) {
     return startUntil(pinned(CLIENT_CPU, argv), `${folder}/sshd.pid`);
   };
 }
+
+const CEPH_MEMORY_BYTES = 2 ** 31;
 
 export const ISCSI_TARGET = 'iqn.2026-01.bench:disk';
 
@@ -166,58 +169,11 @@ export function ganesha(folder: string, running: Running[]) {
 
 /** A one-machine Ceph with an image `disk` of the file's content; its configuration file. */
 export async function ceph(folder: string, running: Running[], disk: string): Promise<string> {
-  const own = path.join(folder, 'ceph');
-  const conf = `${own}/ceph.conf`;
-  for (const name of ['', 'mon.a', 'osd.0']) mkdirSync(path.join(own, name));
-  const port = await freePort();
-  const fsid = execFileSync('cat', ['/proc/sys/kernel/random/uuid'], { encoding: 'utf8' }).trim();
-  const lines = [
-    '[global]',
-    `fsid = ${fsid}`,
-    `mon_host = v1:127.0.0.1:${port}`,
-    ...['cluster', 'service', 'client'].map((who) => `auth_${who}_required = none`),
-    'public_addr = 127.0.0.1',
-    `run_dir = ${own}`,
-    `log_file = ${own}/$name.log`,
-    `admin_socket = ${own}/$name.$pid.asok`,
-    `pid_file = ${own}/$name.pid`,
-    'osd_pool_default_size = 1',
-    'osd_pool_default_min_size = 1',
-    'osd_crush_chooseleaf_type = 0',
-    'mon_allow_pool_size_one = true',
-    'osd_pool_default_pg_autoscale_mode = off',
-    '[mon.a]',
-    `mon_data = ${own}/mon.a`,
-    '[osd.0]',
-    `osd_data = ${own}/osd.0`,
-    'osd_objectstore = memstore',
-    'memstore_device_bytes = 2147483648',
-  ];
-  writeFileSync(conf, `${lines.join('\n')}\n`);
-  const run = (program: string, ...args: string[]): void => {
-    execFileSync('taskset', ['-c', String(CLIENT_CPU), program, '-c', conf, ...args], { stdio: 'ignore' });
-  };
-  running.push({
-    async stop() {
-      for (const name of ['osd.0', 'mon.a']) {
-        const file = `${own}/${name}.pid`;
-        if (existsSync(file)) process.kill(Number(readFileSync(file, 'utf8')), 'SIGKILL');
-      }
-    },
+  const { conf, run, kill } = await startCeph(folder, {
+    memoryBytes: CEPH_MEMORY_BYTES,
+    prefix: ['taskset', '-c', String(CLIENT_CPU)],
   });
-  const map = `${own}/monmap`;
-  const address = `[v1:127.0.0.1:${port}]`;
-  execFileSync('monmaptool', ['--create', '--clobber', '--fsid', fsid, '--addv', 'a', address, map], {
-    stdio: 'ignore',
-  });
-  run('ceph-mon', '--mkfs', '-i', 'a', '--monmap', map);
-  run('ceph-mon', '-i', 'a');
-  await sleep(1500);
-  run('ceph', 'osd', 'new', fsid);
-  run('ceph-osd', '-i', '0', '--mkfs', '--osd-uuid', fsid);
-  run('ceph-osd', '-i', '0');
-  run('ceph', 'osd', 'pool', 'create', 'rbd', '8');
-  run('rbd', 'pool', 'init', 'rbd');
+  running.push({ stop: async () => kill() });
   run('rbd', 'import', disk, 'disk');
   return conf;
 }

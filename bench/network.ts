@@ -14,7 +14,7 @@ import { execFileSync, spawnSync } from 'node:child_process';
 import { copyFileSync, mkdirSync, mkdtempSync, readFileSync, rmSync, writeFileSync } from 'node:fs';
 import { tmpdir } from 'node:os';
 import path from 'node:path';
-import { type Figures, load, qblockd, runFio, SERVER_CPU } from './fio.ts';
+import { type Figures, load, NoAnswerError, qblockd, runFio, SERVER_CPU } from './fio.ts';
 import {
   type Argv,
   type Background,
@@ -96,6 +96,12 @@ interface Served {
   options(port: number): Record<string, unknown>;
 }
 
+/** Of a daemon that stopped to answer. */
+const NOTHING: Figures = {
+  ...{ requestsPerSecond: 0, userUs: Number.NaN, kernelUs: Number.NaN },
+  ...{ clientShare: 0, p99Us: Number.NaN },
+};
+
 const FIO_LOADS = [
   { load: load('read', '256k', 1), writes: false },
   { load: load('randread', '4k', 16), writes: false },
@@ -142,6 +148,10 @@ async function fioRows(
             const server = await serve(program, folder, one, port, env);
             try {
               found.get(name)!.push(runFio(server.socket, server.child.pid!, what, runtime, size));
+            } catch (error) {
+              if (!(error instanceof NoAnswerError)) throw error;
+              process.stderr.write(`${one.name}, ${what.name}: ${name} answers no more\n`);
+              found.get(name)!.push(NOTHING);
             } finally {
               await server.stop();
             }

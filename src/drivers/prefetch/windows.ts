@@ -56,12 +56,16 @@ interface Piece {
   /** Readers that copy out of it or wait for it; its memory stays until they are done. */
   users: number;
   dropped: boolean;
+  /** Its memory is another piece's, perhaps. */
+  released: boolean;
 }
 
 const MAX_STREAMS = 8;
 /** Smallest and largest piece in bytes: a piece is a quarter of its window within these limits. */
 const MIN_PIECE_BYTES = 64 * 1024;
 const MAX_PIECE_BYTES = 1024 * 1024;
+/** Pieces' memory kept for later ones. */
+const MAX_SPARE = 4;
 /** Reads under way that keep a link busy by themselves. */
 const BUSY_READS = 4;
 /** A read still belongs to a stream when it comes so many reads too early or too late. */
@@ -88,6 +92,8 @@ export function createReadWindows(
   const streams: Stream[] = [];
   /** By offset; never overlapping. */
   const pieces: Piece[] = [];
+  /** Memory of pieces that are gone, for the next ones: new memory costs page faults and garbage collections. */
+  const spare: IoMemory[] = [];
   let heldBytes = 0;
   let reading = 0;
   let clock = 0;
@@ -99,6 +105,15 @@ export function createReadWindows(
     piece.dropped = true;
     pieces.splice(pieces.indexOf(piece), 1);
     heldBytes -= piece.end - piece.offset;
+    release(piece);
+  }
+
+  /** The memory is free once nothing is received into it and nobody copies out of it any more. */
+  function release(piece: Piece): void {
+    const { dropped, arrived, users, memory } = piece;
+    if (!dropped || !arrived || users > 0 || piece.released) return;
+    piece.released = true;
+    if (memory.buf.length === MAX_PIECE_BYTES && spare.length < MAX_SPARE) spare.push(memory);
   }
 
   /** Index of the first piece that ends after `offset`. */
@@ -114,7 +129,7 @@ export function createReadWindows(
   }
 
   function startPiece(offset: number, end: number, ahead: Fetch): void {
-    const memory = allocateIoMemory(end - offset);
+    const memory = (end - offset === MAX_PIECE_BYTES && spare.pop()) || allocateIoMemory(end - offset);
     const piece: Piece = {
       offset,
       end,
@@ -124,9 +139,11 @@ export function createReadWindows(
       takenBytes: 0,
       users: 0,
       dropped: false,
+      released: false,
       ready: ahead(offset, vectorOf(memory)).then(
         () => {
           piece.arrived = true;
+          release(piece);
           return true;
         },
         (error: unknown) => {
@@ -216,6 +233,7 @@ export function createReadWindows(
     } finally {
       piece.users--;
       if (piece.takenBytes >= piece.end - piece.offset) drop(piece);
+      release(piece);
     }
     if (piece.cancelled) throw ioError(E.ECANCELED);
     await own(offset, vec);

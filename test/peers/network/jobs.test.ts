@@ -12,10 +12,8 @@ import { testPattern } from '../../drivers/network/remote-node.ts';
 import { limitMs } from '../../patience.ts';
 import { makeScratchDir, type RunningDaemon, repositoryRoot, startDaemon } from '../daemons.ts';
 import type { QmpClient } from '../qmp-client.ts';
-import { type PeerName, requirePeer } from '../requires.ts';
-import { startCeph } from './servers/ceph.ts';
-import { startGanesha } from './servers/ganesha.ts';
-import { startGluster } from './servers/gluster.ts';
+import { requirePeer } from '../requires.ts';
+import { NETWORK_KINDS } from './servers/kinds.ts';
 import { startSshd } from './servers/sshd.ts';
 import { startTgt } from './servers/tgt.ts';
 
@@ -43,9 +41,6 @@ afterAll(() => {
   rmSync(dir, { recursive: true, force: true });
 });
 
-/** Makes an image of SIZE with this content and tells the options of a node for it. */
-type Maker = (name: string, content: Buffer | null) => Promise<Record<string, unknown>>;
-
 function contentFile(folder: string, name: string, content: Buffer | null): string {
   const file = path.join(folder, name);
   writeFileSync(file, content ?? '');
@@ -58,82 +53,6 @@ function folderOf(name: string): string {
   mkdirSync(folder);
   return folder;
 }
-
-interface Kind {
-  readonly needs: readonly PeerName[];
-  /** `freeze` stops the server where it is, or lets it go on. */
-  start(): Promise<{ readonly make: Maker; readonly freeze: (frozen: boolean) => void }>;
-}
-
-const KINDS: Readonly<Record<string, Kind>> = {
-  ssh: {
-    needs: ['sshd'],
-    async start() {
-      const folder = folderOf('ssh');
-      const server = await startSshd(folder);
-      ends.push(server.kill);
-      const make: Maker = async (name, content) => {
-        contentFile(folder, name, content);
-        return server.options(name);
-      };
-      return { make, freeze: server.freeze };
-    },
-  },
-  nfs: {
-    needs: ['nfs-ganesha', 'libnfs'],
-    async start() {
-      const server = await startGanesha(folderOf('nfs'));
-      ends.push(server.end);
-      const make: Maker = async (name, content) => ({
-        driver: 'nfs',
-        server: { type: 'inet', host: '127.0.0.1' },
-        path: contentFile(server.share, name, content),
-      });
-      return { make, freeze: server.freeze };
-    },
-  },
-  iscsi: {
-    needs: ['tgtd', 'libiscsi'],
-    async start() {
-      const folder = folderOf('iscsi');
-      const server = await startTgt(folder);
-      ends.push(server.kill);
-      const make: Maker = async (name, content) => {
-        server.addTarget(`iqn.2026-01.test:${name}`, contentFile(folder, name, content));
-        const place = { transport: 'tcp', portal: `127.0.0.1:${server.port}` };
-        return { driver: 'iscsi', ...place, target: `iqn.2026-01.test:${name}`, lun: 1 };
-      };
-      return { make, freeze: server.freeze };
-    },
-  },
-  rbd: {
-    needs: ['ceph', 'librbd'],
-    async start() {
-      const folder = folderOf('rbd');
-      const ceph = await startCeph(folder);
-      ends.push(ceph.kill);
-      const make: Maker = async (name, content) => {
-        if (content === null) ceph.run('rbd', 'create', '--size', '4M', name);
-        else ceph.run('rbd', 'import', contentFile(folder, name, content), name);
-        return { driver: 'rbd', pool: 'rbd', image: name, conf: ceph.conf };
-      };
-      return { make, freeze: ceph.freezeOsd };
-    },
-  },
-  gluster: {
-    needs: ['glusterd', 'libgfapi'],
-    async start() {
-      const server = await startGluster(folderOf('gluster'));
-      ends.push(server.kill);
-      const make: Maker = async (name, content) => {
-        contentFile(server.brick, name, content);
-        const place = { volume: server.volume, path: name, logfile: '/dev/null' };
-        return { driver: 'gluster', ...place, server: [{ type: 'unix', path: server.socket }] };
-      };
-      return { make, freeze: server.freezeBrick };
-    },
-  },
-};
 
 async function daemonWith(
   args: readonly string[] = [],
@@ -168,10 +87,11 @@ async function sameAs(options: Record<string, unknown>, file: string): Promise<v
   ]);
 }
 
-for (const [driver, { needs, start }] of Object.entries(KINDS))
+for (const [driver, kind] of Object.entries(NETWORK_KINDS).filter(([, { isWritable }]) => isWritable))
   test(`${driver}: mirror, backup, commit and stream; a server that stops under way`, async (context) => {
-    requirePeer(context, ...needs, 'nbdcopy');
-    const { make, freeze } = await start();
+    requirePeer(context, ...kind.needs, 'nbdcopy');
+    const { make, freeze, end } = await kind.start(folderOf(driver));
+    ends.push(end);
     const { client } = await daemonWith();
     const add = (name: string, options: object): Promise<unknown> =>
       client.execute('blockdev-add', { 'node-name': name, ...options });

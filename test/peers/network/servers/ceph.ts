@@ -1,9 +1,13 @@
-/** A Ceph cluster of a test's own on loopback: one monitor and one OSD, which keeps its objects in memory. */
+/**
+ * A Ceph cluster of one's own on loopback: one monitor and one OSD, which keeps its objects in memory. For tests and for
+ * `npm run bench:network`.
+ */
 
 import { type ExecFileSyncOptions, execFileSync } from 'node:child_process';
 import { randomUUID } from 'node:crypto';
 import { existsSync, mkdirSync, readFileSync, writeFileSync } from 'node:fs';
 import path from 'node:path';
+import { waitUntil } from '../../../patience.ts';
 import { freePort } from './ports.ts';
 import { signalFamily } from './sshd.ts';
 
@@ -13,7 +17,17 @@ export interface CephCluster {
   run(program: string, ...args: string[]): string;
   /** Stops (or continues) the OSD where it is. */
   freezeOsd(frozen: boolean): void;
+  /** Ends the OSD (it writes down what it holds first), and starts it again. */
+  stopOsd(): Promise<void>;
+  startOsd(): void;
   kill(): void;
+}
+
+export interface CephSettings {
+  /** What the OSD may hold, in bytes. */
+  readonly memoryBytes?: number;
+  /** Put before each command line: a processor to be on, for instance. */
+  readonly prefix?: readonly string[];
 }
 
 const MEMORY_BYTES = 512 * 1024 * 1024;
@@ -35,19 +49,22 @@ async function patiently(action: () => unknown): Promise<void> {
 const MAX_STARTS = 3;
 
 /** Brings the cluster up with the pool "rbd", in some 6 s. */
-export async function startCeph(dir: string): Promise<CephCluster> {
+export async function startCeph(dir: string, settings: CephSettings = {}): Promise<CephCluster> {
   for (let starts = 1; ; starts++) {
     const folder = path.join(dir, `ceph${starts}`);
     mkdirSync(folder);
     try {
-      return await startCluster(folder);
+      return await startCluster(folder, settings);
     } catch (error) {
       if (starts === MAX_STARTS) throw error;
     }
   }
 }
 
-async function startCluster(dir: string): Promise<CephCluster> {
+async function startCluster(
+  dir: string,
+  { memoryBytes = MEMORY_BYTES, prefix = [] }: CephSettings,
+): Promise<CephCluster> {
   const port = await freePort();
   const fsid = randomUUID();
   const conf = path.join(dir, 'ceph.conf');
@@ -73,12 +90,14 @@ async function startCluster(dir: string): Promise<CephCluster> {
     '[osd.0]',
     `osd_data = ${places.osd}`,
     'osd_objectstore = memstore',
-    `memstore_device_bytes = ${MEMORY_BYTES}`,
+    `memstore_device_bytes = ${memoryBytes}`,
   ];
   writeFileSync(conf, `${lines.join('\n')}\n`);
   const options: ExecFileSyncOptions = { stdio: ['ignore', 'pipe', 'pipe'], timeout: 60_000 };
-  const run = (program: string, ...args: string[]): string =>
-    String(execFileSync(program, ['-c', conf, ...args], options));
+  const run = (program: string, ...args: string[]): string => {
+    const [first = program, ...rest] = [...prefix, program, '-c', conf, ...args];
+    return String(execFileSync(first, rest, options));
+  };
   const map = path.join(dir, 'monmap');
   const address = `[v1:127.0.0.1:${port}]`;
   execFileSync('monmaptool', ['--create', '--clobber', '--fsid', fsid, '--addv', 'a', address, map], options);
@@ -102,5 +121,17 @@ async function startCluster(dir: string): Promise<CephCluster> {
     kill();
     throw error;
   }
-  return { conf, run, freezeOsd: (frozen) => signal('osd.0', frozen ? 'SIGSTOP' : 'SIGCONT'), kill };
+  const pidFile = path.join(dir, 'osd.0.pid');
+  return {
+    conf,
+    run,
+    freezeOsd: (frozen) => signal('osd.0', frozen ? 'SIGSTOP' : 'SIGCONT'),
+    async stopOsd() {
+      signal('osd.0', 'SIGTERM');
+      // It takes its file away at its end.
+      await waitUntil('the OSD to end', () => !existsSync(pidFile));
+    },
+    startOsd: () => void run('ceph-osd', '-i', '0'),
+    kill,
+  };
 }

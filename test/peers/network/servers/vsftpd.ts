@@ -12,6 +12,8 @@ export interface FtpServer {
   readonly root: string;
   start(): Promise<void>;
   kill(): Promise<void>;
+  /** Stops (or continues) the server and all its connections where they are. */
+  freeze(frozen: boolean): void;
 }
 
 /** A certificate for localhost and 127.0.0.1 with its key, as PEM files. */
@@ -76,6 +78,7 @@ export async function startVsftpd(dir: string, tls: boolean): Promise<FtpServer>
       signalFamily(server.pid!, 'SIGKILL');
       await gone;
     },
+    freeze: (frozen) => signalFamily(server!.pid!, frozen ? 'SIGSTOP' : 'SIGCONT'),
   };
   await result.start();
   return result;
