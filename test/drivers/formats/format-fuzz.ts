@@ -1,7 +1,7 @@
 /**
  * The fuzzer of image formats: damages an image of the corpus and uses it in every way. Whatever the image, an operation
  * works or fails with a BlockError that says why; nothing else may be thrown, nothing may hang or grow without bound, an
- * image opened read-only is not written to.
+ * image opened read-only is not written to, and nothing is opened but files whose names the image holds.
  *
  * Everything runs in memory, also the files that an image names; a case is made from its seed alone. The corpus is
  * corpus/*.gz (see make.sh there), named NAME.FORMAT.gz.
@@ -24,13 +24,15 @@ import { openFromOptions } from '../../../src/block/open/open.ts';
 import { drivers } from '../../../src/drivers/table.ts';
 import { BlockError } from '../../../src/errors/error.ts';
 import { limitMs } from '../../patience.ts';
-import { createDisk, type FuzzDisk, fuzzDriver } from '../qcow2/fuzz-disk.ts';
+import { createDisk, type FuzzDisk, fuzzDriver } from '../memory/fuzz-disk.ts';
 import { createRandom, type Random } from '../qcow2/random.ts';
-import { FIXERS } from './fuzz-checksums.ts';
+import { ALWAYS_FIXED, FIXERS } from './fuzz-checksums.ts';
 
 const KIB = 1024;
 const MIB = 1024 * KIB;
 const MAX_EXTERNAL_BYTES = 400 * MIB;
+/** The largest buffer that any image of this size may ask for. */
+const MAX_BUFFER_BYTES = 40 * MIB;
 /** What one opening, or one operation, may read. */
 const MAX_READ_BYTES = 512 * MIB;
 const MAX_CASE_MS = 15_000;
@@ -40,6 +42,10 @@ export interface FormatBase {
   readonly name: string;
   readonly format: string;
   readonly image: Buffer;
+  /** Where damage is done. */
+  readonly sectors: readonly number[];
+  /** A copy that each case damages and puts right again: cases run one after the other. */
+  readonly damaged: Buffer;
 }
 
 /** The corpus of some formats. */
@@ -48,12 +54,12 @@ export function loadFormats(formats: readonly string[]): readonly FormatBase[] {
   return readdirSync(folder)
     .filter((file) => file.endsWith('.gz'))
     .sort()
-    .map((file) => ({
-      name: file,
-      format: path.extname(file.slice(0, -3)).slice(1),
-      image: gunzipSync(readFileSync(path.join(folder, file))),
-    }))
-    .filter(({ format }) => formats.includes(format));
+    .map((file) => ({ file, format: path.extname(file.slice(0, -3)).slice(1) }))
+    .filter(({ format }) => formats.includes(format))
+    .map(({ file, format }) => {
+      const image = gunzipSync(readFileSync(path.join(folder, file)));
+      return { name: file, format, image, sectors: sectorsOf(image), damaged: Buffer.from(image) };
+    });
 }
 
 export class FormatFuzzFailure extends Error {}
@@ -90,10 +96,11 @@ function interesting(image: Buffer, random: Random): bigint {
   }
 }
 
-/** A damaged copy; what has been done to it is in `log`. */
+/** A damaged copy, there until the next one is made; what has been done to it is in `log`. */
 function mutateFormat(base: FormatBase, random: Random, log: string[]): Buffer {
-  let image = Buffer.from(base.image);
-  const sectors = sectorsOf(base.image);
+  const { sectors } = base;
+  base.image.copy(base.damaged);
+  let image = base.damaged;
   for (let left = 1 + random.below(4); left > 0; left--) {
     const at = random.pick(sectors) + random.below(512);
     const bytes = random.pick([1, 2, 4, 4, 8, 8]);
@@ -125,12 +132,28 @@ function mutateFormat(base: FormatBase, random: Random, log: string[]): Buffer {
       log.push(`cut at ${length}`);
     }
   }
-  if (random.below(4) > 0) FIXERS[base.format]?.(image);
+  if (random.below(4) > 0 || ALWAYS_FIXED.includes(base.format)) FIXERS[base.format]?.(image);
   return image;
+}
+
+/**
+ * Says what an opened file is called when the image does not name it. Names may come in any encoding of the formats;
+ * their last part is what stays when a folder is put before it.
+ */
+function unnamedFile(image: Buffer, filename: unknown): string | null {
+  if (typeof filename !== 'string') return String(filename);
+  const last = filename.slice(filename.lastIndexOf('/') + 1);
+  const encoded = [Buffer.from(last), Buffer.from(last, 'utf16le'), Buffer.from(last, 'utf16le').swap16()];
+  // A name that is no text comes back changed.
+  return last.includes('\ufffd') || encoded.some((name) => image.includes(name)) ? null : filename;
 }
 
 interface Case {
   readonly engine: AioEngine;
+  /** What is opened. */
+  readonly image: Buffer;
+  /** What it finds under every name that it names; null: one disk for all. */
+  readonly named: FuzzDisk | null;
   readonly format: string;
   readonly disk: FuzzDisk;
   readonly random: Random;
@@ -155,10 +178,55 @@ async function attempt<T>({ log, disk }: Case, what: string, step: () => Promise
 
 const OWNER = { describe: () => 'the fuzzer', drainedBegin: () => undefined, drainedEnd: () => undefined };
 
-function vectorFor(bytes: number, fill = 0): ReturnType<typeof vectorOf> {
-  const memory = allocateIoMemory(bytes);
+const MAX_REQUEST_BYTES = 64 * KIB;
+
+function memoryOf(fill: number): ReturnType<typeof allocateIoMemory> {
+  const memory = allocateIoMemory(MAX_REQUEST_BYTES);
   memory.buf.fill(fill);
-  return vectorOf(memory);
+  return memory;
+}
+
+/** Where reads go, one at a time. */
+const READ = memoryOf(0);
+/** What is written, and what is written compressed: nobody changes it. */
+const WRITTEN = memoryOf(9);
+const COMPRESSED = memoryOf(5);
+
+/** The passphrase of every encrypted image of the corpus. */
+const FUZZ_SECRET = 'secret';
+/** Opens what corpus/NAME-extent.vmdk.gz holds. */
+const DESCRIPTOR = Buffer.from(
+  '# Disk DescriptorFile\nversion=1\nCID=1\nparentCID=ffffffff\ncreateType="seSparse"\nRW 32768 SESPARSE "extent.vmdk"\n',
+);
+const NAMED_CONTENT = Buffer.alloc(192 * KIB, 7);
+
+/** Options that encrypted images need. */
+function secretOf({ format, image }: Case, purpose: OpenPurpose): object {
+  if (format === 'luks') return purpose === 'info' ? {} : { 'key-secret': 's' };
+  const isEncrypted = format === 'qcow' && image.length > 40 && image.readUInt32BE(36) !== 0;
+  return isEncrypted ? { encrypt: { format: 'aes', 'key-secret': 's' } } : {};
+}
+
+/** The drivers, but those that reach beyond the files of the test: who opens one is put down in `opened`. */
+function withoutProtocols(opened: string[]): Record<string, BlockDriver | LazyDriver> {
+  const entries = Object.entries<BlockDriver | LazyDriver>(drivers).map(([name, face]) => {
+    if (face.kind !== 'protocol') return [name, face] as const;
+    const { kind, parseName, namePrefixes } = face;
+    const refusing: BlockDriver = {
+      name,
+      kind,
+      supportedWriteFlags: 0,
+      supportedZeroFlags: 0,
+      ...(parseName === undefined ? {} : { parseName }),
+      ...(namePrefixes === undefined ? {} : { namePrefixes }),
+      async open() {
+        opened.push(name);
+        throw new BlockError('No way out');
+      },
+    };
+    return [name, refusing] as const;
+  });
+  return Object.fromEntries(entries);
 }
 
 async function withNode(
@@ -167,22 +235,43 @@ async function withNode(
   purpose: OpenPurpose,
   use: (node: BlockNode) => Promise<void>,
 ): Promise<void> {
+  const unnamed: string[] = [];
+  const other = fuzzDriver('file', c.named ?? createDisk(NAMED_CONTENT));
   const known: Record<string, BlockDriver | LazyDriver> = {
-    ...drivers,
-    image: fuzzDriver('image', c.disk),
+    ...withoutProtocols(unnamed),
+    image: fuzzDriver('image', c.named === null ? c.disk : createDisk(c.image)),
     // Whatever file the image names.
-    file: fuzzDriver('file', createDisk(Buffer.alloc(192 * KIB, 7))),
+    file: {
+      ...other,
+      async open(node, context) {
+        const name = unnamedFile(c.image, (context.options as { filename?: unknown }).filename);
+        if (name !== null) unnamed.push(name);
+        return other.open(node, context);
+      },
+    },
   };
-  const layer = new BlockLayer({ engine: c.engine, events: { emit: () => undefined }, drivers: known });
+  const layer = new BlockLayer({
+    engine: c.engine,
+    events: { emit: () => undefined },
+    drivers: known,
+    secret: () => Buffer.from(FUZZ_SECRET),
+  });
   const readOnly = 'read-only' in options;
   const before = c.disk.writes;
   const node = await attempt(c, `open ${JSON.stringify(options)} ${purpose}`, () =>
     openFromOptions(
       layer,
-      { driver: c.format, 'node-name': 'node', file: { driver: 'image' }, ...options },
+      {
+        driver: c.format,
+        'node-name': 'node',
+        file: { driver: 'image' },
+        ...secretOf(c, purpose),
+        ...options,
+      },
       purpose,
     ),
   );
+  if (unnamed.length > 0) throw new FormatFuzzFailure(`opened ${unnamed.join(', ')}`);
   if (node === null) return;
   const perm = readOnly || node.readOnly ? Perm.consistentRead : Perm.all;
   const backend = await layer.createBackend(node, { perm, shared: Perm.all }, OWNER);
@@ -199,8 +288,8 @@ async function readSome(c: Case, node: BlockNode): Promise<void> {
   const total = node.totalBytes;
   for (const start of [0, Math.floor(total / 2 / 512) * 512, Math.max(0, total - 4 * 64 * KIB)]) {
     for (let at = start; at < Math.min(total, start + 4 * 64 * KIB); ) {
-      const bytes = Math.min(64 * KIB, total - at);
-      await attempt(c, `read ${at}`, () => wrapped.preadv(node, at, bytes, vectorFor(bytes), 0));
+      const bytes = Math.min(MAX_REQUEST_BYTES, total - at);
+      await attempt(c, `read ${at}`, () => wrapped.preadv(node, at, bytes, vectorOf(READ, 0, bytes), 0));
       at += bytes;
     }
   }
@@ -222,7 +311,7 @@ async function change(c: Case, node: BlockNode): Promise<void> {
     const within = Math.min(total, random.pick([256 * KIB, MIB, total]));
     const unit = random.pick([1, 512, 4096, 64 * KIB]);
     const offset = within === 0 ? 0 : Math.floor((random.below(within) % within) / unit) * unit;
-    const bytes = Math.min(total - offset, random.pick([1, 512, 4096, 20 * KIB, 64 * KIB]));
+    const bytes = Math.min(total - offset, random.pick([1, 512, 4096, 20 * KIB, MAX_REQUEST_BYTES]));
     const at = `${offset}+${bytes}`;
     const kind = random.below(8);
     const { discardUnmap } = node.settings;
@@ -239,13 +328,13 @@ async function change(c: Case, node: BlockNode): Promise<void> {
       running.push(
         attempt(c, `compress ${at}`, () =>
           node.layer.graphLock.withRead((guard) =>
-            co.pwritevCompressed(node, guard, offset, bytes, vectorFor(bytes, 5)),
+            co.pwritevCompressed(node, guard, offset, bytes, vectorOf(COMPRESSED, 0, bytes)),
           ),
         ),
       );
     else
       running.push(
-        attempt(c, `write ${at}`, () => wrapped.pwritev(node, offset, bytes, vectorFor(bytes, 9), 0)),
+        attempt(c, `write ${at}`, () => wrapped.pwritev(node, offset, bytes, vectorOf(WRITTEN, 0, bytes), 0)),
       );
   }
   await Promise.all(running);
@@ -271,6 +360,25 @@ async function useImage(c: Case): Promise<void> {
   await withNode(c, {}, 'io', (node) => change(c, node));
 }
 
+/** Watches the sizes of buffers; returns the largest one that was asked for so far. */
+function watchBuffers(): () => number {
+  let largest = 0;
+  for (const name of ['alloc', 'allocUnsafe', 'allocUnsafeSlow'] as const) {
+    const allocate = Buffer[name].bind(Buffer) as (bytes: number, ...rest: never[]) => Buffer;
+    Buffer[name] = ((bytes: number, ...rest: never[]) => {
+      largest = Math.max(largest, bytes);
+      return allocate(bytes, ...rest);
+    }) as never;
+  }
+  return () => {
+    const seen = largest;
+    largest = 0;
+    return seen;
+  };
+}
+
+const largestBuffer = watchBuffers();
+
 /** What nobody holds does not count. */
 function collectGarbage(): void {
   setFlagsFromString('--expose-gc');
@@ -293,7 +401,11 @@ export async function runFormatCase(
   const base = random.pick(corpus);
   const log: string[] = [];
   const image = mutateFormat(base, random, log);
-  const c: Case = { engine, format: base.format, disk: createDisk(image), random, log };
+  const disk = createDisk(image);
+  const c: Case = {
+    ...{ engine, format: base.format, disk, random, log },
+    ...(base.name.includes('-extent.') ? { image: DESCRIPTOR, named: disk } : { image, named: null }),
+  };
   let unhandled: unknown = null;
   const onUnhandled = (error: unknown): void => {
     unhandled ??= error;
@@ -304,8 +416,15 @@ export async function runFormatCase(
     await new Promise((resolve) => setImmediate(resolve));
     if (unhandled !== null)
       throw new FormatFuzzFailure(`unhandled: ${(unhandled as Error).stack ?? String(unhandled)}`);
-    if (process.memoryUsage().external > MAX_EXTERNAL_BYTES) collectGarbage();
-    const { external } = process.memoryUsage();
+    const largest = largestBuffer();
+    if (largest > MAX_BUFFER_BYTES) throw new FormatFuzzFailure(`a buffer of ${largest} bytes`);
+    // Asking takes a millisecond.
+    if (seed % 16 !== 0) return;
+    let { external } = process.memoryUsage();
+    if (external > MAX_EXTERNAL_BYTES) {
+      collectGarbage();
+      ({ external } = process.memoryUsage());
+    }
     if (external > MAX_EXTERNAL_BYTES) throw new FormatFuzzFailure(`${external} bytes of buffers`);
   } catch (error) {
     throw new FormatFuzzFailure(

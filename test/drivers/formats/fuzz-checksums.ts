@@ -1,5 +1,6 @@
 /** Checksums of damaged images put right again: without that every damage would end at the first check. */
 
+import { createHash } from 'node:crypto';
 import { checksumWithout } from '../../../src/drivers/formats/vhdx/crc32c.ts';
 import { checksum } from '../../../src/drivers/formats/vpc/footer.ts';
 
@@ -26,5 +27,40 @@ function fixVhdx(image: Buffer): void {
   }
 }
 
+/** Iterations are brought down: damage that makes a key cost an hour is refused or takes it, as the header says. */
+const MAX_ITERATIONS = 2000;
+
+function fixLuks1(image: Buffer): void {
+  const places = [164, ...Array.from({ length: 8 }, (_, i) => 208 + 48 * i + 4)];
+  for (const at of places)
+    if (image.readUInt32BE(at) > MAX_ITERATIONS) image.writeUInt32BE(MAX_ITERATIONS, at);
+}
+
+function fixLuks2(image: Buffer): void {
+  const bytes = Number(image.readBigUInt64BE(8));
+  if (!(bytes >= 16384 && bytes <= image.length)) return;
+  const area = image.subarray(4096, bytes);
+  const costs = /("(?:iterations|time|memory|cpus)":)(\d{5,})/g;
+  area.write(
+    area.toString('latin1').replace(costs, (_, name, digits) => `${name}${'1000'.padEnd(digits.length)}`),
+    'latin1',
+  );
+  const header = image.subarray(0, 4096);
+  header.fill(0, 448, 512);
+  createHash('sha256').update(header).update(area).digest().copy(header, 448);
+}
+
+function fixLuks(image: Buffer): void {
+  if (image.length < 4096 || image.toString('latin1', 0, 4) !== 'LUKS') return;
+  if (image.readUInt16BE(6) === 1) fixLuks1(image);
+  if (image.readUInt16BE(6) === 2) fixLuks2(image);
+}
+
 /** By format. */
-export const FIXERS: Readonly<Record<string, (image: Buffer) => void>> = { vpc: fixVpc, vhdx: fixVhdx };
+export const FIXERS: Readonly<Record<string, (image: Buffer) => void>> = {
+  luks: fixLuks,
+  vpc: fixVpc,
+  vhdx: fixVhdx,
+};
+/** Formats that cannot do without. */
+export const ALWAYS_FIXED: readonly string[] = ['luks'];

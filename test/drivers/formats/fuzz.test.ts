@@ -14,7 +14,11 @@ const CASES = Number(process.env.FUZZ_CASES ?? 60);
 const FIRST_SEED = Number(process.env.FUZZ_SEED ?? 1);
 const HANG_MS = limitMs(60_000);
 
-const FORMATS = [...['vdi', 'vhdx', 'vmdk', 'vpc'], ...['qed', 'qcow', 'parallels', 'dmg', 'cloop', 'bochs']];
+const FORMATS = [
+  ...['vdi', 'vhdx', 'vmdk', 'vpc', 'qed', 'qcow', 'parallels', 'luks'],
+  // Read only.
+  ...['dmg', 'cloop', 'bochs'],
+];
 
 for (const format of FORMATS) {
   test(

@@ -63,7 +63,7 @@ const ESX: readonly (readonly [
   blocks: Readonly<Record<number, number>>,
 ])[] = [
   ['VMFSSPARSE', 8192, 'cowd.vmdk', { 0: 1, 1: 2, 5: 3, 1000: 4, 1023: 5 }],
-  ['SESPARSE', 32768, 'sesparse.se', { 0: 9, 2: 8, 3: 7, 999: 6 }],
+  ['SESPARSE', 32768, 'sesparse-extent.vmdk', { 0: 9, 2: 8, 3: 7, 999: 6 }],
 ];
 
 for (const [type, sectors, file, blocks] of ESX) {

@@ -24,10 +24,10 @@ import { drivers } from '../../../src/drivers/table.ts';
 import { E } from '../../../src/errors/errno.ts';
 import { ioError } from '../../../src/errors/error.ts';
 import { requirePeer } from '../../peers/requires.ts';
+import { createRecording, cut, type Loss, type Recording, recorderDriver } from '../memory/recorder.ts';
 import { inspect } from './inspect.ts';
 import { peer, scratch } from './open-layer.ts';
 import { createRandom, type Random } from './random.ts';
-import { createRecording, cut, type Loss, type Recording, recorderDriver } from './recorder.ts';
 
 const SIZE = 1024 * 1024;
 const folder = scratch();

@@ -10,13 +10,13 @@ import { BlockLayer } from '../../../src/block/layer.ts';
 import { openFromOptions } from '../../../src/block/open/open.ts';
 import { drivers } from '../../../src/drivers/table.ts';
 import { requirePeer } from '../../peers/requires.ts';
+import { createRecording, cut, type Loss, type Recording, recorderDriver } from '../memory/recorder.ts';
 import { checkOurs } from './check-compare.ts';
 import { makeImage, RECIPES, type RecipeName, SCENARIOS } from './check-scenarios.ts';
 import { editImage, type ImageEditor, OFFSET_MASK } from './damage.ts';
 import { inspect } from './inspect.ts';
 import { scratch, testLayer } from './open-layer.ts';
 import { createRandom, type Random } from './random.ts';
-import { createRecording, cut, type Loss, type Recording, recorderDriver } from './recorder.ts';
 
 const folder = scratch();
 const { layer, close } = testLayer();

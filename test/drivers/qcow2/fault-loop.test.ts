@@ -19,7 +19,7 @@ import { storeBitmapsOrThrow } from '../../../src/drivers/formats/qcow2/bitmaps/
 import type { Qcow2Node } from '../../../src/drivers/formats/qcow2/layout/state.ts';
 import { drivers } from '../../../src/drivers/table.ts';
 import { requirePeer } from '../../peers/requires.ts';
-import { type FaultyDisk, faultyDisk, faultyDriver, heal } from './faulty-disk.ts';
+import { type FaultyDisk, faultyDisk, faultyDriver, heal } from '../memory/faulty-disk.ts';
 import { inspect } from './inspect.ts';
 import { peer, scratch } from './open-layer.ts';
 import { createRandom, type Random } from './random.ts';

@@ -23,7 +23,7 @@ import { openFromOptions } from '../../../src/block/open/open.ts';
 import { drivers } from '../../../src/drivers/table.ts';
 import { BlockError } from '../../../src/errors/error.ts';
 import { limitMs } from '../../patience.ts';
-import { createDisk, type FuzzDisk, fuzzDriver } from './fuzz-disk.ts';
+import { createDisk, type FuzzDisk, fuzzDriver, readDisk } from '../memory/fuzz-disk.ts';
 import { mutate } from './fuzz-mutate.ts';
 import { createRandom, type Random } from './random.ts';
 
@@ -64,6 +64,13 @@ interface Case {
 /** With FUZZ_TRACE=FILE everything is written there before it is done: for what never ends. */
 const traceFile = process.env.FUZZ_TRACE;
 const trace = traceFile === undefined ? null : (text: string): void => appendFileSync(traceFile, `${text}\n`);
+
+/** The lowest byte of the header's incompatible features. */
+function incompatibleBits(disk: FuzzDisk): number {
+  const byte = Buffer.alloc(1);
+  readDisk(disk, 79, byte);
+  return byte[0]!;
+}
 
 /** Runs `step`; a BlockError is all right and gives null. */
 async function attempt<T>({ log, disk }: Case, what: string, step: () => Promise<T>): Promise<T | null> {
@@ -109,13 +116,13 @@ async function withImage(
   const readOnly = 'read-only' in options;
   const all = { driver: 'qcow2', 'node-name': 'node', file: { driver: 'image' }, ...options };
   const before = c.disk.writes;
-  const dirty = (c.disk.data[79]! & 1) !== 0;
+  const dirty = (incompatibleBits(c.disk) & 1) !== 0;
   const node = await attempt(c, `open ${JSON.stringify(options)} ${purpose}`, () =>
     openFromOptions(layer, all, purpose),
   );
   if (node === null) {
     // A dirty image is repaired before anything else; one found to be corrupt is marked.
-    const marked = dirty || (c.disk.data[79]! & 2) !== 0;
+    const marked = dirty || (incompatibleBits(c.disk) & 2) !== 0;
     if (c.disk.writes !== before && !marked) throw new FuzzFailure('a refused image was written to');
     return false;
   }

@@ -14,10 +14,17 @@ import { co } from '../../../src/block/io/callbacks.ts';
 import { BlockLayer } from '../../../src/block/layer.ts';
 import { openFromOptions } from '../../../src/block/open/open.ts';
 import { drivers } from '../../../src/drivers/table.ts';
+import {
+  createRecording,
+  cut,
+  type Loss,
+  type Recording,
+  recorderDriver,
+  SECTOR,
+} from '../memory/recorder.ts';
 import { inspect } from './inspect.ts';
 import { checkImage, peer } from './open-layer.ts';
 import { createRandom, type Random } from './random.ts';
-import { createRecording, cut, type Loss, type Recording, recorderDriver, SECTOR } from './recorder.ts';
 
 /** What a format promises after a cut. */
 export interface ImageRules {

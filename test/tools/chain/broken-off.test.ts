@@ -5,16 +5,16 @@
 
 import { rmSync } from 'node:fs';
 import { afterAll, expect, test } from 'vitest';
-import { faultyDisk, faultyDriver, heal } from '../../drivers/qcow2/faulty-disk.ts';
-import { scratch } from '../../drivers/qcow2/open-layer.ts';
-import { createRandom } from '../../drivers/qcow2/random.ts';
+import { faultyDisk, faultyDriver, heal } from '../../drivers/memory/faulty-disk.ts';
 import {
   createRecording,
   cut,
   type Loss,
   type Recording,
   recorderDriver,
-} from '../../drivers/qcow2/recorder.ts';
+} from '../../drivers/memory/recorder.ts';
+import { scratch } from '../../drivers/qcow2/open-layer.ts';
+import { createRandom } from '../../drivers/qcow2/random.ts';
 import { requirePeer } from '../../peers/requires.ts';
 import { type Files, makeImages, NAMES, type Name, shown, startRun } from './disks.ts';
 

@@ -37,4 +37,4 @@ def se(name,blocks):
     open(name,'wb').write(gzip.compress(bytes(img),9,mtime=0))
 B={0:1,1:2,5:3,1000:4,1023:5}
 cowd('cowd.vmdk.gz',B)
-se('sesparse.se.gz',{0:9,2:8,3:7,999:6})
+se('sesparse-extent.vmdk.gz',{0:9,2:8,3:7,999:6})

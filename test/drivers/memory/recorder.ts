@@ -1,14 +1,13 @@
 /**
- * A protocol driver over memory that records what happens to it, and the power cuts that follow from a recording.
+ * Memory that records what happens to it, and the power cuts that follow from a recording.
  *
  * A cut loses any part of what was written after the last completed flush began: whole writes, and of a write any of
  * its 512-byte sectors. What completed before that flush began is there.
  */
 
-import { copyFromVector, copyToVector } from '../../../src/aio/memory.ts';
 import type { BlockDriver } from '../../../src/block/contract/driver.ts';
-import { Req, Status } from '../../../src/block/contract/request.ts';
-import type { Random } from './random.ts';
+import type { Random } from '../qcow2/random.ts';
+import { type Change, contentOf, memoryDriver, readContent, turn } from './driver.ts';
 
 export const SECTOR = 512;
 
@@ -56,56 +55,43 @@ function applyEntry(data: Buffer, entry: Entry): Buffer {
   }
 }
 
+/** What the log holds of a change. */
+function entryOf(change: Change): Entry {
+  switch (change.kind) {
+    case 'write':
+      return { kind: 'write', offset: change.offset, data: contentOf(change) };
+    case 'truncate':
+      return change;
+    default:
+      return { kind: 'zero', offset: change.offset, bytes: change.bytes };
+  }
+}
+
 /** The driver `recorder`; every operation takes a random number of turns before and after it takes effect. */
 export function recorderDriver(recording: Recording, random: Random): BlockDriver {
   const turns = async (): Promise<void> => {
-    for (let left = random.below(3); left > 0; left--) await new Promise((resolve) => setImmediate(resolve));
-  };
-  const record = async (entry: Entry): Promise<void> => {
-    await turns();
-    recording.log.push(entry);
-    recording.data = applyEntry(recording.data, entry);
-    await turns();
+    for (let left = random.below(3); left > 0; left--) await turn();
   };
   let flushes = 0;
-  return {
-    name: 'recorder',
-    kind: 'protocol',
-    growsWithZeroes: true,
-    supportedWriteFlags: 0,
-    supportedZeroFlags: Req.mayUnmap | Req.noFallback,
-    open: async () => null,
-    async preadv(_node, _guard, offset, bytes, vec) {
+  return memoryDriver('recorder', {
+    length: () => recording.data.length,
+    beforeRead: turns,
+    read: (offset, target) => readContent(recording.data, offset, target),
+    afterRead: turns,
+    async change(change) {
+      const entry = entryOf(change);
       await turns();
-      const part = Buffer.alloc(bytes);
-      recording.data.copy(part, 0, Math.min(offset, recording.data.length), offset + bytes);
-      copyToVector(vec, part);
+      recording.log.push(entry);
+      recording.data = applyEntry(recording.data, entry);
       await turns();
     },
-    async pwritev(_node, _guard, offset, bytes, vec) {
-      const data = Buffer.alloc(bytes);
-      copyFromVector(vec, data);
-      await record({ kind: 'write', offset, data });
-    },
-    pwriteZeroes: (_node, _guard, offset, bytes) => record({ kind: 'zero', offset, bytes }),
-    pdiscard: (_node, _guard, offset, bytes) =>
-      record({ kind: 'zero', offset, bytes: Math.max(0, Math.min(bytes, recording.data.length - offset)) }),
-    truncate: (_node, _guard, length) => record({ kind: 'truncate', length }),
     async flush() {
       const id = flushes++;
       recording.log.push({ kind: 'flush-begin', id });
       await turns();
       recording.log.push({ kind: 'flush-end', id });
     },
-    blockStatus: async (node, _guard, _wantZero, offset, bytes) => ({
-      bytes,
-      flags: Status.data | Status.offsetValid,
-      map: offset,
-      file: node,
-    }),
-    getLength: async () => recording.data.length,
-    getAllocatedFileSize: async () => recording.data.length,
-  };
+  });
 }
 
 /** Index of the log from which on, at a cut before entry `end`, nothing is certain. */
