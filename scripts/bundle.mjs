@@ -33,6 +33,9 @@ const programs = {
   'qblock-shell': 'src/tools/shell/main.ts',
 };
 
+/** Entries of worker threads (src/aio/workers/pool.ts), which find their bundle by the same kind of name. */
+const threads = { 'cipher-thread': 'src/drivers/crypto/cipher-thread.ts' };
+
 /** Packages that stay where they are. Those that are ES modules only are bundled: a bundle cannot require them everywhere. */
 const externalPackages =
   /^(@koromix\/[\w-]+|koffi|pino|ws|undici|ssh2|basic-ftp|aws4fetch|prom-client|yaml)(\/|$)/;
@@ -218,11 +221,18 @@ for (const [program, entry] of Object.entries(programs)) {
   publish(program, name);
   names.push(name);
 }
+const threadNames = [];
+for (const [thread, entry] of Object.entries(threads)) {
+  const name = await bundle(thread, entry);
+  publish(thread, name);
+  threadNames.push(name);
+}
 if (names.some((name) => !existsSync(path.join(outDir, `${name}.cache`)))) await makeCaches();
 
 // A program that was started a moment ago may still be about to read its own build.
 for (const name of readdirSync(outDir)) {
   const file = path.join(outDir, name);
-  const isCurrent = names.some((current) => name.startsWith(current)) || name.endsWith('.name');
+  const isCurrent =
+    [...names, ...threadNames].some((current) => name.startsWith(current)) || name.endsWith('.name');
   if (!isCurrent && statSync(file).mtimeMs < Date.now() - DAY_MS) rmSync(file, { recursive: true });
 }

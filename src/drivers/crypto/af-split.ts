@@ -4,19 +4,18 @@
  * the key.
  */
 
-import { createHash, randomBytes } from 'node:crypto';
+import { hash, randomBytes } from 'node:crypto';
+import { setImmediate as nextTurn } from 'node:timers/promises';
 import type { QCryptoHashAlgorithm } from '../../../schema/generated/types.ts';
 import { HASH_BYTES } from './algorithms.ts';
 
-/** Hashes `block` piece by piece, each with its index, in place. */
-function diffuse(hash: QCryptoHashAlgorithm, block: Buffer): void {
-  const pieceBytes = HASH_BYTES[hash];
-  const index = Buffer.alloc(4);
+/** Hashes `block` piece by piece, each with its index, in place. `input` is scratch memory, four bytes and a piece. */
+function diffuse(name: QCryptoHashAlgorithm, block: Buffer, input: Buffer): void {
+  const pieceBytes = HASH_BYTES[name];
   for (let at = 0, i = 0; at < block.length; at += pieceBytes, i++) {
-    index.writeUInt32BE(i);
-    const piece = block.subarray(at, at + pieceBytes);
-    const digest = createHash(hash).update(index).update(piece).digest();
-    digest.copy(piece, 0, 0, piece.length);
+    input.writeUInt32BE(i);
+    const bytes = block.copy(input, 4, at, at + pieceBytes);
+    hash(name, input.subarray(0, 4 + bytes), 'buffer').copy(block, at, 0, bytes);
   }
 }
 
@@ -24,33 +23,43 @@ function xorInto(target: Buffer, source: Buffer, start: number): void {
   for (let i = 0; i < target.length; i++) target[i] = (target[i] ?? 0) ^ (source[start + i] ?? 0);
 }
 
-/** `stripes` stripes of random bytes that merge to `key`. */
-export function splitKey(hash: QCryptoHashAlgorithm, key: Buffer, stripes: number): Buffer {
-  const split = randomBytes(key.length * stripes);
-  const block = Buffer.alloc(key.length);
-  const last = key.length * (stripes - 1);
-  for (let at = 0; at < last; at += key.length) {
-    xorInto(block, split, at);
-    diffuse(hash, block);
+/** Stripes that are hashed before others get their turn: about a millisecond. */
+const TURN_STRIPES = 512;
+
+/** The state of the diffusion behind the first `stripes` stripes of `split`. */
+async function diffused(
+  name: QCryptoHashAlgorithm,
+  split: Buffer,
+  keyBytes: number,
+  stripes: number,
+): Promise<Buffer> {
+  const block = Buffer.alloc(keyBytes);
+  const input = Buffer.alloc(4 + HASH_BYTES[name]);
+  for (let i = 0; i < stripes; i++) {
+    xorInto(block, split, i * keyBytes);
+    diffuse(name, block, input);
+    if (i % TURN_STRIPES === TURN_STRIPES - 1) await nextTurn();
   }
+  return block;
+}
+
+/** `stripes` stripes of random bytes that merge to `key`. */
+export async function splitKey(name: QCryptoHashAlgorithm, key: Buffer, stripes: number): Promise<Buffer> {
+  const split = randomBytes(key.length * stripes);
+  const block = await diffused(name, split, key.length, stripes - 1);
   xorInto(block, key, 0);
-  block.copy(split, last);
+  block.copy(split, key.length * (stripes - 1));
   return split;
 }
 
 /** The key of `keyBytes` bytes that `split` was made of. */
-export function mergeKey(
-  hash: QCryptoHashAlgorithm,
+export async function mergeKey(
+  name: QCryptoHashAlgorithm,
   split: Buffer,
   keyBytes: number,
   stripes: number,
-): Buffer {
-  const block = Buffer.alloc(keyBytes);
-  const last = keyBytes * (stripes - 1);
-  for (let at = 0; at < last; at += keyBytes) {
-    xorInto(block, split, at);
-    diffuse(hash, block);
-  }
-  xorInto(block, split, last);
+): Promise<Buffer> {
+  const block = await diffused(name, split, keyBytes, stripes - 1);
+  xorInto(block, split, keyBytes * (stripes - 1));
   return block;
 }

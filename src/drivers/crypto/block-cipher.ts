@@ -14,9 +14,10 @@ import type {
   QCryptoIVGenAlgorithm,
 } from '../../../schema/generated/types.ts';
 import { type CipherContext, IV_BYTES } from '../../aio/evp.ts';
+import { closeTool, type Tool } from '../../aio/workers/pool.ts';
 import { CoMutex } from '../../coroutine/co-mutex.ts';
 import { E } from '../../errors/errno.ts';
-import { assert, BlockError } from '../../errors/error.ts';
+import { assert, BlockError, ioError } from '../../errors/error.ts';
 import { essivCipher, keyBytesOf, requireCipher, requireHash } from './algorithms.ts';
 import { openContext } from './contexts.ts';
 
@@ -27,14 +28,26 @@ export interface BlockCipher {
   readonly sectorBytes: number;
   /** Up to so many bytes take a fraction of a millisecond. */
   readonly inTurnBytes: number;
-  /** Held by who encrypts much: requests take turns, so that together they do not take the turns of all others. */
+  /** Held by who encrypts much in turns of the event loop: requests take turns, so that together they do not take all. */
   readonly bulk: CoMutex;
+  /** From so many bytes on it pays to have another thread do it. */
+  readonly threadBytes: number;
+  /** What another thread makes the same cipher of; bulk.ts opens it there at the first use. */
+  readonly elsewhere: CipherElsewhere;
   /** Encrypts `buf` in place; `offsetBytes`, a multiple of sectorBytes, is what the first sector's vector is made of. */
   encrypt(buf: Buffer, offsetBytes: number): void;
   /** The reverse. */
   decrypt(buf: Buffer, offsetBytes: number): void;
   /** Frees and wipes the keys; the cipher must not be used afterwards. */
   close(): void;
+}
+
+/** The same cipher in other threads. */
+export interface CipherElsewhere {
+  readonly spec: CipherSpec;
+  readonly key: Buffer;
+  /** Null: not asked for yet. */
+  tool: Tool | null;
 }
 
 /** What is done to each sector. */
@@ -53,6 +66,8 @@ export interface CipherSpec {
 /** What OpenSSL, and what the ciphers computed here, do in some 0.2 ms. */
 const FAST_IN_TURN_BYTES = 64 * 1024;
 const SLOW_IN_TURN_BYTES = 4 * 1024;
+/** Asking another thread costs some 30 us of both: this many times what is done in the turn is worth it. */
+const THREAD_FACTOR = 4;
 
 function isComputedHere(algorithm: QCryptoCipherAlgorithm): boolean {
   return algorithm.startsWith('serpent') || algorithm.startsWith('twofish');
@@ -146,16 +161,46 @@ export function openBlockCipher(spec: CipherSpec, key: Buffer): BlockCipher {
       context.run(buf, done * unitBytes, unitBytes, ivs, count);
     }
   };
+  const inTurnBytes = isComputedHere(spec.algorithm) ? SLOW_IN_TURN_BYTES : FAST_IN_TURN_BYTES;
+  // Memory of its own: what else lies beside it must not go to another thread with it.
+  const ownKey = Buffer.allocUnsafeSlow(key.length);
+  key.copy(ownKey);
+  const elsewhere: CipherElsewhere = { spec, key: ownKey, tool: null };
   return {
     sectorBytes: unitBytes,
-    inTurnBytes: isComputedHere(spec.algorithm) ? SLOW_IN_TURN_BYTES : FAST_IN_TURN_BYTES,
+    inTurnBytes,
     bulk: new CoMutex(),
+    threadBytes: THREAD_FACTOR * inTurnBytes,
+    elsewhere,
     encrypt: (buf, offsetBytes) => transform(encryptor, buf, offsetBytes),
     decrypt: (buf, offsetBytes) => transform(decryptor, buf, offsetBytes),
     close: () => {
       generator.free();
       encryptor.free();
       decryptor.free();
+      if (elsewhere.tool !== null) closeTool(elsewhere.tool);
+      elsewhere.key.fill(0);
     },
+  };
+}
+
+/** Stands in for the cipher of an image opened without a key: data is out of reach, EIO. */
+export function cipherWithoutKey(): BlockCipher {
+  const refuse = (): never => {
+    throw ioError(E.EIO);
+  };
+  return {
+    sectorBytes: SECTOR_BYTES,
+    inTurnBytes: Number.POSITIVE_INFINITY,
+    bulk: new CoMutex(),
+    threadBytes: Number.POSITIVE_INFINITY,
+    elsewhere: {
+      spec: { algorithm: 'aes-128', mode: 'ecb', ivgen: 'plain', ivgenHash: null },
+      key: Buffer.alloc(0),
+      tool: null,
+    },
+    encrypt: refuse,
+    decrypt: refuse,
+    close: () => {},
   };
 }

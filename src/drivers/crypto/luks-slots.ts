@@ -62,7 +62,7 @@ export async function unlockSlot(
   } finally {
     cipher.close();
   }
-  const key = mergeKey(hash, material, keyBytes, STRIPES);
+  const key = await mergeKey(hash, material, keyBytes, STRIPES);
   const digest = await deriveKey(hash, key, header.digestSalt, header.digestIterations, DIGEST_BYTES);
   return timingSafeEqual(digest, header.digest) ? key : null;
 }
@@ -104,7 +104,7 @@ export async function makeSlot(
   const salt = randomBytes(SALT_BYTES);
   const slotKey = await deriveKey(hash, passphrase, salt, iterations, masterKey.length);
   const material = Buffer.alloc(materialBytes(masterKey.length));
-  splitKey(hash, masterKey, STRIPES).copy(material);
+  (await splitKey(hash, masterKey, STRIPES)).copy(material);
   const cipher = openBlockCipher(spec, slotKey);
   try {
     cipher.encrypt(material, 0);

@@ -40,6 +40,8 @@ export interface FormatModel {
   readonly check?: boolean;
   /** How the original opens it, besides `driver`; default: nothing more. */
   readonly peerOptions?: string;
+  /** What the secret `s` holds, for encrypted images. */
+  readonly secret?: string;
 }
 
 interface Disk {
@@ -52,10 +54,14 @@ const OWNER = { describe: () => 'the test', drainedBegin: () => undefined, drain
 
 async function openDisk(
   file: string,
-  { engine: kind, format, node: extra = {} }: FormatModel,
+  { engine: kind, format, node: extra = {}, secret = '' }: FormatModel,
 ): Promise<Disk> {
   const { engine } = createEngine(kind);
-  const layer = new BlockLayer({ engine, events: { emit: () => undefined }, drivers });
+  const layer = new BlockLayer({
+    ...{ engine, drivers },
+    events: { emit: () => undefined },
+    secret: () => Buffer.from(secret),
+  });
   const node = await openFromOptions(layer, {
     driver: format,
     'node-name': 'disk',
@@ -80,9 +86,14 @@ export async function createOurs(
   format: string,
   file: string,
   values: Readonly<Record<string, string>>,
+  secret = '',
 ): Promise<void> {
   const { engine } = createEngine('auto');
-  const layer = new BlockLayer({ engine, events: { emit: () => undefined }, drivers });
+  const layer = new BlockLayer({
+    ...{ engine, drivers },
+    events: { emit: () => undefined },
+    secret: () => Buffer.from(secret),
+  });
   try {
     const driver = await layer.driver(format);
     await driver!.creation!.createFile(layer, file, values, { update: () => undefined });
@@ -90,6 +101,18 @@ export async function createOurs(
     await layer.closeAll();
     engine.close();
   }
+}
+
+/** Arguments of the original's tools that give them the secret. */
+function secretOf({ secret }: FormatModel): readonly string[] {
+  return secret === undefined ? [] : ['--object', `secret,id=s,data=${secret}`];
+}
+
+/** Arguments of the original's tools that name the image. */
+function imageOf(settings: FormatModel, file: string): readonly string[] {
+  const { format, peerOptions } = settings;
+  const options = peerOptions === undefined ? '' : `,${peerOptions}`;
+  return [...secretOf(settings), '--image-opts', `driver=${format},file.filename=${file}${options}`];
 }
 
 async function createImage(
@@ -101,13 +124,24 @@ async function createImage(
   const { format, create, maker } = settings;
   if (maker === 'ours') {
     const more = backing === null ? {} : { backing_file: backing, backing_fmt: format };
-    await createOurs(format, file, { ...create, ...more, size: String(bytes) });
+    await createOurs(format, file, { ...create, ...more, size: String(bytes) }, settings.secret);
     return;
   }
   const text = Object.entries(create).map(([name, value]) => `${name}=${value}`);
   const options = text.length === 0 ? [] : ['-o', text.join(',')];
   const below = backing === null ? [] : ['-b', backing, '-F', format];
-  peer('qemu-img', 'create', '-q', '-f', format, ...options, ...below, file, String(bytes));
+  peer(
+    'qemu-img',
+    'create',
+    '-q',
+    ...secretOf(settings),
+    '-f',
+    format,
+    ...options,
+    ...below,
+    file,
+    String(bytes),
+  );
 }
 
 async function request(disk: Disk, model: Buffer, random: Random, from: number, to: number): Promise<void> {
@@ -161,9 +195,10 @@ async function compare(disk: Disk, model: Buffer): Promise<string | null> {
   return `byte ${at} is ${memory.buf[at]}, not ${model[at]}`;
 }
 
-function checkOriginal(file: string, format: string): string | null {
+function checkOriginal(settings: FormatModel, file: string): string | null {
+  if (settings.check !== true) return null;
   try {
-    peer('qemu-img', 'check', '-f', format, file);
+    peer('qemu-img', 'check', ...imageOf(settings, file));
     return null;
   } catch (error) {
     const { stdout, stderr } = error as { readonly stdout: string; readonly stderr: string };
@@ -202,7 +237,7 @@ export async function formatModelRun(
       if (choice === 0) {
         closed = true;
         await disk.close();
-        const complaint = settings.check === true ? checkOriginal(file, format) : null;
+        const complaint = checkOriginal(settings, file);
         if (complaint !== null) return fail(`step ${step}: ${complaint}`);
         disk = await openDisk(file, settings);
         closed = false;
@@ -227,18 +262,9 @@ export async function formatModelRun(
   } finally {
     if (!closed) await disk.close();
   }
-  const complaint = settings.check === true ? checkOriginal(file, format) : null;
+  const complaint = checkOriginal(settings, file);
   if (complaint !== null) return fail(complaint);
-  const options = settings.peerOptions === undefined ? '' : `,${settings.peerOptions}`;
-  peer(
-    'qemu-img',
-    'convert',
-    '--image-opts',
-    `driver=${format},file.filename=${file}${options}`,
-    '-O',
-    'raw',
-    raw,
-  );
+  peer('qemu-img', 'convert', ...imageOf(settings, file), '-O', 'raw', raw);
   const same = readFileSync(raw).equals(model);
   for (const each of [file, raw, ...(backing === null ? [] : [backing])]) rmSync(each, { force: true });
   return same ? null : fail('the original reads another content');

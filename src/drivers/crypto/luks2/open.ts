@@ -112,7 +112,7 @@ async function unlock(
   } finally {
     cipher.close();
   }
-  const key = mergeKey(slot.afHash, material, slot.keyBytes, slot.stripes);
+  const key = await mergeKey(slot.afHash, material, slot.keyBytes, slot.stripes);
   const found = await deriveKey(digest.hash, key, digest.salt, digest.iterations, digest.value.length);
   return timingSafeEqual(found, digest.value) ? key : null;
 }

@@ -59,7 +59,7 @@ async function close(node: Qcow2Node): Promise<void> {
     }
     if (!s.dead && !node.readOnly) await settle(node);
   } finally {
-    s.extras.cipher?.close?.();
+    s.extras.cipher?.close();
   }
 }
 

@@ -17,6 +17,7 @@ import type { MappedPlace } from '../../../../block/contract/backend-io.ts';
 import type { GraphReadGuard } from '../../../../block/contract/guard.ts';
 import type { ShortRequest } from '../../../../block/contract/short-request.ts';
 import { co, sync } from '../../../../block/io/callbacks.ts';
+import { decryptBulk } from '../../../crypto/bulk.ts';
 import { addPart, runParts } from '../../shared/parts.ts';
 import { checkAlive } from '../layout/damage.ts';
 import { Mapping, type Qcow2Node } from '../layout/state.ts';
@@ -221,9 +222,18 @@ async function readEncrypted(
   bytes: number,
   vec: IoVector,
 ): Promise<void> {
-  const s = node.state;
+  const { dataFile, extras } = node.state;
+  const [segment] = vec.segments;
+  const start = extras.cipherUsesHostOffset ? host : offset;
+  if (segment !== undefined && vec.segments.length === 1) {
+    // Decrypted where it was read to.
+    await co.preadv(dataFile.node, guard, host, bytes, vec, 0);
+    const target = segment.mem.buf.subarray(segment.start, segment.start + segment.length);
+    await decryptBulk(extras.cipher!, target, start);
+    return;
+  }
   const mem = allocateIoMemory(bytes);
-  await co.preadv(s.dataFile.node, guard, host, bytes, vectorOf(mem), 0);
-  s.extras.cipher!.decrypt(mem.buf, s.extras.cipherUsesHostOffset ? host : offset);
+  await co.preadv(dataFile.node, guard, host, bytes, vectorOf(mem), 0);
+  await decryptBulk(extras.cipher!, mem.buf, start);
   copyToVector(vec, mem.buf);
 }

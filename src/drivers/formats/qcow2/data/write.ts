@@ -15,9 +15,11 @@ import type { ShortRequest } from '../../../../block/contract/short-request.ts';
 import { co, sync } from '../../../../block/io/callbacks.ts';
 import { E } from '../../../../errors/errno.ts';
 import { ioError } from '../../../../errors/error.ts';
+import type { BlockCipher } from '../../../crypto/block-cipher.ts';
+import { encryptBulk } from '../../../crypto/bulk.ts';
 import { addPart, runParts } from '../../shared/parts.ts';
 import { mayOverlap } from '../layout/overlap.ts';
-import { type Allocation, Mapping, type Qcow2Node, type Qcow2State } from '../layout/state.ts';
+import { type Allocation, type Extras, Mapping, type Qcow2Node } from '../layout/state.ts';
 import { toRequestError } from '../metadata/corruption.ts';
 import { debugEvent, isDebugged } from '../metadata/debug.ts';
 import { lookup } from '../metadata/mapping.ts';
@@ -197,16 +199,24 @@ async function writeInPlace(
   const s = node.state;
   if (!s.hasDataFile) checkOverlap(node, host, vec.bytes, null);
   if (isDebugged(node)) await debugEvent(node, guard, 'write_aio');
-  await co.pwritev(s.dataFile.node, guard, host, vec.bytes, encrypted(s, vec, offset, host), flags);
+  const data = s.extras.cipher === null ? vec : await encrypted(s.extras, s.extras.cipher, vec, offset, host);
+  await co.pwritev(s.dataFile.node, guard, host, vec.bytes, data, flags);
 }
 
-/** The vector as it goes to the disk. */
-function encrypted(s: Qcow2State, vec: IoVector, offset: number, host: number): IoVector {
-  const { cipher, cipherUsesHostOffset } = s.extras;
-  if (cipher === null) return vec;
+/**
+ * The vector as it goes to the disk. Other requests run meanwhile: `host` stays this request's, since a cluster that a
+ * discard takes from the mapping is given to nobody before the requests in flight have ended (DeferredFree).
+ */
+async function encrypted(
+  { cipherUsesHostOffset }: Extras,
+  cipher: BlockCipher,
+  vec: IoVector,
+  offset: number,
+  host: number,
+): Promise<IoVector> {
   const mem = allocateIoMemory(vec.bytes);
   copyFromVector(vec, mem.buf);
-  cipher.encrypt(mem.buf, cipherUsesHostOffset ? host : offset);
+  await encryptBulk(cipher, mem.buf, cipherUsesHostOffset ? host : offset);
   return vectorOf(mem);
 }
 
@@ -252,14 +262,9 @@ async function writeAllocating(
     }
     if (debug) await debugEvent(node, guard, 'write_aio');
     if (debug && whole !== vec) await debugEvent(node, guard, 'cow_write');
-    await co.pwritev(
-      s.dataFile.node,
-      guard,
-      hostOf(first),
-      whole.bytes,
-      encrypted(s, whole, first, hostOf(first)),
-      flags,
-    );
+    const { cipher } = s.extras;
+    const data = cipher === null ? whole : await encrypted(s.extras, cipher, whole, first, hostOf(first));
+    await co.pwritev(s.dataFile.node, guard, hostOf(first), whole.bytes, data, flags);
     if (s.dead) throw ioError(E.ENOMEDIUM);
     linkAllocation(node, allocation, from, to);
   } catch (error) {

@@ -14,6 +14,7 @@ import type { OpenPurpose } from '../../../../block/contract/driver.ts';
 import type { BlockChild, BlockNode } from '../../../../block/graph/node.ts';
 import type { CoMutex } from '../../../../coroutine/co-mutex.ts';
 import type { CoQueue } from '../../../../coroutine/co-queue.ts';
+import type { BlockCipher } from '../../../crypto/block-cipher.ts';
 import type { CachedTable, TableCache } from '../../shared/table-cache.ts';
 import type { ClusterSet } from './cluster-set.ts';
 import type { Header } from './header.ts';
@@ -197,7 +198,8 @@ export interface Extras {
   bitmaps: readonly BitmapEntry[];
   /** The bitmaps on the disk are marked in use, by this node: it stores them when it is closed. */
   bitmapsOwned: boolean;
-  cipher: ClusterCipher | null;
+  /** `offset` of its functions: what the initialization vector is derived from. */
+  cipher: BlockCipher | null;
   /** The initialization vectors come from host offsets (LUKS), else from guest offsets (legacy AES). */
   cipherUsesHostOffset: boolean;
   /** What is known of the LUKS volume inside; null when there is none. */
@@ -205,14 +207,6 @@ export interface Extras {
   cleanTimer: NodeJS.Timeout | null;
   /** The answer of metadata/preallocation.ts, once somebody has asked. */
   preallocatedMetadata: Promise<boolean> | null;
-}
-
-/** Encrypts and decrypts clusters in place. `offset`: what the initialization vector is derived from, in bytes. */
-export interface ClusterCipher {
-  encrypt(buf: Buffer, offset: number): void;
-  decrypt(buf: Buffer, offset: number): void;
-  /** Wipes the key. */
-  close?(): void;
 }
 
 /** An entry of the bitmap directory. */

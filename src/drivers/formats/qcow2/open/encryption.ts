@@ -9,29 +9,20 @@
 import type { OpenContext } from '../../../../block/contract/driver.ts';
 import type { GraphReadGuard } from '../../../../block/contract/guard.ts';
 import { E } from '../../../../errors/errno.ts';
-import { BlockError, ioError } from '../../../../errors/error.ts';
+import { BlockError } from '../../../../errors/error.ts';
+import { cipherWithoutKey } from '../../../crypto/block-cipher.ts';
 import { openAes } from '../../../crypto/legacy-aes.ts';
 import { openLuks, readLuksInfo } from '../../../crypto/luks.ts';
 import { passphraseFromSecret } from '../../../crypto/passphrase.ts';
 import type { Header } from '../layout/header.ts';
 import { Crypt } from '../layout/layout.ts';
-import type { ClusterCipher, Qcow2Node } from '../layout/state.ts';
+import type { Qcow2Node } from '../layout/state.ts';
 import { readMetadata } from '../metadata/metadata-io.ts';
 import type { Qcow2Options } from './options.ts';
 
 function invalid(message: string): BlockError {
   return new BlockError(message, { errno: E.EINVAL });
 }
-
-/** Stands in for the cipher of an image opened without a key: guest data is out of reach. */
-const NO_KEY: ClusterCipher = {
-  encrypt: () => {
-    throw ioError(E.EIO);
-  },
-  decrypt: () => {
-    throw ioError(E.EIO);
-  },
-};
 
 /** Throws when the image says that it is encrypted by LUKS, but not where the LUKS header is. */
 export function checkCryptoHeader({ cryptMethod, encryption }: Header): void {
@@ -60,7 +51,7 @@ export async function openCipher(
   const secret = secretId === undefined ? null : node.layer.secret(secretId);
   if (format === 'luks') extras.luks = await readLuksInfo(read);
   if (context.purpose !== 'io' || secretId === undefined || secret === null) {
-    extras.cipher = NO_KEY;
+    extras.cipher = cipherWithoutKey();
     return;
   }
   const passphrase = passphraseFromSecret(secretId, secret);
