@@ -1,11 +1,16 @@
 /** What is the same for exports of every kind: counters, latencies, limits of a throttle group changed at run time. */
 
+import { spawn } from 'node:child_process';
+import { writeFileSync } from 'node:fs';
 import { afterEach, beforeEach, expect, test } from 'vitest';
 import type { XBlockExportDetails } from '../../schema/generated/types.ts';
+import { allocateIoMemory, vectorOf } from '../../src/aio/memory.ts';
 import { Command } from '../../src/nbd/protocol/messages.ts';
+import { VirtioBlockDriver } from '../../src/virtio/block-driver.ts';
 import { RawClient } from '../nbd/raw-client.ts';
 import { type RunningDaemon, startDaemon } from '../peers/daemons.ts';
 import type { QmpClient } from '../peers/qmp-client.ts';
+import { requirePeer } from '../peers/requires.ts';
 
 let daemon: RunningDaemon;
 let qmp: QmpClient;
@@ -108,4 +113,53 @@ test('what waits for its turn keeps no export', async () => {
   while (((await qmp.execute('query-block-exports')) as unknown[]).length > 0);
   await qmp.execute('object-del', { id: 'g' });
   await qmp.execute('blockdev-del', { 'node-name': 'n' });
+});
+
+/** Begins 40 reads of 4096 bytes by this export, one after another; resolves when they have been answered. */
+type Reads = () => Promise<unknown>;
+
+async function vhostReads(): Promise<Reads> {
+  const path = `${daemon.dir}/v`;
+  await qmp.execute('block-export-add', {
+    ...{ type: 'vhost-user-blk', id: 'e', 'node-name': 'n', 'x-throttle-group': 'g' },
+    addr: { type: 'unix', path },
+  });
+  const driver = await VirtioBlockDriver.open({ path, queues: 1, depth: 4, reconnect: false });
+  return async () => {
+    for (let i = 0; i < 40; i++) await driver.read(i * 4096, vectorOf(allocateIoMemory(4096)));
+    driver.close();
+  };
+}
+
+async function fuseReads(): Promise<Reads> {
+  const place = `${daemon.dir}/m`;
+  writeFileSync(place, '');
+  await qmp.execute('block-export-add', {
+    ...{ type: 'fuse', id: 'e', 'node-name': 'n', 'x-throttle-group': 'g', mountpoint: place },
+  });
+  return () => {
+    const child = spawn('dd', [`if=${place}`, 'of=/dev/null', 'bs=4096', 'count=40', 'status=none']);
+    return new Promise((resolve) => child.on('close', resolve));
+  };
+}
+
+test.for([
+  ['vhost-user-blk', vhostReads],
+  ['fuse', fuseReads],
+] as const)('%s: counted, timed and limited in the same way', async ([name, begin], context) => {
+  if (name === 'fuse') requirePeer(context, 'fuse');
+  const limits = (value: object): Promise<unknown> =>
+    qmp.execute('qom-set', { path: 'g', property: 'limits', value });
+  await qmp.execute('object-add', { 'qom-type': 'throttle-group', id: 'g', limits: { 'iops-total': 1 } });
+  const reads = await begin();
+  const all = reads();
+  await new Promise((resolve) => setTimeout(resolve, 200));
+  expect((await details()).requests[0]?.operations).toBeLessThan(10);
+  // Another limit besides, and none at last.
+  await limits({ 'bps-total': 4096 });
+  await limits({ 'iops-total': 0, 'bps-total': 0 });
+  await all;
+  const { requests } = await details();
+  expect(requests[0]).toMatchObject({ kind: 'read', operations: 40, failed: 0, bytes: 40 * 4096 });
+  expect(requests[0]?.['latency-histogram'].reduce((sum, count) => sum + count, 0)).toBe(40);
 });
