@@ -87,8 +87,11 @@ async function extentAbove(
       return { bytes: length, flags, map: offset, file: below, depth };
     }
     length = status.bytes;
-    last = { ...status, flags: (status.flags & ~Status.eof) | eofAt(length) };
-    if ((status.flags & Status.allocated) !== 0) return { ...last, depth };
+    const isAllocated = (status.flags & Status.allocated) !== 0;
+    // The end of an image that decides nothing is told all the same, as by the original: strict comparisons show it.
+    const flags = isAllocated ? status.flags & ~Status.eof : status.flags;
+    last = { ...status, flags: flags | eofAt(length) };
+    if (isAllocated) return { ...last, depth };
   }
   return { ...last, depth };
 }

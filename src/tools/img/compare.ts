@@ -165,11 +165,11 @@ class Comparison {
   async #compareAt(offset: number): Promise<number> {
     const [one, two] = this.#sides;
     const { strict } = this.#settings;
-    const first = await knownAt(one, offset, strict);
-    const second = await knownAt(two, offset, strict);
+    const first = await knownAt(one, offset);
+    const second = await knownAt(two, offset);
     let length = Math.min(first.bytes, second.bytes);
-    // Whether an extent reaches the end of its image counts too, as in the original.
-    const relevant = ~(Status.offsetValid | Status.recurse | Status.compressed);
+    // Whether an extent has a place in a file, and whether it reaches the end of its image, counts too, as in the original.
+    const relevant = ~(Status.recurse | Status.compressed);
     if (strict && ((first.flags ^ second.flags) & relevant) !== 0)
       throw new Verdict(STATUS_DIFFERENT, `Strict mode: Offset ${offset} block status mismatch!`);
     if ((first.flags & second.flags & Status.zero) !== 0) return length;
@@ -241,29 +241,16 @@ function firstDifference(one: Buffer, two: Buffer, length: number): number | nul
   return low;
 }
 
-/** The extent at `offset`, asked for anew when the last one is over. `whole`: as far as it goes on in the file. */
+/** The extent at `offset`, asked for anew when the last one is over. */
 async function knownAt(
   side: Side,
   offset: number,
-  whole: boolean,
 ): Promise<{ readonly flags: number; readonly bytes: number }> {
   const { known } = side;
   if (known !== null && offset < known.end) return { flags: known.flags, bytes: known.end - offset };
-  let last = await statusAt(side, offset);
-  let end = offset + last.bytes;
-  // A driver answers table by table: whether an extent reaches the end of its image shows when they are put together.
-  while (whole && end < side.bytes && (last.flags & Status.eof) === 0) {
-    const next = await statusAt(side, end);
-    if (((last.flags ^ next.flags) & ~Status.eof) !== 0 || !goesOn(last, next)) break;
-    last = next;
-    end += next.bytes;
-  }
-  side.known = { end, flags: last.flags };
-  return { flags: last.flags, bytes: end - offset };
-}
-
-function goesOn(one: ChainStatus, two: ChainStatus): boolean {
-  return (one.flags & Status.offsetValid) === 0 || one.map + one.bytes === two.map;
+  const { flags, bytes } = await statusAt(side, offset);
+  side.known = { end: offset + bytes, flags };
+  return { flags, bytes };
 }
 
 async function statusAt({ image, bytes }: Side, offset: number): Promise<ChainStatus> {

@@ -25,7 +25,7 @@ import { pwritev, tryPwritev } from './data/write.ts';
 import { checkAlive } from './layout/damage.ts';
 import { Autoclear, Incompat } from './layout/layout.ts';
 import { isQcow2 } from './layout/magic.ts';
-import { Mapping, type Qcow2Node, type Qcow2State } from './layout/state.ts';
+import { Mapping, type MappingKind, type Qcow2Node, type Qcow2State } from './layout/state.ts';
 import { toRequestError } from './metadata/corruption.ts';
 import { exclusive } from './metadata/exclusive.ts';
 import { lookup } from './metadata/mapping.ts';
@@ -63,6 +63,49 @@ async function close(node: Qcow2Node): Promise<void> {
   }
 }
 
+interface Extent {
+  readonly kind: MappingKind;
+  readonly host: number;
+  bytes: number;
+}
+
+async function lookUp(
+  node: Qcow2Node,
+  guard: GraphReadGuard,
+  offset: number,
+  bytes: number,
+): Promise<Extent> {
+  const s = node.state;
+  for (;;) {
+    const missing = lookup(s, offset, bytes);
+    if (missing === null) return { kind: s.found.kind, host: s.found.host, bytes: s.found.bytes };
+    await satisfy(node, guard, missing);
+  }
+}
+
+/** What guest [offset, offset+bytes) starts with, over the slices of one L2 table: the original does not look further either. */
+async function findExtent(
+  node: Qcow2Node,
+  guard: GraphReadGuard,
+  offset: number,
+  bytes: number,
+): Promise<Extent> {
+  const { l2SpanBytes } = node.state;
+  const end = Math.min(offset + bytes, (Math.floor(offset / l2SpanBytes) + 1) * l2SpanBytes);
+  const extent = await lookUp(node, guard, offset, end - offset);
+  if (extent.kind === Mapping.compressed) return extent;
+  const isHosted = extent.kind === Mapping.data || extent.kind === Mapping.zeroAllocated;
+  while (offset + extent.bytes < end) {
+    const at = offset + extent.bytes;
+    // What is damaged there is told to whoever asks for it.
+    const next = await lookUp(node, guard, at, end - at).catch(() => null);
+    if (next === null || next.kind !== extent.kind) break;
+    if (isHosted && next.host !== extent.host + extent.bytes) break;
+    extent.bytes += next.bytes;
+  }
+  return extent;
+}
+
 async function blockStatus(
   node: Qcow2Node,
   guard: GraphReadGuard,
@@ -71,26 +114,23 @@ async function blockStatus(
   bytes: number,
 ): Promise<BlockStatus> {
   const s = node.state;
+  let extent: Extent;
   try {
     checkAlive(node);
-    for (;;) {
-      const missing = lookup(s, offset, bytes);
-      if (missing === null) break;
-      await satisfy(node, guard, missing);
-    }
+    extent = await findExtent(node, guard, offset, bytes);
   } catch (error) {
     throw await toRequestError(node, guard, error);
   }
-  const { kind, host, bytes: length } = s.found;
+  const { kind, host, bytes: length } = extent;
   const at = { bytes: length, map: 0, file: null };
   switch (kind) {
     case Mapping.data: {
       // Ciphertext in the file says nothing of the content.
       if (s.extras.cipher !== null) return { ...at, flags: Status.data };
-      const extent = { bytes: length, map: host, file: s.dataFile.node };
+      const place = { bytes: length, map: host, file: s.dataFile.node };
       const flags = Status.data | Status.offsetValid;
       const asks = wantZero && (await hasPreallocatedMetadata(node, guard));
-      return { ...extent, flags: asks ? flags : flags | Status.final };
+      return { ...place, flags: asks ? flags : flags | Status.final };
     }
     case Mapping.zero:
       return { ...at, flags: Status.zero };
