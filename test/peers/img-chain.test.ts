@@ -60,6 +60,20 @@ const CASES: Readonly<Record<string, ToolCase>> = {
     ],
     images: ['q', 'r'],
   },
+  'rebase of images without a backing file': {
+    run: [
+      ...['qcow2', 'qcow2 -o cluster_size=2M'].flatMap((format, at) => [
+        `create -q -f ${format} q${at} 4M`,
+        `rebase -f qcow2 -b full -F raw q${at}`,
+        `compare -f qcow2 -F raw q${at} zeroes`,
+      ]),
+      'convert -f raw -O qcow2 full qf',
+      'rebase -u raw',
+      'rebase -b top -F qcow2 qf',
+      'compare -F raw qf full',
+    ],
+    images: ['q0', 'q1', 'qf'],
+  },
   'commit of version 2': {
     run: [
       'create -q -f qcow2 -o compat=0.10 -b v2 -F qcow2 q 2M',

@@ -83,10 +83,10 @@ export async function read(session: IoSession, words: readonly string[]): Promis
     if (letter === 'l') checkLength = size(session, value);
     else if (letter === 's') checkOffset = size(session, value);
   }
-  if (operands.length !== 2 || (!options.has('P') && (options.has('s') || options.has('l'))))
-    throw new UsageProblem();
+  if (operands.length !== 2) throw new UsageProblem();
   const offset = size(session, operands[0]!);
   const bytes = length(session, operands[1]!);
+  if (!options.has('P') && (options.has('s') || options.has('l'))) throw new UsageProblem();
   const checked = checkLength ?? bytes - checkOffset;
   if (checkOffset < 0 || checked < 0 || checkOffset + checked > bytes) {
     fail(session, 'pattern verification range exceeds end of read data');

@@ -6,9 +6,11 @@
  * its old backing file and shows the same.
  */
 
+import { createTurns } from '../../../aio/host/turns.ts';
 import { allocateIoMemory, type IoMemory, type IoVector, isZero, vectorOf } from '../../../aio/memory.ts';
 import type { BlockBackend } from '../../../block/backend.ts';
 import { Req, Status } from '../../../block/contract/request.ts';
+import { IN_TURN_BYTES } from '../../../block/copy/mover.ts';
 import { cowChild, skipFilters } from '../../../block/graph/chain.ts';
 import type { BlockNode } from '../../../block/graph/node.ts';
 import { infoOrNull } from '../../../block/io/callbacks.ts';
@@ -29,7 +31,6 @@ import {
 } from '../common/command.ts';
 import { REBASE } from '../tables/keeping.ts';
 
-const PIECE_BYTES = 2 * 1024 * 1024;
 const STATUS_BYTES = 1024 ** 3;
 
 interface Request {
@@ -109,7 +110,9 @@ export async function rebase(context: CommandContext, words: readonly string[]):
       throw new BlockError(`Invalid format name: '${backingFormat}'`);
     const { node } = image;
     const hasNew = backing !== null && backing !== '';
-    const changeable = (): void => checkChangeable(node, backing ?? '', hasNew && backingFormat === null);
+    // Without -b the original tells of a name that is none.
+    const shown = backing ?? '(null)';
+    const changeable = (): void => checkChangeable(node, shown, hasNew && backingFormat === null);
     if (unsafe) changeable();
     else {
       const next = hasNew ? await openNew(context, request, backing, readCache) : null;
@@ -172,29 +175,36 @@ async function copyDifferences(
   const old = cowChild(skipFilters(node))?.node ?? null;
   const total = node.totalBytes;
   progress.begin('rebase', total);
+  // What an image without a backing file does not hold reads as zeroes, and is to go on doing so.
+  const mayChange = old !== null || next !== null;
   const { graphLock } = node.layer;
   const clusterBytes = (await infoOrNull(node))?.clusterSizeBytes ?? 65536;
-  const [mine, theirs] = [allocateIoMemory(PIECE_BYTES), allocateIoMemory(PIECE_BYTES)];
+  const pieceBytes = Math.max(IN_TURN_BYTES, clusterBytes);
+  const turns = createTurns();
+  const [mine, theirs] = [allocateIoMemory(pieceBytes), allocateIoMemory(pieceBytes)];
   const copy = async (at: number, bytes: number): Promise<void> => {
-    await backend.preadv(at, bytes, vectorOf(mine, 0, bytes), 0);
-    await readPast(next, at, bytes, theirs);
+    await read(backend, at, bytes, mine);
+    const there = next === null ? 0 : Math.max(0, Math.min(bytes, next.node.totalBytes - at));
+    if (there > 0) await read(next!, at, there, theirs);
+    if (there > 0) theirs.buf.fill(0, there, bytes);
     for (let from = 0; from < bytes; ) {
-      const run = differingRun(mine.buf, theirs.buf, from, bytes, clusterBytes);
+      const run = differingRun(mine.buf, there > 0 ? theirs.buf : null, from, bytes, clusterBytes);
       if (run === null) break;
       await write(image, mine, at, run.from, run.to, compress ? clusterBytes : null);
       from = run.to;
     }
+    await turns.next();
   };
   for (let at = 0; at < total; ) {
     const limit = Math.min(total - at, STATUS_BYTES);
     const own = await graphLock.withRead((guard) => blockStatusAbove(node, guard, old, false, at, limit));
     let { bytes } = own;
-    if ((own.flags & Status.allocated) === 0 && old !== null) {
+    if ((own.flags & Status.allocated) === 0 && mayChange) {
       const below = wholeClusters(await statusBelow(node, old, prefix, at, bytes), at, bytes, clusterBytes);
       bytes = below.bytes;
       if (below.copy) {
         // Whole clusters at once: part of one would be filled up from the old backing image first.
-        bytes = Math.min(bytes, PIECE_BYTES);
+        bytes = Math.min(bytes, pieceBytes);
         if (bytes > clusterBytes && at + bytes < total) bytes -= (at + bytes) % clusterBytes;
         await copy(at, bytes);
       }
@@ -207,12 +217,12 @@ async function copyDifferences(
 /** Whether the range may show something else with the new backing image. */
 async function statusBelow(
   node: BlockNode,
-  old: BlockNode,
+  old: BlockNode | null,
   prefix: BlockNode | null,
   offset: number,
   bytes: number,
 ): Promise<{ readonly bytes: number; readonly copy: boolean }> {
-  if (prefix === null) return { bytes, copy: true };
+  if (old === null || prefix === null) return { bytes, copy: true };
   const found = await node.layer.graphLock.withRead((guard) =>
     blockStatusAbove(old, guard, prefix, false, offset, bytes),
   );
@@ -234,29 +244,23 @@ function wholeClusters(
   return { bytes: Math.min(limit, clusterBytes - (offset % clusterBytes)), copy: true };
 }
 
-/** Reads what the new backing image shows; past its end, and without one, there are zeroes. */
-async function readPast(
-  next: BlockBackend | null,
-  offset: number,
-  bytes: number,
-  into: IoMemory,
-): Promise<void> {
-  const there = next === null ? 0 : Math.max(0, Math.min(bytes, next.node.totalBytes - offset));
-  if (there > 0) await next!.preadv(offset, there, vectorOf(into, 0, there), 0);
-  into.buf.fill(0, there, bytes);
+/** Reads into the start of the memory, within this turn where nothing has to wait. */
+async function read(backend: BlockBackend, offset: number, bytes: number, into: IoMemory): Promise<void> {
+  const vector = vectorOf(into, 0, bytes);
+  if (!backend.tryPreadv(offset, bytes, vector)) await backend.preadv(offset, bytes, vector, 0);
 }
 
-/** The next run of whole clusters, from `from` on, that differ; null: there is none. */
+/** The next run of whole clusters, from `from` on, that differ, or are not zeroes; null: there is none. */
 function differingRun(
   one: Buffer,
-  two: Buffer,
+  two: Buffer | null,
   from: number,
   end: number,
   clusterBytes: number,
 ): { readonly from: number; readonly to: number } | null {
   const differs = (at: number): boolean => {
     const to = Math.min(at + clusterBytes, end);
-    return one.compare(two, at, to, at, to) !== 0;
+    return two === null ? !isZero(one.subarray(at, to)) : one.compare(two, at, to, at, to) !== 0;
   };
   let start = from;
   while (start < end && !differs(start)) start += clusterBytes;
@@ -272,29 +276,44 @@ function differingRun(
  */
 async function write(
   { backend, node, writeFlags }: ToolImage,
-  { buf }: IoMemory,
+  memory: IoMemory,
   at: number,
   from: number,
   to: number,
   compressBytes: number | null,
 ): Promise<void> {
-  const memory = allocateIoMemory(to - from);
-  buf.copy(memory.buf, 0, from, to);
   const [start, end] = [at + from, at + to];
-  if (isZero(memory.buf)) {
+  if (isZero(memory.buf.subarray(from, to))) {
     await backend.pwriteZeroes(start, end - start, writeFlags | Req.mayUnmap);
-    return;
+    // Where nothing shows through yet, a format without clusters of zeroes has nothing to do for it.
+    if (await isHeld(node, start, end - start)) return;
   }
   const packed =
     compressBytes === null ? { start: end, end } : clustersIn(start, end, node.totalBytes, compressBytes);
-  const part = (first: number, last: number): IoVector => vectorOf(memory, first - start, last - first);
+  const part = (first: number, last: number): IoVector => vectorOf(memory, first - at, last - first);
   const plain = async (first: number, last: number): Promise<void> => {
-    if (last > first) await backend.pwritev(first, last - first, part(first, last), writeFlags);
+    if (last === first) return;
+    const vector = part(first, last);
+    if (writeFlags === 0 && backend.tryPwritev(first, last - first, vector)) return;
+    await backend.pwritev(first, last - first, vector, writeFlags);
   };
   await plain(start, packed.start);
   if (packed.end > packed.start)
     await backend.pwritevCompressed(packed.start, packed.end - packed.start, part(packed.start, packed.end));
   await plain(packed.end, end);
+}
+
+/** Whether the image itself holds all of the range. */
+async function isHeld(node: BlockNode, offset: number, bytes: number): Promise<boolean> {
+  const below = cowChild(skipFilters(node))?.node ?? null;
+  for (let done = 0; done < bytes; ) {
+    const status = await node.layer.graphLock.withRead((guard) =>
+      blockStatusAbove(node, guard, below, false, offset + done, bytes - done),
+    );
+    if (status.bytes === 0 || (status.flags & Status.allocated) === 0) return false;
+    done += status.bytes;
+  }
+  return true;
 }
 
 /** The whole clusters in [start, end); the image's last one may be shorter. */
