@@ -235,8 +235,7 @@ export const gluster: BlockDriver<GlusterState> = {
     await state.call(state.volume.library.pooled.fsync, null, 0, 0);
   },
   blockStatus: (node, _guard, _wantZero, offset, bytes) => blockStatus(node, offset, bytes),
-  async truncate({ state }, _guard, length, exact, prealloc) {
-    if (!exact && length < state.sizeBytes) return;
+  async truncate({ state }, _guard, length, _exact, prealloc) {
     await resizeFile(
       state.volume.library,
       (fn, ...args) => state.call(fn, null, ...args),

@@ -162,10 +162,9 @@ export const nfs: BlockDriver<NfsState> = {
   async blockStatus(node, _guard, _wantZero, offset, bytes) {
     return { bytes, flags: Status.data | Status.offsetValid, map: offset, file: node };
   },
-  async truncate({ state }, _guard, length, exact, prealloc) {
+  async truncate({ state }, _guard, length, _exact, prealloc) {
     if (prealloc !== 'off')
       throw new BlockError(`Unsupported preallocation mode '${prealloc}'`, { errno: E.ENOTSUP });
-    if (!exact && length < state.sizeBytes) return;
     await setSize(state.file, length);
     state.sizeBytes = length;
   },

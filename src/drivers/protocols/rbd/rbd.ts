@@ -219,10 +219,9 @@ export const rbd: BlockDriver<RbdState> = {
     await state.requests.run(null, (completion) => state.library.aioFlush(state.image, completion));
   },
   blockStatus: (node, _guard, _wantZero, offset, bytes) => blockStatus(node, offset, bytes),
-  async truncate({ state }, _guard, length, exact, prealloc) {
+  async truncate({ state }, _guard, length, _exact, prealloc) {
     if (prealloc !== 'off')
       throw new BlockError(`Unsupported preallocation mode '${prealloc}'`, { errno: E.ENOTSUP });
-    if (!exact && length < state.sizeBytes) return;
     await resize(state, length);
   },
   async getLength({ state }) {

@@ -107,12 +107,11 @@ async function truncate(
   node: SshNode,
   _guard: unknown,
   length: number,
-  exact: boolean,
+  _exact: boolean,
   prealloc: string,
 ): Promise<void> {
   if (prealloc !== 'off')
     throw new BlockError(`Unsupported preallocation mode '${prealloc}'`, { errno: E.ENOTSUP });
-  if (!exact && length < node.state.sizeBytes) return;
   if (length !== node.state.sizeBytes) await node.state.truncate(length);
 }
 

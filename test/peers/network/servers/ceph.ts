@@ -7,7 +7,6 @@ import { type ExecFileSyncOptions, execFileSync } from 'node:child_process';
 import { randomUUID } from 'node:crypto';
 import { existsSync, mkdirSync, readFileSync, writeFileSync } from 'node:fs';
 import path from 'node:path';
-import { waitUntil } from '../../../patience.ts';
 import { freePort } from './ports.ts';
 import { signalFamily } from './sshd.ts';
 
@@ -17,9 +16,6 @@ export interface CephCluster {
   run(program: string, ...args: string[]): string;
   /** Stops (or continues) the OSD where it is. */
   freezeOsd(frozen: boolean): void;
-  /** Ends the OSD (it writes down what it holds first), and starts it again. */
-  stopOsd(): Promise<void>;
-  startOsd(): void;
   kill(): void;
 }
 
@@ -108,30 +104,20 @@ async function startCluster(
   const kill = (): void => {
     for (const name of ['osd.0', 'mon.a']) signal(name, 'SIGKILL');
   };
+  // It may speak to the monitor before it knows which cluster that is of ("wrong fsid"), and ends then.
+  const startOsd = (): Promise<void> => patiently(() => run('ceph-osd', '-i', '0'));
   try {
     run('ceph-mon', '--mkfs', '-i', 'a', '--monmap', map);
     run('ceph-mon', '-i', 'a');
     const uuid = randomUUID();
     await patiently(() => run('ceph', 'osd', 'new', uuid));
     run('ceph-osd', '-i', '0', '--mkfs', '--osd-uuid', uuid);
-    run('ceph-osd', '-i', '0');
+    await startOsd();
     run('ceph', 'osd', 'pool', 'create', 'rbd', '8');
     run('rbd', 'pool', 'init', 'rbd');
   } catch (error) {
     kill();
     throw error;
   }
-  const pidFile = path.join(dir, 'osd.0.pid');
-  return {
-    conf,
-    run,
-    freezeOsd: (frozen) => signal('osd.0', frozen ? 'SIGSTOP' : 'SIGCONT'),
-    async stopOsd() {
-      signal('osd.0', 'SIGTERM');
-      // It takes its file away at its end.
-      await waitUntil('the OSD to end', () => !existsSync(pidFile));
-    },
-    startOsd: () => void run('ceph-osd', '-i', '0'),
-    kill,
-  };
+  return { conf, run, freezeOsd: (frozen) => signal('osd.0', frozen ? 'SIGSTOP' : 'SIGCONT'), kill };
 }

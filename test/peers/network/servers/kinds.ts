@@ -164,8 +164,9 @@ export const NETWORK_KINDS = {
           return place(name);
         },
         place,
-        kill: ceph.stopOsd,
-        start: async () => ceph.startOsd(),
+        // It keeps its objects in memory: it stays away for a while instead.
+        kill: async () => ceph.freezeOsd(true),
+        start: async () => ceph.freezeOsd(false),
         freeze: ceph.freezeOsd,
         end: ceph.kill,
       };
