@@ -23,6 +23,7 @@ function bind() {
       connect: rados.func('rados_connect', 'int', [p]),
       shutdown: rados.func('rados_shutdown', 'void', [p]),
       ioctxCreate: rados.func('rados_ioctx_create', 'int', [p, 'str', p]),
+      namespaceExists: rbd.func('rbd_namespace_exists', 'int', [p, 'str', p]),
       open: rbd.func('rbd_open', 'int', [p, 'str', p, 'str']),
       openReadOnly: rbd.func('rbd_open_read_only', 'int', [p, 'str', p, 'str']),
       close: rbd.func('rbd_close', 'int', [p]),

@@ -321,7 +321,7 @@ export const iscsi: BlockDriver<IscsiState> = {
     if (exact && length !== state.capacity.sizeBytes)
       throw new BlockError('Cannot resize iSCSI devices', { errno: E.ENOTSUP });
     if (length > state.capacity.sizeBytes)
-      throw new BlockError('Cannot grow iSCSI device', { errno: E.EINVAL });
+      throw new BlockError('Cannot grow iSCSI devices', { errno: E.EINVAL });
   },
   async getLength({ state }) {
     state.capacity = await readCapacity(state.session);

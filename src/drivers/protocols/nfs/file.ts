@@ -135,8 +135,13 @@ export async function openNfsFile(
     } catch (error) {
       const errno = error instanceof BlockError ? error.errno : E.EIO;
       const said = errno === E.ETIMEDOUT || errno === E.ECANCELED ? null : library.error(context);
-      const text = said === null ? (error as Error).message : `${what} call failed with "${said}"`;
-      throw new BlockError(`${failed} : ${text}`, { errno, cause: error });
+      if (said === null)
+        throw new BlockError(`${failed} : ${(error as Error).message}`, { errno, cause: error });
+      // As the library's calls that wait put it: the server's refusals by name, anything else is one.
+      const mounting = said.startsWith('RPC error') ? `mount_cb: ${said}` : 'nfs_service failed';
+      const text =
+        what === 'mount' ? `${failed}: ${mounting}` : `${failed} : ${what} call failed with "${said}"`;
+      throw new BlockError(text, { errno, cause: error });
     }
   }
 

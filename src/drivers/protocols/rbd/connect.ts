@@ -92,15 +92,29 @@ export async function openPool(layer: BlockLayer, options: RbdOptions, cached: b
     throw error;
   }
   const ioctx = cellValue(cell);
-  if (options.namespace) library.setNamespace(ioctx, options.namespace);
-  return {
-    library,
-    ioctx,
-    async close() {
-      library.ioctxDestroy(ioctx);
-      await callPooled(pooled.shutdown, cluster);
-    },
+  const close = async (): Promise<void> => {
+    library.ioctxDestroy(ioctx);
+    await callPooled(pooled.shutdown, cluster);
   };
+  const { namespace } = options;
+  if (namespace) {
+    try {
+      await checkNamespace(library, ioctx, namespace);
+    } catch (error) {
+      await close();
+      throw error;
+    }
+    library.setNamespace(ioctx, namespace);
+  }
+  return { library, ioctx, close };
+}
+
+async function checkNamespace(library: Librbd, ioctx: number, name: string): Promise<void> {
+  // A bool.
+  const cell = pointerCell();
+  const asked = await callPooled(library.pooled.namespaceExists, ioctx, name, addressOf(cell));
+  checked(asked, 'Error checking namespace');
+  if (cell[0] === 0) throw new BlockError(`namespace '${name}' does not exist`, { errno: E.ENOENT });
 }
 
 export interface RbdImage {

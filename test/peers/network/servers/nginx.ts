@@ -9,7 +9,7 @@ import { makeCertificate } from './vsftpd.ts';
 
 export interface WebServer {
   readonly port: number;
-  /** Folder of the files that are served. */
+  /** Folder of the files that are served; under /secret/ too, to "ali" with the password "open sesame". */
   readonly root: string;
   start(): Promise<void>;
   /** Kills the server and its workers. */
@@ -28,13 +28,15 @@ export async function startNginx(dir: string, tls: boolean): Promise<WebServer> 
   const temporary = ['client_body', 'proxy', 'fastcgi', 'uwsgi', 'scgi'].map(
     (name) => `${name}_temp_path ${at(name)};`,
   );
+  writeFileSync(at('users'), 'ali:{PLAIN}open sesame\n');
+  const secret = `location /secret/ { alias ${root}/; auth_basic x; auth_basic_user_file ${at('users')}; }`;
   const user = process.getuid?.() === 0 ? 'user root;' : '';
   writeFileSync(
     at('conf'),
     `${user} daemon off; worker_processes 1; pid ${at('pid')}; error_log ${at('log')};
 events { worker_connections 256; }
 http { access_log off; ${temporary.join(' ')}
-server { listen 127.0.0.1:${port}${tls ? ' ssl' : ''}; ${keys ?? ''} root ${root}; } }`,
+server { listen 127.0.0.1:${port}${tls ? ' ssl' : ''}; ${keys ?? ''} root ${root}; ${secret} } }`,
   );
   let server: ChildProcess;
   const result: WebServer = {
