@@ -47,12 +47,17 @@ interface IscsiState {
   /** The unit has no WRITE SAME, UNMAP or GET LBA STATUS: found out by trying. */
   readonly lacks: Set<'write-same' | 'unmap' | 'lba-status'>;
   readonly zeroes: IoMemory;
+  /** Vectors of requests that are over. */
+  readonly arrays: IovArray[];
 }
 
 type IscsiNode = BlockNode<IscsiState>;
 
 const HEADER_DIGESTS = { none: 0, 'none-crc32c': 1, 'crc32c-none': 2, crc32c: 3 } as const;
 const MAX_TRANSFER_BYTES = 1024 * 1024;
+/** Segments of a vector that is kept, and how many are kept. */
+const USUAL_SEGMENTS = 64;
+const MAX_ARRAYS = 64;
 const MAX_ZERO_BLOCKS = 65535;
 const WRITE_PROTECT_BIT = 0x80;
 const LBA_STATUS_BYTES = 8 + 16;
@@ -83,7 +88,7 @@ async function open(node: IscsiNode, context: OpenContext): Promise<IscsiState> 
     const capacity = await readCapacity(session);
     const zeroes = allocateIoMemory(capacity.blockBytes);
     zeroes.buf.fill(0);
-    return { session, capacity, lacks: new Set(), zeroes };
+    return { session, capacity, lacks: new Set(), zeroes, arrays: [] };
   } catch (error) {
     session.close();
     throw error;
@@ -119,10 +124,16 @@ async function readCapacity({ library, context, lun, command }: IscsiSession): P
 
 // ---- I/O -----------------------------------------------------------------------------------------------------
 
-function iovecs(vec: IoVector): IovArray {
-  const array = new IovArray(vec.segments.length);
-  array.fill(vec.segments, 0);
+/** The vector for the library, in an array that is used again: making one costs more than the rest of a request. */
+function takeArray({ arrays }: IscsiState, { segments }: IoVector): IovArray {
+  const isUsual = segments.length <= USUAL_SEGMENTS;
+  const array = (isUsual && arrays.pop()) || new IovArray(Math.max(USUAL_SEGMENTS, segments.length));
+  array.fill(segments, 0);
   return array;
+}
+
+function giveArray({ arrays }: IscsiState, array: IovArray, { segments }: IoVector): void {
+  if (segments.length <= USUAL_SEGMENTS && arrays.length < MAX_ARRAYS) arrays.push(array);
 }
 
 async function preadv(
@@ -132,11 +143,11 @@ async function preadv(
   bytes: number,
   vec: IoVector,
 ): Promise<void> {
-  const { library, context, lun, command } = state.session;
+  const { library, context, lun, transfer } = state.session;
   const { blockBytes } = state.capacity;
-  const iov = iovecs(vec);
+  const iov = takeArray(state, vec);
   const [addr, count] = [iov.memory.addr, vec.segments.length];
-  await command(
+  await transfer(
     (id) =>
       library.read16(
         context,
@@ -156,6 +167,7 @@ async function preadv(
       ),
     [iov, vec],
   );
+  giveArray(state, iov, vec);
 }
 
 async function pwritev(
@@ -167,13 +179,13 @@ async function pwritev(
   flags: number,
 ): Promise<void> {
   if (bytes === 0) return;
-  const { library, context, lun, command } = state.session;
+  const { library, context, lun, transfer } = state.session;
   const { blockBytes } = state.capacity;
-  const iov = iovecs(vec);
+  const iov = takeArray(state, vec);
   const [addr, count] = [iov.memory.addr, vec.segments.length];
   const fua = (flags & Req.fua) === 0 ? 0 : 1;
   const lba = offset / blockBytes;
-  await command(
+  await transfer(
     (id) =>
       library.write16(
         context,
@@ -194,6 +206,7 @@ async function pwritev(
       ),
     [iov, vec],
   );
+  giveArray(state, iov, vec);
 }
 
 function isUnsupported(error: unknown): boolean {

@@ -37,6 +37,8 @@ export interface IscsiSession {
   readonly lun: number;
   /** Runs a command that `begin` hands to the library; the data that came in. `kept` lives for as long. */
   command(begin: (id: number) => number, kept: unknown): Promise<Buffer>;
+  /** The same for a command whose data go from and to the request's own memory. */
+  transfer(begin: (id: number) => number, kept: unknown): Promise<void>;
   cancel(): void;
   close(): void;
 }
@@ -57,6 +59,9 @@ const CONNECT_TIMEOUT_MS = 10_000;
 const SENSE_UNIT_ATTENTION = 6;
 const SENSE_DATA_PROTECTION = 7;
 const SENSE_ILLEGAL_REQUEST = 5;
+
+const NOTHING = Buffer.alloc(0);
+const noData = (): Buffer => NOTHING;
 
 /** The errno for a check condition; 0: the command is worth another try. */
 function errnoOfSense({ key, code }: Sense): number {
@@ -135,7 +140,11 @@ export async function openSession(settings: SessionSettings): Promise<IscsiSessi
   }
 
   /** One try: the data, or null when it is worth another. */
-  function once(begin: (id: number) => number, kept: unknown): Promise<Buffer | null> {
+  function once(
+    begin: (id: number) => number,
+    kept: unknown,
+    take: (task: number) => Buffer,
+  ): Promise<Buffer | null> {
     return new Promise((resolve, reject) => {
       if (!isOpen) {
         reject(ioError(E.ENOTCONN));
@@ -145,7 +154,7 @@ export async function openSession(settings: SessionSettings): Promise<IscsiSessi
         // `kept` is what the command knows by address: it lives until here.
         void kept;
         if (task === 0) reject(ioError(status === STATUS_CANCELLED ? E.ECANCELED : E.EIO));
-        else if (status === STATUS_GOOD) resolve(dataOf(task));
+        else if (status === STATUS_GOOD) resolve(take(task));
         else if (status === STATUS_BUSY || status === STATUS_TASK_SET_FULL) resolve(null);
         else if (status === STATUS_CHECK_CONDITION) {
           const errno = errnoOfSense(senseOf(task));
@@ -165,18 +174,25 @@ export async function openSession(settings: SessionSettings): Promise<IscsiSessi
     });
   }
 
+  async function run(
+    begin: (id: number) => number,
+    kept: unknown,
+    take: (task: number) => Buffer,
+  ): Promise<Buffer> {
+    for (let tries = 1; ; tries++) {
+      const data = await once(begin, kept, take);
+      if (data !== null) return data;
+      if (tries === MAX_TRIES) throw ioError(E.EBUSY);
+      await new Promise((resolve) => setTimeout(resolve, FIRST_PAUSE_MS * 2 ** tries));
+    }
+  }
+
   return {
     library,
     context,
     lun: settings.lun,
-    async command(begin, kept) {
-      for (let tries = 1; ; tries++) {
-        const data = await once(begin, kept);
-        if (data !== null) return data;
-        if (tries === MAX_TRIES) throw ioError(E.EBUSY);
-        await new Promise((resolve) => setTimeout(resolve, FIRST_PAUSE_MS * 2 ** tries));
-      }
-    },
+    command: (begin, kept) => run(begin, kept, dataOf),
+    transfer: async (begin, kept) => void (await run(begin, kept, noData)),
     cancel() {
       if (isOpen) library.cancelAll(context);
     },

@@ -5,15 +5,21 @@
  * page-cache-size, debug. The open file is file.ts, names are names.ts.
  */
 
-import { addressOf } from '../../../aio/ffi.ts';
 import { copyOut } from '../../../aio/libraries/libnfs.ts';
-import { copyFromVector, fillVector, type IoVector, sliceVector } from '../../../aio/memory.ts';
+import {
+  copyFromVector,
+  fillVector,
+  type IoMemory,
+  type IoVector,
+  sliceVector,
+} from '../../../aio/memory.ts';
 import type { BlockDriver, OpenContext } from '../../../block/contract/driver.ts';
 import { Status } from '../../../block/contract/request.ts';
 import type { BlockNode } from '../../../block/graph/node.ts';
 import type { BlockLayer } from '../../../block/layer.ts';
 import { E } from '../../../errors/errno.ts';
 import { BlockError, ioError } from '../../../errors/error.ts';
+import { createOwnMemory, type OwnMemory } from '../../net/own-memory.ts';
 import { soon } from '../../net/within.ts';
 import { sizedFileCreation } from '../protocol-create.ts';
 import { type NfsFile, type NfsOptions, openNfsFile, statFile } from './file.ts';
@@ -21,6 +27,7 @@ import { exactName, nfsNames, parseName } from './names.ts';
 
 interface NfsState {
   readonly file: NfsFile;
+  readonly memory: OwnMemory;
   readonly writable: boolean;
   sizeBytes: number;
 }
@@ -45,7 +52,8 @@ async function open(node: NfsNode, context: OpenContext): Promise<NfsState> {
     node.readOnly = true;
     file = await openWith(false);
   }
-  return { file, writable: !node.readOnly, sizeBytes: (await statFile(file)).size };
+  const { size } = await statFile(file);
+  return { file, memory: createOwnMemory(), writable: !node.readOnly, sizeBytes: size };
 }
 
 async function preadv(
@@ -81,34 +89,27 @@ async function pwritev(
   if (bytes === 0) return;
   const { library, context, handle, call } = state.file;
   // The library may send it after the request was given up: it is memory of the request's own.
-  const data = Buffer.allocUnsafeSlow(bytes);
-  copyFromVector(vec, data);
+  const memory = state.memory.take(bytes);
+  copyFromVector(vec, memory.buf);
   let done = 0;
   while (done < bytes) {
     const written = await call(
       (id) =>
-        library.pwrite(
-          context,
-          handle,
-          offset + done,
-          bytes - done,
-          addressOf(data) + done,
-          library.done,
-          id,
-        ),
+        library.pwrite(context, handle, offset + done, bytes - done, memory.addr + done, library.done, id),
       (result) => {
-        keep(data);
+        keep(memory);
         return result;
       },
     );
     if (written === 0) throw ioError(E.EIO);
     done += written;
   }
+  state.memory.give(memory);
   state.sizeBytes = Math.max(state.sizeBytes, offset + bytes);
 }
 
 /** Names the memory of a call, so that it lives until the callback. */
-function keep(_memory: Buffer): void {}
+function keep(_memory: IoMemory): void {}
 
 async function setSize(file: NfsFile, length: number): Promise<void> {
   const { library, context, handle, call } = file;

@@ -9,10 +9,11 @@ import { clearEventFd, createEventFd } from '../../../aio/descriptors.ts';
 import { addressOf, closeFd } from '../../../aio/ffi.ts';
 import { cellValue, pointerCell } from '../../../aio/libraries/host-library.ts';
 import { EVENT_TYPE_EVENTFD, type Librbd } from '../../../aio/libraries/librbd.ts';
-import { allocateIoMemory, type IoMemory } from '../../../aio/memory.ts';
+import type { IoMemory } from '../../../aio/memory.ts';
 import { createWatch } from '../../../aio/poller.ts';
 import { E } from '../../../errors/errno.ts';
 import { errnoError, ioError } from '../../../errors/error.ts';
+import { createOwnMemory } from '../../net/own-memory.ts';
 
 interface Waiting {
   /** Kept until librbd is through with it; null: the request has no data. */
@@ -39,8 +40,6 @@ export interface RbdRequests {
   close(): void;
 }
 
-const POOLED_BYTES = 64 * 1024;
-const MAX_POOLED = 64;
 const MAX_EVENTS = 64;
 
 export function createRequests(library: Librbd, image: number): RbdRequests {
@@ -54,7 +53,7 @@ export function createRequests(library: Librbd, image: number): RbdRequests {
   const waiting = new Map<number, Waiting>();
   /** Calls on threads, and what fails those who wait for them. */
   const calls = new Set<(error: Error) => void>();
-  const free: IoMemory[] = [];
+  const own = createOwnMemory();
   const cell = pointerCell();
   const cellAddr = addressOf(cell);
   const events = Buffer.allocUnsafeSlow(MAX_EVENTS * 8);
@@ -99,11 +98,8 @@ export function createRequests(library: Librbd, image: number): RbdRequests {
         reject(ioError(-begun));
       });
     },
-    take: (bytes) =>
-      (bytes <= POOLED_BYTES ? free.pop() : undefined) ?? allocateIoMemory(Math.max(bytes, POOLED_BYTES)),
-    give(memory) {
-      if (memory.buf.length === POOLED_BYTES && free.length < MAX_POOLED) free.push(memory);
-    },
+    take: own.take,
+    give: own.give,
     waitFor(call, ...memory) {
       return new Promise((resolve, reject) => {
         calls.add(reject);
