@@ -92,7 +92,8 @@ test.each(['qcow2', 'raw'])('convert to %s', async (format) => {
       expect(readFileSync(path.join(dir, name)).equals(readFileSync(path.join(fixture, name))), at).toBe(
         true,
       );
-    if (format === 'qcow2') expectClean('copy', at);
+    // Killed before it has a header, it is no image yet.
+    if (img(dir, 'info', '--output=json', 'copy').includes('"qcow2"')) expectClean('copy', at);
     img(dir, ...words.filter((word) => word !== '-r' && word !== '64M'));
     expect(img(dir, 'compare', '-f', 'qcow2', '-F', format, 'top', 'copy')).toBe('Images are identical.\n');
   });

@@ -146,7 +146,7 @@ function checkSwitches({ switches, format, options, sparse, snapshot, operands }
     [switches.offload === true && sparse !== null, 'Cannot enable copy offloading when -S is used'],
     [switches.offload === true && switches.compress, 'Cannot enable copy offloading when -c is used'],
     [switches.offload === true && switches.salvage, 'Cannot use copy offloading in salvaging mode'],
-    [snapshot !== null && operands.length > 2, 'No support for concatenating multiple snapshot'],
+    [snapshot?.either !== undefined && operands.length > 2, 'No support for concatenating multiple snapshot'],
   ];
   for (const [applies, message] of rules) if (applies === true) throw new BlockError(message);
 }

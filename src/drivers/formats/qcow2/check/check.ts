@@ -64,6 +64,7 @@ export async function check(
     rebuild: false,
     turns: createTurns(),
     repaired: false,
+    l2Memory: null,
   };
   try {
     return await run(c);

@@ -4,7 +4,7 @@
  */
 
 import { entryOffset, HI_COMPRESSED, HI_COPIED } from '../layout/layout.ts';
-import { type Check, corruption, entryHex, readTable, writeTable } from './state.ts';
+import { type Check, corruption, entryHex, readL2, usedEntry, wordsOf, writeTable } from './state.ts';
 
 /** Checks, and repairs when allowed to, the flags of all active tables. */
 export async function checkCopiedFlags(c: Check): Promise<void> {
@@ -55,9 +55,11 @@ async function checkL2Flags(c: Check, tableOffset: number, repair: boolean): Pro
   const { s, request, result } = c;
   if (tableOffset >= c.fileBytes) return;
   await c.turns.next();
-  const view = await readTable(c, tableOffset, s.clusterBytes, 'check_oflag_copied()');
+  const view = await readL2(c, tableOffset, 'check_oflag_copied()');
   let fixed = 0;
-  for (let index = 0; index < s.l2Entries; index++) {
+  const words = wordsOf(view);
+  const next = (index: number): number => usedEntry(words, index, s.l2EntryBytes);
+  for (let index = next(0); index < s.l2Entries; index = next(index + 1)) {
     const at = index * s.l2EntryBytes;
     const hi = view.getUint32(at);
     const lo = view.getUint32(at + 4);

@@ -7,10 +7,10 @@
  */
 
 import type { Turns } from '../../../../aio/host/turns.ts';
-import { allocateIoMemory, vectorOf } from '../../../../aio/memory.ts';
+import { allocateIoMemory, type IoMemory, vectorOf } from '../../../../aio/memory.ts';
 import type { GraphReadGuard } from '../../../../block/contract/guard.ts';
 import type { ImageCheckRequest, ImageCheckResult } from '../../../../block/contract/image.ts';
-import { co } from '../../../../block/io/callbacks.ts';
+import { co, sync } from '../../../../block/io/callbacks.ts';
 import { E } from '../../../../errors/errno.ts';
 import { ioError } from '../../../../errors/error.ts';
 import { ImageCorruption } from '../layout/damage.ts';
@@ -41,6 +41,8 @@ export interface Check {
   readonly turns: Turns;
   /** Something on the disk was changed. */
   repaired: boolean;
+  /** For one L2 table at a time. */
+  l2Memory: IoMemory | null;
 }
 
 /** Reports an error of the image that stays as it is. */
@@ -72,18 +74,19 @@ export async function measureFile(c: Check): Promise<void> {
 
 /**
  * Reads [offset, offset+bytes) of the image file; what lies behind its end reads as zeroes, without any I/O. When it
- * cannot be read, that is reported as having happened `where`, if that is given, and thrown.
+ * cannot be read, that is reported as having happened `where`, if that is given, and thrown. `mem`: where to, `bytes` long.
  */
 export async function readTable(
   c: Check,
   offset: number,
   bytes: number,
   where: string | null = null,
+  mem: IoMemory = allocateIoMemory(bytes),
 ): Promise<DataView> {
-  const mem = allocateIoMemory(bytes);
   try {
     if (offset >= c.fileBytes) mem.buf.fill(0);
-    else await readInto(c.node, c.guard, offset, mem);
+    else if (!sync.tryPreadv(c.s.file.node, c.guard, offset, bytes, vectorOf(mem)))
+      await readInto(c.node, c.guard, offset, mem);
   } catch (error) {
     if (where !== null) {
       c.result.checkErrors++;
@@ -92,6 +95,25 @@ export async function readTable(
     throw error;
   }
   return new DataView(mem.buf.buffer, mem.buf.byteOffset, bytes);
+}
+
+/** An L2 table, in the memory that the next one will take. */
+export function readL2(c: Check, offset: number, where: string): Promise<DataView> {
+  c.l2Memory ??= allocateIoMemory(c.s.clusterBytes);
+  return readTable(c, offset, c.s.clusterBytes, where, c.l2Memory);
+}
+
+/** The table as words of 32 bits, of which only whether they are zero means anything here. */
+export function wordsOf({ buffer, byteOffset, byteLength }: DataView): Int32Array {
+  return new Int32Array(buffer, byteOffset, byteLength / 4);
+}
+
+/** Index of the first entry from `index` on that is not all zeroes, or the number of entries. Huge images have few. */
+export function usedEntry(words: Int32Array, index: number, entryBytes: number): number {
+  const perEntry = entryBytes / 4;
+  let at = index * perEntry;
+  while (at < words.length && words[at] === 0) at++;
+  return Math.floor(at / perEntry);
 }
 
 /**

@@ -16,7 +16,16 @@ import {
   LO_RESERVED,
   LO_ZERO,
 } from '../layout/layout.ts';
-import { type Check, corruption, countRegion, entryHex, readTable, writeTable } from './state.ts';
+import {
+  type Check,
+  corruption,
+  countRegion,
+  entryHex,
+  readL2,
+  usedEntry,
+  wordsOf,
+  writeTable,
+} from './state.ts';
 
 /** Reserved bits of the low half of an L1 entry: all below the offset. */
 const L1_LO_RESERVED = 0x1ff;
@@ -68,14 +77,14 @@ async function checkL2(c: Check, tableOffset: number, active: boolean): Promise<
   // Nothing there means zeroes, and those refer to nothing.
   if (tableOffset >= c.fileBytes) return;
   await c.turns.next();
-  const view = await readTable(c, tableOffset, s.clusterBytes, 'check_refcounts_l2');
+  const view = await readL2(c, tableOffset, 'check_refcounts_l2');
   const position: L2Position = { tableOffset, view, active, next: 0 };
-  const extended = s.l2EntryBytes === 16;
-  for (let index = 0; index < s.l2Entries; index++) {
+  const words = wordsOf(view);
+  const next = (index: number): number => usedEntry(words, index, s.l2EntryBytes);
+  for (let index = next(0); index < s.l2Entries; index = next(index + 1)) {
     const at = index * s.l2EntryBytes;
     const hi = view.getUint32(at);
     const lo = view.getUint32(at + 4);
-    if (hi === 0 && lo === 0 && !extended) continue;
     if ((hi & HI_COMPRESSED) !== 0) checkCompressed(c, position, index, hi, lo);
     else if (checkStandard(c, position, index, hi, lo)) await clearEntry(c, position, index);
   }
