@@ -2,6 +2,7 @@
 
 import { type ChildProcess, spawn, spawnSync } from 'node:child_process';
 import { mkdirSync, writeFileSync } from 'node:fs';
+import { createServer } from 'node:net';
 import path from 'node:path';
 import { freePort } from './ports.ts';
 import { waitForPort } from './sshd.ts';
@@ -18,7 +19,27 @@ export interface NfsServer {
   end(): void;
 }
 
+/**
+ * Clients find the server by the host's one port mapper: there is one at a time, and other tests wait for their turn. The
+ * name is given back when the process ends, however it does.
+ */
+async function takeTurn(): Promise<() => void> {
+  for (;;) {
+    const turn = createServer();
+    const isMine = await new Promise<boolean>((resolve) => {
+      turn.once('error', () => resolve(false));
+      turn.listen('\0qblockd-test-nfs', () => resolve(true));
+    });
+    if (isMine) {
+      turn.unref();
+      return () => void turn.close();
+    }
+    await new Promise((resolve) => setTimeout(resolve, 100));
+  }
+}
+
 export async function startGanesha(dir: string): Promise<NfsServer> {
+  const leave = await takeTurn();
   const share = path.join(dir, 'share');
   mkdirSync(share);
   let mapper: ChildProcess | null = null;
@@ -55,9 +76,15 @@ export async function startGanesha(dir: string): Promise<NfsServer> {
     freeze: (frozen) => void server.kill(frozen ? 'SIGSTOP' : 'SIGCONT'),
     end() {
       server.kill('SIGKILL');
-      mapper?.kill();
+      mapper?.kill('SIGKILL');
+      leave();
     },
   };
-  await started.start();
+  try {
+    await started.start();
+  } catch (error) {
+    started.end();
+    throw error;
+  }
   return started;
 }
