@@ -86,12 +86,12 @@ export function parseExtents(text: string): readonly ExtentLine[] {
   const lines: ExtentLine[] = [];
   let total = 0;
   for (const line of text.split(/\r?\n/)) {
-    const start = /^(RW|RDONLY|NOACCESS) (\d{1,16}) (\S+)(.*)$/.exec(line);
+    const start = /^[ \t]*(RW|RDONLY|NOACCESS)[ \t]+(\d{1,16})[ \t]+(\S+)(.*)$/.exec(line);
     if (start === null) continue;
     const [, access, digits, type, rest] = start;
     const sectors = Number(digits);
     const kind = EXTENT_TYPES.find((each) => each === type);
-    const name = /^ "([^"]*)"(?: (\d{1,16}))?(?: .*)?$/.exec(rest!);
+    const name = /^[ \t]+"([^"]*)"(?:[ \t]+(\d{1,16}))?(?:[ \t].*)?$/.exec(rest!);
     if (access === 'NOACCESS') throw invalid(`Extent that must not be accessed: ${line}`);
     const wellFormed =
       kind !== undefined &&

@@ -1,16 +1,16 @@
 /** Opening VMDK images: the descriptor, wherever it is, the extents it names, and the image below. */
 
-import { existsSync } from 'node:fs';
 import type { OpenContext } from '../../../block/contract/driver.ts';
 import type { GraphReadGuard } from '../../../block/contract/guard.ts';
 import { Role } from '../../../block/contract/request.ts';
 import type { BlockChild } from '../../../block/graph/node.ts';
 import { nodeFilename } from '../../../block/open/filename.ts';
-import { placeOf, relativeName } from '../../../block/open/image-name.ts';
+import { placeOf } from '../../../block/open/image-name.ts';
 import { E } from '../../../errors/errno.ts';
 import { BlockError } from '../../../errors/error.ts';
 import { createSpace } from '../shared/append-space.ts';
 import { createFound } from '../shared/mapped-image.ts';
+import { chooseParent, portablePath, withBaseNames } from '../shared/parent-paths.ts';
 import { readBytes } from '../shared/table-io.ts';
 import { createWriteBack } from '../shared/write-back.ts';
 import {
@@ -117,13 +117,12 @@ async function readStart(file: BlockChild, guard: GraphReadGuard): Promise<Start
   return { descriptor, descriptorAt: text === '' ? null : at, extent };
 }
 
-/** The name of the parent: as the descriptor has it; beside the image where that leads nowhere. */
+/**
+ * The name of the parent: as the descriptor has it; where that leads nowhere, as a path of Windows may be meant here, or
+ * beside the image.
+ */
 function parentNameOf(node: VmdkNode, name: string): string {
-  const place = placeOf(node);
-  if (place === null) return name;
-  const beside = name.slice(name.lastIndexOf('/') + 1);
-  const isThere = (each: string): boolean => existsSync(relativeName(place, each));
-  return !isThere(name) && isThere(beside) ? beside : name;
+  return chooseParent(node, [name, ...withBaseNames([portablePath(name)])]) ?? name;
 }
 
 async function openParent(node: VmdkNode, context: OpenContext, state: VmdkState): Promise<void> {
