@@ -9,7 +9,7 @@ import { appendFileSync } from 'node:fs';
 import { clientMemory } from '../src/aio/host/client-memory.ts';
 import { asMonitor } from '../src/block/graph/debug.ts';
 import { nodesInOrder } from '../src/block/query/query.ts';
-import { blockGraph } from '../src/block/query/query-graph.ts';
+import { blockGraphNow } from '../src/block/query/query-graph.ts';
 import { requestsOfAll } from '../src/block/query/requests.ts';
 import { queryBlockJobs } from '../src/jobs/block-job.ts';
 import { withJobLock } from '../src/jobs/job-common.ts';
@@ -43,7 +43,7 @@ export function debugDump({ context, host, listeners }: Daemon): object {
       ),
       blockers: node.opBlockers.map(({ reason }) => reason),
     })),
-    graph: blockGraph(layer),
+    graph: blockGraphNow(layer),
     requests: requestsOfAll(layer),
     jobs: withJobLock(jobs, (lock) => ({ all: queryJobs(jobs, lock), block: queryBlockJobs(jobs, lock) })),
     exports: exports.observe().map(({ id, type, nodeName, clients, inFlight }) => ({

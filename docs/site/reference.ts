@@ -1,6 +1,7 @@
 /** The reference of QMP: a page for each module of the schema. */
 
 import type { Member, Model, ObjectType, TypeDefinition, TypeUse } from '../../schema/generator/model.ts';
+import { useText } from '../../schema/generator/use-text.ts';
 import type { Examples } from './examples.ts';
 import { code, escaped, heading, inline, linkTo, type Page, table } from './html.ts';
 
@@ -45,20 +46,7 @@ class ReferencePage {
   }
 
   use(use: TypeUse): string {
-    switch (use.kind) {
-      case 'str':
-        return 'string';
-      case 'bool':
-        return 'boolean';
-      case 'int':
-        return use.integer;
-      case 'list':
-        return `list of ${this.use(use.element)}`;
-      case 'named':
-        return this.link(use.name);
-      default:
-        return use.kind;
-    }
+    return useText(use, (name) => this.link(name));
   }
 
   members(members: readonly Member[]): string {

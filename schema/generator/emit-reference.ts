@@ -2,7 +2,8 @@
  * Writes REFERENCE.md: the QMP reference manual, made from the descriptions in the schema.
  */
 
-import type { CommandDefinition, Member, Model, Since, TypeDefinition, TypeUse } from './model.ts';
+import type { CommandDefinition, Member, Model, Since, TypeDefinition } from './model.ts';
+import { useText } from './use-text.ts';
 
 /** The text of REFERENCE.md. */
 export function emitReference(model: Model): string {
@@ -38,7 +39,7 @@ function commandText(model: Model, command: CommandDefinition): string[] {
   else if (type !== undefined) lines.push(`Arguments: the members of ${link(model, type.name)}.`, '');
   if (command.returns !== null) {
     const text = command.returnsDescription === '' ? '' : `: ${command.returnsDescription}`;
-    lines.push(`Returns ${useText(model, command.returns)}${text}.`, '');
+    lines.push(`Returns ${useText(command.returns, (name) => link(model, name))}${text}.`, '');
   }
   return lines;
 }
@@ -52,7 +53,9 @@ function typeText(model: Model, type: TypeDefinition): string[] {
       break;
     case 'alternate':
       for (const choice of type.choices)
-        lines.push(`- ${choice.name} (${useText(model, choice.use)}): ${choice.description}`);
+        lines.push(
+          `- ${choice.name} (${useText(choice.use, (name) => link(model, name))}): ${choice.description}`,
+        );
       break;
     case 'object':
       lines.push(...memberLines(model, type));
@@ -72,30 +75,13 @@ function memberLines(model: Model, type: TypeDefinition | undefined): string[] {
 
 function memberText(model: Model, member: Member): string {
   const name = member.optional ? `[\`${member.name}\`]` : `\`${member.name}\``;
-  return `- ${name} (${useText(model, member.use)}): ${member.description}${notesText(member)}`;
+  return `- ${name} (${useText(member.use, (name) => link(model, name))}): ${member.description}${notesText(member)}`;
 }
 
 /** What is special about it, and since when it is there. */
 function notesText({ features, since }: { features: readonly string[]; since?: Since }): string {
   const notes = [...features, ...(typeof since === 'string' ? [`since ${since}`] : [])];
   return notes.length === 0 ? '' : ` (${notes.join(', ')})`;
-}
-
-function useText(model: Model, use: TypeUse): string {
-  switch (use.kind) {
-    case 'str':
-      return 'string';
-    case 'bool':
-      return 'boolean';
-    case 'int':
-      return use.integer;
-    case 'list':
-      return `array of ${useText(model, use.element)}`;
-    case 'named':
-      return link(model, use.name);
-    default:
-      return use.kind;
-  }
 }
 
 function kindOf(type: TypeDefinition): string {

@@ -9,7 +9,7 @@ import { operationBlocker } from '../block/graph/op-blockers.ts';
 import type { BlockLayer } from '../block/layer.ts';
 import { activate, inactivate, setAllActive } from '../block/open/activation.ts';
 import { addNode } from '../block/open/open.ts';
-import { namedBlockNodes, nodeStats, nodesInOrder } from '../block/query/query.ts';
+import { allNodeStats, namedBlockNodes } from '../block/query/query.ts';
 import { BlockError } from '../errors/error.ts';
 import type { Handlers } from '../qmp/dispatch.ts';
 import type { CommandContext } from './context.ts';
@@ -57,7 +57,7 @@ export const blockCoreCommands = {
   // Lists devices (frontends); a storage daemon has none.
   'query-block': () => [],
   'query-blockstats': ({ layer }, { 'query-nodes': queryNodes }) =>
-    queryNodes === true ? nodesInOrder(layer).map(nodeStats) : [],
+    queryNodes === true ? allNodeStats(layer) : [],
 } satisfies Pick<
   Handlers<CommandContext>,
   | 'blockdev-add'

@@ -433,6 +433,8 @@ export const IMAGE_CASES: Readonly<Record<string, ToolCase>> = {
       'resize -f raw --preallocation=full raw +1M',
       'resize -f raw --preallocation=falloc raw +1M',
       'resize -f raw --shrink -q raw 1000',
+      'resize -f raw raw 9223372036854775807',
+      'resize -f raw raw 9223372036854775808',
       'resize --image-opts driver=raw,file.filename=longer +1M',
     ],
     images: ['raw:raw', 'longer:raw'],

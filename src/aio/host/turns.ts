@@ -25,3 +25,21 @@ export function createTurns(): Turns {
     },
   };
 }
+
+/** Carries out `work`, which yields between its steps, and lets others have a turn when it has lasted long enough. */
+export async function inTurns<T>(work: Generator<undefined, T>): Promise<T> {
+  const turns = createTurns();
+  for (;;) {
+    const step = work.next();
+    if (step.done === true) return step.value;
+    await turns.next();
+  }
+}
+
+/** Carries out `work` in one go. */
+export function atOnce<T>(work: Generator<undefined, T>): T {
+  for (;;) {
+    const step = work.next();
+    if (step.done === true) return step.value;
+  }
+}

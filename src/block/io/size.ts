@@ -29,10 +29,11 @@ export async function coTruncate(
   growOnly = false,
 ): Promise<void> {
   if (length < 0) throw new BlockError('Image size cannot be negative', { errno: E.EINVAL });
-  if (length > MAX_LENGTH_BYTES)
-    throw new BlockError(`offset(${BigInt(length)}) exceeds maximum(${BigInt(MAX_LENGTH_BYTES)})`, {
-      errno: E.EIO,
-    });
+  if (length > MAX_LENGTH_BYTES) {
+    // 2^63 is what the largest int64 was rounded to.
+    const told = length === 2 ** 63 ? 2n ** 63n - 1n : BigInt(length);
+    throw new BlockError(`offset(${told}) exceeds maximum(${BigInt(MAX_LENGTH_BYTES)})`, { errno: E.EIO });
+  }
   if (node.readOnly) throw new BlockError('Image is read-only', { errno: E.EACCES });
   const everything = growOnly || node.driver.exclusiveTruncate === true;
   const from = everything ? 0 : Math.min(length, node.totalBytes);

@@ -6,6 +6,7 @@ import type {
   XBlockGraphMember,
   XBlockGraphRole,
 } from '../../../schema/generated/types.ts';
+import { inTurns } from '../../aio/host/turns.ts';
 import { Role } from '../contract/request.ts';
 import type { BlockChild, BlockNode, RootParent } from '../graph/node.ts';
 import type { BlockLayer } from '../layer.ts';
@@ -33,8 +34,21 @@ function nodeMember(node: BlockNode, id: number): XBlockGraphMember {
   };
 }
 
-/** `exportIds`: the exports by what they hold their nodes with. Users come first, then nodes, oldest first. */
-export function graphWithUsers(layer: BlockLayer, exportIds: ReadonlyMap<RootParent, string>): XBlockGraph {
+/**
+ * `exportIds`: the exports by what they hold their nodes with. Users come first, then nodes, oldest first. A large graph
+ * takes several turns, in which it does not change.
+ */
+export function graphWithUsers(
+  layer: BlockLayer,
+  exportIds: ReadonlyMap<RootParent, string>,
+): Promise<XBlockGraph> {
+  return layer.graphLock.withRead(() => inTurns(collect(layer, exportIds)));
+}
+
+function* collect(
+  layer: BlockLayer,
+  exportIds: ReadonlyMap<RootParent, string>,
+): Generator<undefined, XBlockGraph> {
   const members: XBlockGraphMember[] = [];
   const edges: XBlockGraphEdge[] = [];
   const nodes = nodesInOrder(layer);
@@ -62,6 +76,7 @@ export function graphWithUsers(layer: BlockLayer, exportIds: ReadonlyMap<RootPar
     return id;
   };
   for (const [index, edge] of layer.rootEdges.entries()) {
+    yield;
     if (edge.parent.kind !== 'root') continue;
     const { root } = edge.parent;
     const exportId = exportIds.get(root);
@@ -71,6 +86,7 @@ export function graphWithUsers(layer: BlockLayer, exportIds: ReadonlyMap<RootPar
     else addEdge(userNumber('user', '', `user ${index}`), edge);
   }
   for (const [node, id] of numbers) {
+    yield;
     members.push(nodeMember(node, id));
     for (const edge of node.children) addEdge(id, edge);
   }

@@ -6,6 +6,7 @@ import type {
   XDbgBlockGraphEdge,
   XDbgBlockGraphNode,
 } from '../../../schema/generated/types.ts';
+import { atOnce, inTurns } from '../../aio/host/turns.ts';
 import { Perm } from '../contract/request.ts';
 import type { BlockChild } from '../graph/node.ts';
 import type { BlockLayer } from '../layer.ts';
@@ -53,16 +54,29 @@ class GraphWriter {
   }
 }
 
-/** The whole graph, for people and tests. */
-export function blockGraph(layer: BlockLayer): XDbgBlockGraph {
+/** The whole graph, for people and tests. A large one takes several turns, in which it does not change. */
+export function blockGraph(layer: BlockLayer): Promise<XDbgBlockGraph> {
+  return layer.graphLock.withRead(() => inTurns(collect(layer)));
+}
+
+/** The same at once, whoever holds the graph: for a look at what hangs. */
+export function blockGraphNow(layer: BlockLayer): XDbgBlockGraph {
+  return atOnce(collect(layer));
+}
+
+function* collect(layer: BlockLayer): Generator<undefined, XDbgBlockGraph> {
   const writer = new GraphWriter();
   const jobs = new Map<string, BlockChild[]>();
   for (const edge of layer.rootEdges) {
+    yield;
     const jobId = edge.parent.kind === 'root' ? edge.parent.root.jobId : null;
     if (jobId === null) writer.add(edge, 'block-backend', '', [edge]);
     else jobs.set(jobId, [...(jobs.get(jobId) ?? []), edge]);
   }
   for (const [id, edges] of [...jobs].reverse()) writer.add(edges, 'block-job', id, edges);
-  for (const node of nodesInOrder(layer)) writer.add(node, 'block-driver', node.name, node.children);
+  for (const node of nodesInOrder(layer)) {
+    yield;
+    writer.add(node, 'block-driver', node.name, node.children);
+  }
   return { nodes: writer.nodes.reverse(), edges: writer.edges.reverse() };
 }

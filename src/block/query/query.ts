@@ -9,6 +9,7 @@ import type {
   ImageInfoSpecific,
   SnapshotInfo,
 } from '../../../schema/generated/types.ts';
+import { createTurns } from '../../aio/host/turns.ts';
 import { dirtyBitmapInfos } from '../bitmaps/dirty-bitmap.ts';
 import type { InternalSnapshot } from '../contract/image.ts';
 import { chainChild } from '../graph/chain.ts';
@@ -198,6 +199,21 @@ export function nodesInOrder(layer: BlockLayer): readonly BlockNode[] {
 /** Newest node first, as the original lists them. */
 export async function namedBlockNodes(layer: BlockLayer, flat: boolean): Promise<BlockDeviceInfo[]> {
   const infos: BlockDeviceInfo[] = [];
-  for (const node of nodesInOrder(layer).toReversed()) infos.push(await blockDeviceInfo(node, flat));
+  const turns = createTurns();
+  for (const node of nodesInOrder(layer).toReversed()) {
+    infos.push(await blockDeviceInfo(node, flat));
+    await turns.next();
+  }
   return infos;
+}
+
+/** Counters of every node, oldest first. */
+export async function allNodeStats(layer: BlockLayer): Promise<BlockStats[]> {
+  const turns = createTurns();
+  const stats: BlockStats[] = [];
+  for (const node of nodesInOrder(layer)) {
+    await turns.next();
+    stats.push(nodeStats(node));
+  }
+  return stats;
 }

@@ -8,6 +8,7 @@
  */
 
 import type { TransactionAction, TransactionActionKind } from '../../../schema/generated/types.ts';
+import { createTurns } from '../../aio/host/turns.ts';
 import { drainedBeginAll } from '../../block/graph/drain.ts';
 import type { BlockNode } from '../../block/graph/node.ts';
 import { BlockError } from '../../errors/error.ts';
@@ -95,8 +96,10 @@ function prepare(
 /** Takes every step, also when one before it has failed; then throws what the first has thrown that did. */
 async function allOf(steps: readonly (() => void | Promise<void>)[]): Promise<void> {
   const errors: unknown[] = [];
+  const turns = createTurns();
   for (const step of steps) {
     try {
+      await turns.next();
       await step();
     } catch (error) {
       errors.push(error);
@@ -114,10 +117,13 @@ export async function runTransaction(
   const section = await drainedBeginAll(namedNodes(context, actions));
   const jobTransaction = isGrouped ? createTransaction() : null;
   const prepared: PreparedAction[] = [];
+  const turns = createTurns();
   try {
     try {
-      for (const action of actions)
+      for (const action of actions) {
+        await turns.next();
         prepared.push(await prepare({ ...context, jobTransaction }, action, isGrouped));
+      }
     } catch (error) {
       await allOf(prepared.toReversed().map((action) => () => action.abort?.()));
       throw error;

@@ -44,14 +44,14 @@ async function truncate(
   const { header, table, file } = node.state;
   if (prealloc !== 'off')
     throw new BlockError(`Unsupported preallocation mode '${prealloc}'`, { errno: E.ENOTSUP });
-  if (length < header.size)
-    throw new BlockError('Shrinking images is currently not supported', { errno: E.ENOTSUP });
   if (length % 512 !== 0) throw new BlockError('Invalid image size specified', { errno: E.EINVAL });
   try {
     checkShape(header.clusterBytes, header.tableClusters, length);
   } catch {
     throw new BlockError('Invalid image size specified', { errno: E.EINVAL });
   }
+  if (length < header.size)
+    throw new BlockError('Shrinking images is currently not supported', { errno: E.ENOTSUP });
   // The L1 table is as long as it can get on the disk; what was in memory is what the old length needed.
   await flushMapped(map, node, guard);
   const entries = l1EntriesFor(header, length);
