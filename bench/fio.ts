@@ -65,6 +65,8 @@ export interface FioSettings {
   /** Processes at a time, each with its own connection and depth. */
   readonly connections?: number;
   readonly extra?: readonly string[];
+  /** See measure.ts; the server is the caller's. */
+  readonly isRealtime?: boolean;
 }
 
 /** The server has stopped to answer. */
@@ -73,24 +75,27 @@ export class NoAnswerError extends Error {}
 /** What fio takes beside its running time, at most. */
 const GRACE_SECONDS = 10;
 
-/** Runs fio against the socket of the server with process id `serverPid`; throws NoAnswerError. */
-export function runFio(
+/** Seconds in which requests are made before those that count: a server that has just started has its code to read or compile. */
+const WARM_UP_SECONDS = 1;
+
+function fio(
   socket: string,
-  serverPid: number,
   { rw, blockSize, depth }: Load,
   runtimeSeconds: number,
   sizeMib: number,
-  { connections = 1, extra = [] }: FioSettings = {},
-): Figures {
-  const argv = pinned(CLIENT_CPU, [
-    ...(['fio', '--name=bench', '--ioengine=nbd', `--uri=nbd+unix:///?socket=${socket}`] as const),
-    ...[`--rw=${rw}`, `--bs=${blockSize}`, `--iodepth=${depth}`, `--size=${sizeMib}m`],
-    ...[`--numjobs=${connections}`, '--group_reporting'],
-    ...[`--runtime=${runtimeSeconds}`, '--time_based', '--randseed=1', '--output-format=json'],
-    ...extra,
-  ]);
-  const [program, ...args] = argv;
-  const before = cpuOf(serverPid);
+  { connections = 1, extra = [], isRealtime = false }: FioSettings,
+): FioReport['jobs'][number] {
+  const [program, ...args] = pinned(
+    CLIENT_CPU,
+    [
+      ...(['fio', '--name=bench', '--ioengine=nbd', `--uri=nbd+unix:///?socket=${socket}`] as const),
+      ...[`--rw=${rw}`, `--bs=${blockSize}`, `--iodepth=${depth}`, `--size=${sizeMib}m`],
+      ...[`--numjobs=${connections}`, '--group_reporting'],
+      ...[`--runtime=${runtimeSeconds}`, '--time_based', '--randseed=1', '--output-format=json'],
+      ...extra,
+    ],
+    isRealtime,
+  );
   // A server that answers no more would hold it for ever.
   const timeout = (runtimeSeconds + GRACE_SECONDS) * 1000;
   const result = spawnSync(program, args, {
@@ -98,20 +103,38 @@ export function runFio(
     ...{ timeout, killSignal: 'SIGKILL' },
   });
   if (result.signal === 'SIGKILL') throw new NoAnswerError(`no answer to ${rw} of ${blockSize}`);
-  const after = cpuOf(serverPid);
   // fio puts warnings before the JSON text.
   const start = result.stdout.search(/^\{/m);
   if (result.status !== 0 || start < 0) throw new Error(`fio failed: ${result.stderr || result.stdout}`);
-  const report = JSON.parse(result.stdout.slice(start)) as FioReport;
-  const job = report.jobs[0];
+  const job = (JSON.parse(result.stdout.slice(start)) as FioReport).jobs[0];
   if (job === undefined || job.error !== 0) throw new Error(`fio: error ${job?.error}`);
+  return job;
+}
+
+/** Has the server do the same for a second that does not count; throws NoAnswerError. */
+export function warmUp(socket: string, load: Load, sizeMib: number, settings: FioSettings = {}): void {
+  fio(socket, load, WARM_UP_SECONDS, sizeMib, settings);
+}
+
+/** Runs fio against the socket of the server with process id `serverPid`; throws NoAnswerError. */
+export function runFio(
+  socket: string,
+  serverPid: number,
+  load: Load,
+  runtimeSeconds: number,
+  sizeMib: number,
+  settings: FioSettings = {},
+): Figures {
+  const before = cpuOf(serverPid);
+  const job = fio(socket, load, runtimeSeconds, sizeMib, settings);
+  const after = cpuOf(serverPid);
   const direction = job.read.total_ios > 0 ? job.read : job.write;
   return {
     requestsPerSecond: direction.iops,
     userUs: ((after.userSeconds - before.userSeconds) * 1e6) / direction.total_ios,
     kernelUs: ((after.kernelSeconds - before.kernelSeconds) * 1e6) / direction.total_ios,
     // The processes of a group share one processor, and fio gives the mean of their shares.
-    clientShare: ((job.usr_cpu + job.sys_cpu) / 100) * connections,
+    clientShare: ((job.usr_cpu + job.sys_cpu) / 100) * (settings.connections ?? 1),
     p99Us: (direction.clat_ns.percentile?.['99.000000'] ?? Number.NaN) / 1000,
   };
 }
@@ -147,12 +170,11 @@ export function runTlsClient(
   { blockSize, depth }: Load,
   runtimeSeconds: number,
   sizeMib: number,
+  isRealtime = false,
 ): Figures {
   const numbers = [Number.parseInt(blockSize, 10) * 1024, depth, runtimeSeconds, sizeMib * 1048576];
-  const [program, ...args] = pinned(CLIENT_CPU, [
-    ...(['/usr/bin/python3', '-c', TLS_READER, socket, keys] as const),
-    ...numbers.map(String),
-  ]);
+  const argv = ['/usr/bin/python3', '-c', TLS_READER, socket, keys, ...numbers.map(String)] as const;
+  const [program, ...args] = pinned(CLIENT_CPU, argv, isRealtime);
   const before = cpuOf(serverPid);
   const result = spawnSync(program, args, { encoding: 'utf8' });
   const after = cpuOf(serverPid);

@@ -116,6 +116,7 @@ export interface RunningJobServer {
   readonly qmp: BenchQmp;
   /** UNIX socket of the NBD server. */
   readonly nbdSocket: string;
+  readonly pid: number;
   stop(): Promise<void>;
 }
 
@@ -133,7 +134,7 @@ export async function startJobServer(
     ...['--chardev', `socket,id=qmp,path=${socket},server=on,wait=off`, '--monitor', 'chardev=qmp'],
     ...['--nbd-server', `addr.type=unix,addr.path=${nbdSocket}`],
   ] as const;
-  const { stop } = await startUntil(isPinned ? pinned(SERVER_CPU, argv) : argv, socket);
+  const { child, stop } = await startUntil(isPinned ? pinned(SERVER_CPU, argv) : argv, socket);
   await sleep(300);
   const qmp = await BenchQmp.connect(socket);
   for (const { name, format, backing } of load.images) {
@@ -151,6 +152,7 @@ export async function startJobServer(
   return {
     qmp,
     nbdSocket,
+    pid: child.pid!,
     stop: async () => {
       qmp.close();
       await stop();

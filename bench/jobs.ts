@@ -7,7 +7,8 @@
  * Each measurement has a daemon and images of its own, made anew; the order of the servers rotates. The target is synced
  * before the next one begins, so that nobody pays for the pages of the one before.
  *
- * Options: --size MIB of data (1024), --rounds N (3), --only PART of a server's name, --load PART of a job's name (or p99),
+ * Options: --realtime (for the percentiles server and client go before whatever else the machine does; takes
+ * privileges), --size MIB of data (1024), --rounds N (3), --only PART of a server's name, --load PART of a job's name (or p99),
  * --dir FOLDER for the images, --json FILE for every result.
  */
 
@@ -30,7 +31,7 @@ import {
   STREAM_LOAD,
   startJobServer,
 } from './job-loads.ts';
-import { hasProgram, markdownTable, median, parseOptions, pinned } from './measure.ts';
+import { hasProgram, markdownTable, median, parseOptions, pinned, prefer } from './measure.ts';
 
 interface TimedLoad extends JobLoad {
   readonly end: 'BLOCK_JOB_READY' | 'BLOCK_JOB_COMPLETED';
@@ -68,17 +69,21 @@ async function runJob({ qmp }: RunningJobServer, load: TimedLoad): Promise<numbe
 const LATENCY_SECONDS = 4;
 
 /** 99th percentile, in microseconds, of 4 KiB reads of the source, now and then for a while. */
-async function latency(folder: string): Promise<number> {
-  const [program, ...args] = pinned(CLIENT_CPU, [
-    ...([
-      'fio',
-      '--name=guest',
-      '--ioengine=nbd',
-      `--uri=nbd+unix:///source?socket=${path.join(folder, 'nbd')}`,
-    ] as const),
-    ...['--rw=randread', '--bs=4k', '--iodepth=1', '--thinktime=200us', '--time_based'],
-    ...[`--ramp_time=${LATENCY_SECONDS}`, `--runtime=${LATENCY_SECONDS}`, '--output-format=json'],
-  ]);
+async function latency(folder: string, isRealtime: boolean): Promise<number> {
+  const [program, ...args] = pinned(
+    CLIENT_CPU,
+    [
+      ...([
+        'fio',
+        '--name=guest',
+        '--ioengine=nbd',
+        `--uri=nbd+unix:///source?socket=${path.join(folder, 'nbd')}`,
+      ] as const),
+      ...['--rw=randread', '--bs=4k', '--iodepth=1', '--thinktime=200us', '--time_based'],
+      ...[`--ramp_time=${LATENCY_SECONDS}`, `--runtime=${LATENCY_SECONDS}`, '--output-format=json'],
+    ],
+    isRealtime,
+  );
   const child = spawn(program, args, { stdio: ['ignore', 'pipe', 'inherit'] });
   let text = '';
   child.stdout.setEncoding('utf8').on('data', (part: string) => {
@@ -105,6 +110,7 @@ async function disturbance(
   folder: string,
   master: string,
   sizeMib: number,
+  isRealtime: boolean,
 ): Promise<Disturbance> {
   const load = copyLoad('mirror', 'raw', 'qcow2');
   makeImages(load, folder, master, sizeMib);
@@ -119,10 +125,11 @@ async function disturbance(
   };
   try {
     await qmp.execute('block-export-add', { type: 'nbd', id: 'e', 'node-name': 'source', name: 'source' });
-    const alone = await latency(folder);
+    if (isRealtime) prefer(running.pid);
+    const alone = await latency(folder, isRealtime);
     const speed = Math.floor((sizeMib << 20) / (2 * LATENCY_SECONDS + 1));
     await qmp.execute(load.command, { ...load.arguments, speed });
-    const limited = await latency(folder);
+    const limited = await latency(folder, isRealtime);
     await endMirror();
     let isOver = false;
     const mirrors = async (): Promise<void> => {
@@ -136,7 +143,7 @@ async function disturbance(
       }
     };
     const ended = mirrors();
-    const full = await latency(folder);
+    const full = await latency(folder, isRealtime);
     isOver = true;
     await ended;
     return { alone, limited, full };
@@ -147,14 +154,19 @@ async function disturbance(
 }
 
 async function main(): Promise<void> {
-  const options = parseOptions(process.argv.slice(2), {
-    size: '1024',
-    rounds: '3',
-    only: '',
-    load: '',
-    dir: tmpdir(),
-    json: '',
-  });
+  const argv = process.argv.slice(2);
+  const isRealtime = argv.includes('--realtime');
+  const options = parseOptions(
+    argv.filter((each) => each !== '--realtime'),
+    {
+      size: '1024',
+      rounds: '3',
+      only: '',
+      load: '',
+      dir: tmpdir(),
+      json: '',
+    },
+  );
   for (const tool of ['fio', 'taskset', 'qemu-img'])
     if (!hasProgram(tool)) throw new Error(`${tool} is needed`);
   const sizeMib = Number(options.size);
@@ -188,7 +200,7 @@ async function main(): Promise<void> {
       }
       if (options.load !== '' && options.load !== 'p99') continue;
       for (const server of order) {
-        const { alone, limited, full } = await disturbance(server, work, master, sizeMib);
+        const { alone, limited, full } = await disturbance(server, work, master, sizeMib, isRealtime);
         note(`p99 alone, ${server.name}`, alone, 'us');
         note(`p99 during a mirror with a speed, ${server.name}`, limited, 'us');
         note(`p99 during mirrors at full speed, ${server.name}`, full, 'us');

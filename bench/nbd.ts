@@ -7,11 +7,12 @@
  * Machines drift: only figures from one run may be compared. All servers of a setting run all the time and have the same
  * file; for each load they are measured one right after the other, the order rotates from round to round, and the tables
  * show medians. Before each measurement the file is synced, so that no server pays for the dirty pages of the one
- * before; reads find all of it in the page cache.
+ * before; reads find all of it in the page cache. The first measurement of a load comes after a second of it that does not
+ * count: a server compiles its code, and in a long life does so once.
  *
  * Options: --runtime SECONDS (3), --rounds N (3), --quick (one round of a second of the rows that tell most: two minutes),
  * --only PART[,PART...] of server names, --setting PART of a setting's name, --load PART of a load's name, --size MIB
- * (1024), --dir FOLDER for the file, --json FILE for every single result, --other PROGRAM: another build of the daemon
+ * (1024), --realtime (servers and clients go before whatever else the machine does; takes privileges), --dir FOLDER for the file, --json FILE for every single result, --other PROGRAM: another build of the daemon
  * (its daemon/bin/qblockd) as one more server, to see what a change costs.
  */
 
@@ -28,9 +29,25 @@ import {
 import { cpus, tmpdir } from 'node:os';
 import path from 'node:path';
 import { FiguresTable } from './figures.ts';
-import { fileSystemOf, runFio, runTlsClient, SERVER_CPU, syncFile, thousands } from './fio.ts';
-import { hasProgram, parseOptions, pinned, sleep, startUntil } from './measure.ts';
-import { KEY_LINE, type Place, type Server, type Setting, settingsOf } from './nbd-settings.ts';
+import {
+  type Figures,
+  fileSystemOf,
+  runFio,
+  runTlsClient,
+  SERVER_CPU,
+  syncFile,
+  thousands,
+  warmUp,
+} from './fio.ts';
+import { hasProgram, parseOptions, pinned, prefer, sleep, startUntil } from './measure.ts';
+import {
+  KEY_LINE,
+  type Place,
+  type Server,
+  type Setting,
+  type SettingLoad,
+  settingsOf,
+} from './nbd-settings.ts';
 
 /** Makes the file, full of data that does not compress, all of it in the page cache and on the disk. */
 function makeFile(file: string, sizeMib: number): void {
@@ -64,30 +81,44 @@ interface Run {
   readonly runtimeSeconds: number;
   readonly sizeMib: number;
   readonly table: FiguresTable;
+  /** Servers and clients go before whatever else the machine does. */
+  readonly isRealtime: boolean;
+}
+
+/** One measurement; with `isFirst` after a second of the same that does not count. */
+function measure(
+  { folder, tls }: Setting,
+  each: SettingLoad,
+  { place, pid }: RunningServer,
+  { runtimeSeconds, sizeMib, isRealtime }: Run,
+  isFirst: boolean,
+): Figures {
+  const settings = { connections: each.connections, isRealtime };
+  const readTls = (seconds: number): Figures =>
+    runTlsClient(place.socket, place.keys, pid, each, seconds, sizeMib, isRealtime);
+  if (isFirst && tls) readTls(1);
+  else if (isFirst) warmUp(place.socket, each, sizeMib, settings);
+  if (folder !== null) syncFile(place.file);
+  return tls ? readTls(runtimeSeconds) : runFio(place.socket, pid, each, runtimeSeconds, sizeMib, settings);
 }
 
 /** Measures all loads of a setting. */
-async function measureSetting(
-  setting: Setting,
-  places: readonly Place[],
-  { rounds, runtimeSeconds, sizeMib, table }: Run,
-): Promise<void> {
+async function measureSetting(setting: Setting, places: readonly Place[], run: Run): Promise<void> {
+  const { rounds, table, isRealtime } = run;
   const running: RunningServer[] = [];
   try {
     for (const [index, server] of setting.servers.entries())
       running.push(await startServer(server, places[index] as Place));
     await sleep(500);
+    if (isRealtime) for (const { pid } of running) prefer(pid);
     for (let round = 0; round < rounds; round++) {
       for (const each of setting.loads) {
         for (const [index] of running.entries()) {
-          const { name, place, pid } = running[(index + round) % running.length] as RunningServer;
-          if (setting.folder !== null) syncFile(place.file);
-          const figures = setting.tls
-            ? runTlsClient(place.socket, place.keys, pid, each, runtimeSeconds, sizeMib)
-            : runFio(place.socket, pid, each, runtimeSeconds, sizeMib, { connections: each.connections });
-          table.add(`${setting.name}, ${each.name}`, name, figures);
+          const server = running[(index + round) % running.length] as RunningServer;
+          const figures = measure(setting, each, server, run, round === 0);
+          table.add(`${setting.name}, ${each.name}`, server.name, figures);
           process.stderr.write(
-            `round ${round + 1}/${rounds}, ${setting.name}, ${each.name}, ${name}: ` +
+            `round ${round + 1}/${rounds}, ${setting.name}, ${each.name}, ${server.name}: ` +
               `${thousands(figures.requestsPerSecond)}, ${(figures.userUs + figures.kernelUs).toFixed(1)} us\n`,
           );
         }
@@ -119,8 +150,9 @@ function chosen(options: Readonly<Record<string, string>>, isQuick: boolean): Se
 async function main(): Promise<void> {
   const argv = process.argv.slice(2);
   const isQuick = argv.includes('--quick');
+  const isRealtime = argv.includes('--realtime');
   const options = parseOptions(
-    argv.filter((each) => each !== '--quick'),
+    argv.filter((each) => each !== '--quick' && each !== '--realtime'),
     {
       ...{ runtime: isQuick ? '1' : '3', rounds: isQuick ? '1' : '3', only: '', setting: '', load: '' },
       ...{ size: '1024', dir: tmpdir(), json: '', other: '' },
@@ -134,6 +166,7 @@ async function main(): Promise<void> {
     runtimeSeconds: Number(options.runtime),
     sizeMib: Number(options.size),
     table,
+    isRealtime,
   };
   if (!(run.rounds >= 1 && run.runtimeSeconds >= 1 && run.sizeMib >= 1))
     throw new Error('numbers must be at least 1');

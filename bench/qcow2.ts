@@ -2,10 +2,11 @@
  * `npm run bench:qcow2`: qcow2 images over NBD, qblockd beside qemu-storage-daemon, with fio's nbd engine.
  *
  * Every measurement starts a server of its own on an image of its own, since writes change what they are measured on;
- * for each load the servers follow one another, the order rotates from round to round, and the table shows medians.
+ * for each load the servers follow one another, the order rotates from round to round, and the table shows medians. A
+ * second of the same load comes before each and does not count.
  *
  * Options: --runtime SECONDS (2), --rounds N (3), --only PART[,PART...] of server names, --load PART of a load's name,
- * --size MIB (1024) of data, --dir FOLDER for the images, --json FILE for every single result.
+ * --realtime (server and client go before whatever else the machine does; takes privileges), --size MIB (1024) of data, --dir FOLDER for the images, --json FILE for every single result.
  */
 
 import { spawnSync } from 'node:child_process';
@@ -24,8 +25,9 @@ import {
   SERVER_CPU,
   syncFile,
   thousands,
+  warmUp,
 } from './fio.ts';
-import { type Argv, hasProgram, median, parseOptions, pinned, sleep, startUntil } from './measure.ts';
+import { type Argv, hasProgram, median, parseOptions, pinned, prefer, sleep, startUntil } from './measure.ts';
 
 interface ImageLoad extends Load {
   readonly image: 'full' | 'empty' | 'chain' | 'scattered';
@@ -142,13 +144,22 @@ function prepare(load: ImageLoad, templates: Templates, folder: string): string 
   }
 }
 
+interface Run {
+  readonly runtimeSeconds: number;
+  readonly sizeMib: number;
+  /** Servers and clients go before whatever else the machine does. */
+  readonly isRealtime: boolean;
+}
+
+/** Where an empty image is written to before it counts: not where it is measured. */
+const WARM_UP_PLACE = ['--offset=50%'];
+
 async function measure(
   server: Server,
   each: ImageLoad,
   templates: Templates,
   folder: string,
-  runtimeSeconds: number,
-  sizeMib: number,
+  { runtimeSeconds, sizeMib, isRealtime }: Run,
 ): Promise<Figures> {
   const image = prepare(each, templates, folder);
   syncFile(image);
@@ -156,7 +167,13 @@ async function measure(
   const { child, stop } = await startUntil(pinned(SERVER_CPU, serverArgv(server, image, socket)), socket);
   try {
     await sleep(300);
-    return runFio(socket, child.pid!, each, runtimeSeconds, each.spanMib ?? sizeMib, { extra: each.extra });
+    if (isRealtime) prefer(child.pid!);
+    const spanMib = each.spanMib ?? sizeMib;
+    const { extra } = each;
+    const place = each.image === 'empty' ? WARM_UP_PLACE : [];
+    warmUp(socket, each, spanMib, { extra: [...extra, ...place], isRealtime });
+    if (each.rw === 'write' || each.rw === 'randwrite') syncFile(image);
+    return runFio(socket, child.pid!, each, runtimeSeconds, spanMib, { extra, isRealtime });
   } finally {
     await stop();
     rmSync(socket, { force: true });
@@ -205,15 +222,20 @@ async function measureOpen(server: Server, image: string, folder: string): Promi
 }
 
 async function main(): Promise<void> {
-  const options = parseOptions(process.argv.slice(2), {
-    runtime: '2',
-    rounds: '3',
-    only: '',
-    load: '',
-    size: '1024',
-    dir: tmpdir(),
-    json: '',
-  });
+  const argv = process.argv.slice(2);
+  const isRealtime = argv.includes('--realtime');
+  const options = parseOptions(
+    argv.filter((each) => each !== '--realtime'),
+    {
+      runtime: '2',
+      rounds: '3',
+      only: '',
+      load: '',
+      size: '1024',
+      dir: tmpdir(),
+      json: '',
+    },
+  );
   for (const tool of ['fio', 'taskset', 'qemu-img', 'qemu-io']) {
     if (!hasProgram(tool)) throw new Error(`${tool} is needed`);
   }
@@ -238,7 +260,11 @@ async function main(): Promise<void> {
         opening.get(server.name)?.push(await measureOpen(server, templates.scattered, folder));
       for (const each of loads) {
         for (const server of order) {
-          const figures = await measure(server, each, templates, folder, runtimeSeconds, sizeMib);
+          const figures = await measure(server, each, templates, folder, {
+            runtimeSeconds,
+            sizeMib,
+            isRealtime,
+          });
           table.add(each.name, server.name, figures);
           process.stderr.write(
             `round ${round + 1}/${rounds}, ${each.name}, ${server.name}: ${thousands(figures.requestsPerSecond)}, ` +
