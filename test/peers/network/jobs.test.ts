@@ -14,12 +14,13 @@ import { makeScratchDir, type RunningDaemon, repositoryRoot, startDaemon } from 
 import type { QmpClient } from '../qmp-client.ts';
 import { requirePeer } from '../requires.ts';
 import { NETWORK_KINDS } from './servers/kinds.ts';
-import { startSshd } from './servers/sshd.ts';
 import { startTgt } from './servers/tgt.ts';
 
 const run = promisify(execFile);
 const MiB = 1024 * 1024;
 const SIZE = 4 * MiB;
+/** Longer than any of the small disks. */
+const LARGE = 16 * MiB;
 const ENDS_IN_MS = 5000;
 const img = path.join(repositoryRoot, 'daemon/bin/qblock-img');
 const io = path.join(repositoryRoot, 'daemon/bin/qblock-io');
@@ -171,40 +172,38 @@ async function endsWithRequestsUnderWay(
   }
 }
 
-test('ssh: a disk that is full fails the write, by its name, and the daemon goes on', async (context) => {
-  requirePeer(context, 'sshd');
-  const folder = folderOf('full');
-  if (!mountSmall(folder)) {
-    context.skip('no tmpfs can be mounted here');
-    return;
-  }
-  ends.push(() => execFileSync('umount', ['-l', path.join(folder, 'small')]));
-  const server = await startSshd(folder);
-  ends.push(server.kill);
-  writeFileSync(path.join(folder, 'small/disk'), '');
-  truncateSync(path.join(folder, 'small/disk'), SIZE);
-  const { client } = await daemonWith();
-  await client.execute('blockdev-add', {
-    driver: 'file',
-    'node-name': 'source',
-    filename: path.join(dir, 'source.raw'),
-  });
-  await client.execute('blockdev-add', { 'node-name': 'target', ...server.options('small/disk') });
-  await client.execute('blockdev-backup', {
-    'job-id': 'j',
-    device: 'source',
-    target: 'target',
-    sync: 'full',
-  });
-  await expect(jobEvent(client, 'j', 'BLOCK_JOB_COMPLETED')).rejects.toThrow('No space left on device');
-  await client.execute('blockdev-del', { 'node-name': 'target' });
-});
+/** What is on a file system with less room than the image is long, and with how much (servers keep their own there too). */
+const FULL = { ssh: '1m', nfs: '1m', gluster: '12m' } as const;
 
-function mountSmall(folder: string): boolean {
-  const at = path.join(folder, 'small');
-  mkdirSync(at);
+for (const [driver, room] of Object.entries(FULL) as [keyof typeof FULL, string][])
+  test(`${driver}: a disk that is full fails the write, by its name, and the daemon goes on`, async (context) => {
+    const kind = NETWORK_KINDS[driver];
+    requirePeer(context, ...kind.needs);
+    const folder = folderOf(`full-${driver}`);
+    if (!mountSmall(folder, room)) {
+      context.skip('no tmpfs can be mounted here');
+      return;
+    }
+    ends.push(() => execFileSync('umount', ['-l', folder]));
+    const server = await kind.start(folder);
+    ends.push(server.end);
+    const large = path.join(dir, 'large');
+    writeFileSync(large, testPattern(LARGE));
+    const { client } = await daemonWith();
+    const file = { driver: 'file', filename: large };
+    await client.execute('blockdev-add', { 'node-name': 'source', ...file });
+    const options = await server.make('disk', Buffer.alloc(512));
+    await client.execute('blockdev-add', { 'node-name': 'target', ...options });
+    await client.execute('block_resize', { 'node-name': 'target', size: LARGE });
+    const job = { 'job-id': 'j', device: 'source', target: 'target', sync: 'full' };
+    await client.execute('blockdev-backup', job);
+    await expect(jobEvent(client, 'j', 'BLOCK_JOB_COMPLETED')).rejects.toThrow('No space left on device');
+    await client.execute('blockdev-del', { 'node-name': 'target' });
+  });
+
+function mountSmall(folder: string, size: string): boolean {
   try {
-    execFileSync('mount', ['-t', 'tmpfs', '-o', 'size=1m', 'none', at], { stdio: 'ignore' });
+    execFileSync('mount', ['-t', 'tmpfs', '-o', `size=${size}`, 'none', folder], { stdio: 'ignore' });
     return true;
   } catch {
     return false;

@@ -68,6 +68,15 @@ function configure(library: Libnfs, context: number, options: NfsOptions, cached
   library.setAutoReconnect(context, RECONNECT_FOREVER);
 }
 
+/**
+ * Of what a server refuses in a write the library says EFAULT, whatever it is; its text has the right number, such as
+ * "NFS: Write failed with NFS3ERR_NOSPC(-28)".
+ */
+function errnoOfResult(result: number, said: string | null): number {
+  const named = result === -E.EFAULT ? /NFS3ERR_\w+\(-(\d+)\)/.exec(said ?? '') : null;
+  return named === null ? -result : Number(named[1]);
+}
+
 /** Mounts the folder and opens the file in it, or makes it. */
 export async function openNfsFile(
   options: NfsOptions,
@@ -98,7 +107,7 @@ export async function openNfsFile(
       const id = nfsCallId((result, data) => {
         // Given up: nobody waits for the data.
         if (!underWay.delete(reject)) return;
-        if (result < 0) reject(ioError(-result));
+        if (result < 0) reject(ioError(errnoOfResult(result, library.error(context))));
         else resolve(take(result, data));
       });
       if (begin(id) !== 0) {
