@@ -198,19 +198,21 @@ async function copyDifferences(
   for (let at = 0; at < total; ) {
     const limit = Math.min(total - at, STATUS_BYTES);
     const own = await graphLock.withRead((guard) => blockStatusAbove(node, guard, old, false, at, limit));
-    let { bytes } = own;
-    if ((own.flags & Status.allocated) === 0 && mayChange) {
-      const below = wholeClusters(await statusBelow(node, old, prefix, at, bytes), at, bytes, clusterBytes);
-      bytes = below.bytes;
+    const isOwn = (own.flags & Status.allocated) !== 0 || !mayChange;
+    const below = isOwn
+      ? { bytes: own.bytes, copy: false }
+      : wholeClusters(await statusBelow(node, old, prefix, at, own.bytes), at, own.bytes, clusterBytes);
+    for (const end = at + below.bytes; at < end; ) {
+      let bytes = end - at;
       if (below.copy) {
         // Whole clusters at once: part of one would be filled up from the old backing image first.
         bytes = Math.min(bytes, pieceBytes);
         if (bytes > clusterBytes && at + bytes < total) bytes -= (at + bytes) % clusterBytes;
         await copy(at, bytes);
       }
+      at += bytes;
+      progress.add((bytes / total) * 100);
     }
-    at += bytes;
-    progress.add((bytes / total) * 100);
   }
 }
 
