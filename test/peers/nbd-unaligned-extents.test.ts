@@ -122,3 +122,14 @@ test('an export, a mirror and a backup', async (context) => {
   }
   qmp.close();
 });
+
+test('an export that ends within a sector', (context) => {
+  requirePeer(context, 'nbdkit');
+  requirePeer(context, 'qemu-img');
+  const map = (program: string): string => {
+    const command = `${program} map --output=json "$uri" && ${program} map "$uri"`;
+    const words = ['-U', '-', 'pattern', '1000001', '--run', command];
+    return execFileSync('nbdkit', words, { encoding: 'utf8' }).replace(/socket=.*/g, '');
+  };
+  expect(map(path.join(repositoryRoot, 'daemon/bin/qblock-img'))).toBe(map('qemu-img'));
+});

@@ -276,14 +276,12 @@ async function blockStatus(
     map: offset,
     file: node,
   });
-  if (offset >= sizeBytes) return extent(bytes, Status.zero);
+  // Up to the end of the node's last sector, which the export has no place for.
+  if (offset >= sizeBytes) return { bytes, flags: Status.zero, map: 0, file: null };
   if (contextId === null) return extent(bytes, Status.data);
   const limit = extended ? MAX_EFFECT_BYTES_EXTENDED : MAX_EFFECT_BYTES;
   const length = Math.min(bytes, sizeBytes - offset, limit);
   const { bytes: told, flags } = await session.blockStatus(CommandFlag.reqOne, offset, length);
-  // The last block of an odd export goes on to the end of the node.
-  if (told >= length && length < bytes && offset + length === sizeBytes)
-    return extent(bytes, statusOf(flags));
   const shown = Math.min(told, length);
   const odd = shown % (minBlockBytes || 1);
   if (odd === 0 || shown === bytes || offset + shown >= sizeBytes) return extent(shown, statusOf(flags));
