@@ -9,7 +9,7 @@ import type { Commands } from '../../schema/generated/types.ts';
 import { BlockError } from '../errors/error.ts';
 import type { JsonObject } from './json-value.ts';
 import type { QmpSession } from './session.ts';
-import { type CommandName, isCommand, validateArguments } from './validate.ts';
+import { type CommandName, isCommand, longListOf, validateArguments, validateInTurns } from './validate.ts';
 
 /** A command: plain data in, plain data out. Commands that return nothing return {}. */
 export type Handler<C, K extends CommandName> = (
@@ -107,7 +107,9 @@ function run<C, K extends CommandName>(
   session: QmpSession,
 ): unknown {
   const handler: Handler<C, K> = handlers[name];
-  return handler(context, validateArguments(name, args), session);
+  const long = longListOf(args);
+  if (args === undefined || long === null) return handler(context, validateArguments(name, args), session);
+  return validateInTurns(name, args, long).then((checked) => handler(context, checked, session));
 }
 
 /** An error of class CommandNotFound. */

@@ -5,6 +5,7 @@
  * visitor, which words the error.
  */
 
+import { setImmediate as nextTurn } from 'node:timers/promises';
 import type {
   BlockdevOptions,
   BlockExportOptions,
@@ -19,7 +20,7 @@ import { BlockError } from '../errors/error.ts';
 import { reportOrder } from '../errors/member-order.ts';
 import { parseJsonText } from './json-parse.ts';
 import { JsonError } from './json-string.ts';
-import type { JsonValue } from './json-value.ts';
+import type { JsonObject, JsonValue } from './json-value.ts';
 import { parseKeyval } from './keyval.ts';
 import { visit } from './visitor.ts';
 
@@ -57,6 +58,46 @@ export function validateArguments<K extends CommandName>(
     return given as Commands[K]['args'];
   }
   return validateValue(typeName, given) as Commands[K]['args'];
+}
+
+/** Elements of a list that are checked before others get their turn: a millisecond or two. */
+const TURN_ELEMENTS = 1000;
+
+/** The first member of these arguments that is too long a list to be checked in one turn; null: there is none. */
+export function longListOf(args: JsonObject | undefined): string | null {
+  for (const name in args) {
+    const value = args[name];
+    if (Array.isArray(value) && value.length > TURN_ELEMENTS) return name;
+  }
+  return null;
+}
+
+/** validateArguments, in several turns, of arguments whose member `name` is a long list. */
+export async function validateInTurns<K extends CommandName>(
+  command: K,
+  args: JsonObject,
+  name: string,
+): Promise<Commands[K]['args']> {
+  const list = args[name] as readonly JsonValue[];
+  const withList = (part: readonly JsonValue[]): JsonObject =>
+    Object.assign(Object.create(null), args, { [name]: part }) as JsonObject;
+  const checked: unknown[] = [];
+  let result = args as Commands[K]['args'];
+  for (let at = 0; at < list.length; at += TURN_ELEMENTS) {
+    const part = list.slice(at, at + TURN_ELEMENTS);
+    try {
+      result = validateArguments(command, withList(part));
+    } catch (error) {
+      // Said again with the elements in their places, which the text may name; those before them are passed over.
+      const placed = new Array<JsonValue>(at);
+      placed.push(...part);
+      validateArguments(command, withList(placed));
+      throw error;
+    }
+    checked.push(...(result as Record<string, unknown[]>)[name]!);
+    await nextTurn();
+  }
+  return { ...result, [name]: checked };
 }
 
 /** Checks and converts a parsed JSON value of a root type (arguments of a command, type of the command line). */

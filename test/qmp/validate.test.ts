@@ -4,8 +4,15 @@ import fc from 'fast-check';
 import { describe, expect, test } from 'vitest';
 import { VALIDATORS } from '../../schema/generated/validators.js';
 import { VISITOR_TYPES, type VisitorType } from '../../schema/generated/visitor-tables.ts';
-import { JsonFloat } from '../../src/qmp/json-value.ts';
-import { HELP_REQUESTED, parseOption, validateArguments, validateValue } from '../../src/qmp/validate.ts';
+import { JsonFloat, type JsonObject, type JsonValue } from '../../src/qmp/json-value.ts';
+import {
+  HELP_REQUESTED,
+  longListOf,
+  parseOption,
+  validateArguments,
+  validateInTurns,
+  validateValue,
+} from '../../src/qmp/validate.ts';
 import { visit } from '../../src/qmp/visitor.ts';
 
 type RootType = keyof typeof VALIDATORS;
@@ -179,5 +186,54 @@ describe('command line options', () => {
   test('help is told apart', () => {
     expect(parseOption('ObjectOptions', 'secret,help', 'qom-type')).toBe(HELP_REQUESTED);
     expect(parseOption('ObjectOptions', '?', 'qom-type')).toBe(HELP_REQUESTED);
+  });
+});
+
+describe('long lists, in turns', () => {
+  const actions = (count: number): JsonValue[] =>
+    Array.from({ length: count }, (_, i) => ({
+      type: 'block-dirty-bitmap-add',
+      // Negative: to be converted, as an unsigned integer.
+      data: { node: 'n', name: `b${i}`, granularity: i % 2 === 0 ? 512 : -1 },
+    }));
+
+  async function compare(args: JsonObject): Promise<void> {
+    const name = longListOf(args);
+    expect(name).toBe('actions');
+    let expected: unknown;
+    let text = '';
+    try {
+      expected = validateArguments('transaction', args);
+    } catch (error) {
+      text = (error as Error).message;
+    }
+    const result = validateInTurns('transaction', args, name!);
+    if (text === '') expect(await result).toEqual(expected);
+    else await expect(result).rejects.toThrow(text);
+  }
+
+  test('what is right is converted alike', async () => {
+    await compare({ actions: actions(2500) });
+    await compare({ actions: actions(1001), properties: { 'completion-mode': 'grouped' } });
+  });
+
+  test('what is wrong is told alike, with its place', async () => {
+    for (const at of [0, 999, 1000, 2345, 2499])
+      for (const wrong of [
+        5,
+        { type: 'abort' },
+        { type: 'block-dirty-bitmap-add', data: { node: 1, name: 'x' } },
+      ]) {
+        const list = actions(2500);
+        list[at] = wrong as JsonValue;
+        await compare({ actions: list });
+      }
+    await compare({ actions: actions(2500), more: 1 });
+    await compare({ actions: actions(2500), properties: 1 });
+  });
+
+  test('what is short is not a long list', () => {
+    expect(longListOf({ actions: actions(1000) })).toBeNull();
+    expect(longListOf(undefined)).toBeNull();
   });
 });
