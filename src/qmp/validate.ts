@@ -5,7 +5,6 @@
  * visitor, which words the error.
  */
 
-import { setImmediate as nextTurn } from 'node:timers/promises';
 import type {
   BlockdevOptions,
   BlockExportOptions,
@@ -16,6 +15,7 @@ import type {
 } from '../../schema/generated/types.ts';
 import { VALIDATORS } from '../../schema/generated/validators.js';
 import { COMMAND_ARGUMENTS } from '../../schema/generated/visitor-tables.ts';
+import { createTurns } from '../aio/host/turns.ts';
 import { BlockError } from '../errors/error.ts';
 import { reportOrder } from '../errors/member-order.ts';
 import { parseJsonText } from './json-parse.ts';
@@ -60,14 +60,14 @@ export function validateArguments<K extends CommandName>(
   return validateValue(typeName, given) as Commands[K]['args'];
 }
 
-/** Elements of a list that are checked before others get their turn: a millisecond or two. */
-const TURN_ELEMENTS = 1000;
+/** Elements of a list that are checked at once: a millisecond or two. */
+const PART_ELEMENTS = 1000;
 
 /** The first member of these arguments that is too long a list to be checked in one turn; null: there is none. */
 export function longListOf(args: JsonObject | undefined): string | null {
   for (const name in args) {
     const value = args[name];
-    if (Array.isArray(value) && value.length > TURN_ELEMENTS) return name;
+    if (Array.isArray(value) && value.length > PART_ELEMENTS) return name;
   }
   return null;
 }
@@ -81,10 +81,11 @@ export async function validateInTurns<K extends CommandName>(
   const list = args[name] as readonly JsonValue[];
   const withList = (part: readonly JsonValue[]): JsonObject =>
     Object.assign(Object.create(null), args, { [name]: part }) as JsonObject;
+  const turns = createTurns();
   const checked: unknown[] = [];
   let result = args as Commands[K]['args'];
-  for (let at = 0; at < list.length; at += TURN_ELEMENTS) {
-    const part = list.slice(at, at + TURN_ELEMENTS);
+  for (let at = 0; at < list.length; at += PART_ELEMENTS) {
+    const part = list.slice(at, at + PART_ELEMENTS);
     try {
       result = validateArguments(command, withList(part));
     } catch (error) {
@@ -95,7 +96,7 @@ export async function validateInTurns<K extends CommandName>(
       throw error;
     }
     checked.push(...(result as Record<string, unknown[]>)[name]!);
-    await nextTurn();
+    await turns.next();
   }
   return { ...result, [name]: checked };
 }

@@ -21,7 +21,13 @@ import path from 'node:path';
 import { afterEach, beforeEach, describe, expect, test } from 'vitest';
 import { fallocate, lseek } from '../../src/aio/ffi.ts';
 import { E } from '../../src/errors/errno.ts';
-import { makeScratchDir, type RunningDaemon, repositoryRoot, startDaemon } from '../peers/daemons.ts';
+import {
+  makeScratchDir,
+  type RunningDaemon,
+  repositoryRoot,
+  startDaemon,
+  startWithMonitor,
+} from '../peers/daemons.ts';
 import type { QmpClient } from '../peers/qmp-client.ts';
 import { requirePeer } from '../peers/requires.ts';
 import { createRandom } from './random.ts';
@@ -43,11 +49,7 @@ let daemon: RunningDaemon;
 let qmp: QmpClient;
 
 async function start(): Promise<void> {
-  // Left by a killed one.
-  for (const name of ['pid', 'qmp.sock']) rmSync(`${dir}/${name}`, { force: true });
-  daemon = await startDaemon('qblockd', { dir });
-  qmp = await daemon.connect();
-  await qmp.negotiate();
+  ({ daemon, qmp } = await startWithMonitor(dir));
 }
 
 async function kill(): Promise<void> {

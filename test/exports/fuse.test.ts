@@ -4,7 +4,7 @@
  */
 
 import { execFileSync, spawn, spawnSync } from 'node:child_process';
-import { existsSync, readdirSync, readFileSync, rmSync, writeFileSync } from 'node:fs';
+import { existsSync, readdirSync, readFileSync, writeFileSync } from 'node:fs';
 import path from 'node:path';
 import { afterEach, beforeEach, describe, expect, test } from 'vitest';
 import { limitMs } from '../patience.ts';
@@ -13,7 +13,7 @@ import {
   privateKib,
   type RunningDaemon,
   repositoryRoot,
-  startDaemon,
+  startWithMonitor,
 } from '../peers/daemons.ts';
 import type { QmpClient } from '../peers/qmp-client.ts';
 import { hasPeer, requirePeer } from '../peers/requires.ts';
@@ -25,11 +25,7 @@ let qmp: QmpClient;
 let dir: string;
 
 async function start(): Promise<void> {
-  // Left by a killed one.
-  for (const name of ['pid', 'qmp.sock']) rmSync(`${dir}/${name}`, { force: true });
-  daemon = await startDaemon('qblockd', { dir });
-  qmp = await daemon.connect();
-  await qmp.negotiate();
+  ({ daemon, qmp } = await startWithMonitor(dir));
 }
 
 async function exportDisk(options: object = {}): Promise<void> {

@@ -13,7 +13,7 @@ import { inflightBytes } from '../../src/virtio/inflight.ts';
 import { Feature } from '../../src/virtio/ring.ts';
 import { encodeInflight, Request } from '../../src/virtio/vhost-user/messages.ts';
 import { limitMs } from '../patience.ts';
-import { makeScratchDir, type RunningDaemon, startDaemon } from '../peers/daemons.ts';
+import { makeScratchDir, type RunningDaemon, startWithMonitor } from '../peers/daemons.ts';
 import type { QmpClient } from '../peers/qmp-client.ts';
 import {
   at,
@@ -45,9 +45,7 @@ const ends: (() => void)[] = [];
 beforeEach(async () => {
   dir = makeScratchDir();
   writeFileSync(`${dir}/disk`, diskContent(SIZE));
-  daemon = await startDaemon('qblockd', { dir });
-  qmp = await daemon.connect();
-  await qmp.negotiate();
+  ({ daemon, qmp } = await startWithMonitor(dir));
 });
 
 afterEach(async () => {

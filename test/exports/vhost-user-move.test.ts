@@ -10,7 +10,7 @@ import { closeFd } from '../../src/aio/ffi.ts';
 import { queueLayout } from '../../src/virtio/driver-queue.ts';
 import { Feature } from '../../src/virtio/ring.ts';
 import { encodeU64, Request } from '../../src/virtio/vhost-user/messages.ts';
-import { makeScratchDir, type RunningDaemon, startDaemon } from '../peers/daemons.ts';
+import { makeScratchDir, type RunningDaemon, startWithMonitor } from '../peers/daemons.ts';
 import type { QmpClient } from '../peers/qmp-client.ts';
 import { createRandom } from './random.ts';
 import {
@@ -38,9 +38,7 @@ const ends: (() => void)[] = [];
 beforeEach(async () => {
   dir = makeScratchDir();
   writeFileSync(`${dir}/disk`, diskContent(SIZE));
-  daemon = await startDaemon('qblockd', { dir });
-  qmp = await daemon.connect();
-  await qmp.negotiate();
+  ({ daemon, qmp } = await startWithMonitor(dir));
 });
 
 afterEach(async () => {

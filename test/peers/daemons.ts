@@ -145,3 +145,12 @@ export function privateKib(pid: number | undefined): number {
   const text = readFileSync(`/proc/${pid}/status`, 'utf8');
   return Number(/^RssAnon:\s+(\d+) kB$/m.exec(text)?.[1]);
 }
+
+/** A qblockd in `dir`, also where a killed one has left its socket and its pid file, and a session with it. */
+export async function startWithMonitor(dir: string): Promise<{ daemon: RunningDaemon; qmp: QmpClient }> {
+  for (const name of ['pid', 'qmp.sock']) rmSync(path.join(dir, name), { force: true });
+  const daemon = await startDaemon('qblockd', { dir });
+  const qmp = await daemon.connect();
+  await qmp.negotiate();
+  return { daemon, qmp };
+}

@@ -5,8 +5,8 @@
  */
 
 import { hash, randomBytes } from 'node:crypto';
-import { setImmediate as nextTurn } from 'node:timers/promises';
 import type { QCryptoHashAlgorithm } from '../../../schema/generated/types.ts';
+import { createTurns } from '../../aio/host/turns.ts';
 import { HASH_BYTES } from './algorithms.ts';
 
 /** Hashes `block` piece by piece, each with its index, in place. `input` is scratch memory, four bytes and a piece. */
@@ -23,9 +23,6 @@ function xorInto(target: Buffer, source: Buffer, start: number): void {
   for (let i = 0; i < target.length; i++) target[i] = (target[i] ?? 0) ^ (source[start + i] ?? 0);
 }
 
-/** Stripes that are hashed before others get their turn: about a millisecond. */
-const TURN_STRIPES = 512;
-
 /** The state of the diffusion behind the first `stripes` stripes of `split`. */
 async function diffused(
   name: QCryptoHashAlgorithm,
@@ -33,12 +30,13 @@ async function diffused(
   keyBytes: number,
   stripes: number,
 ): Promise<Buffer> {
+  const turns = createTurns();
   const block = Buffer.alloc(keyBytes);
   const input = Buffer.alloc(4 + HASH_BYTES[name]);
   for (let i = 0; i < stripes; i++) {
     xorInto(block, split, i * keyBytes);
     diffuse(name, block, input);
-    if (i % TURN_STRIPES === TURN_STRIPES - 1) await nextTurn();
+    await turns.next();
   }
   return block;
 }
