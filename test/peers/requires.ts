@@ -35,6 +35,8 @@ export const PEERS = {
   psktool: { probe: ['psktool', '--version'], debianPackage: 'gnutls-bin' },
   // Mounting by root; fusermount3 for everybody else.
   fuse: { probe: ['sh', '-c', 'test -w /dev/fuse && fusermount3 --version'], debianPackage: 'fuse3' },
+  'mkfs.xfs': { probe: ['mkfs.xfs', '-V'], debianPackage: 'xfsprogs' },
+  'mkfs.btrfs': { probe: ['mkfs.btrfs', '-V'], debianPackage: 'btrfs-progs' },
   'mkfs.ext4': { probe: ['mkfs.ext4', '-V'], debianPackage: 'e2fsprogs' },
   sshd: { probe: ['test', '-x', '/usr/sbin/sshd'], debianPackage: 'openssh-server' },
   nginx: { probe: ['test', '-x', '/usr/sbin/nginx'], debianPackage: 'nginx-light' },
@@ -109,6 +111,11 @@ export type PeerName = keyof typeof PEERS;
 
 /** Whether a missing peer is a failure. */
 export const peersRequired = process.env.REQUIRE_PEERS === '1';
+
+/** Whether file systems in files can be mounted: not by users, nor in most containers. */
+export function hasLoopDevices(): boolean {
+  return process.getuid?.() === 0 && spawnSync('losetup', ['--find'], { stdio: 'ignore' }).status === 0;
+}
 
 /** Whether the peer answers. */
 export function hasPeer(name: PeerName): boolean {

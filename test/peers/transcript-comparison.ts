@@ -5,11 +5,10 @@
  * With RECORD_TRANSCRIPTS=FOLDER both records are also written there, to be read or diffed.
  */
 
-import { spawnSync } from 'node:child_process';
 import { mkdirSync, writeFileSync } from 'node:fs';
 import path from 'node:path';
 import { describe, expect, test } from 'vitest';
-import { type PeerName, requirePeer } from './requires.ts';
+import { hasLoopDevices, type PeerName, requirePeer } from './requires.ts';
 import { runTranscript, type Transcript } from './transcript.ts';
 
 function record(name: string, side: 'original' | 'ours', text: string): string {
@@ -19,10 +18,6 @@ function record(name: string, side: 'original' | 'ours', text: string): string {
     writeFileSync(path.join(folder, side, `${name}.txt`), text);
   }
   return text;
-}
-
-function hasLoopDevices(): boolean {
-  return process.getuid?.() === 0 && spawnSync('losetup', ['--find'], { stdio: 'ignore' }).status === 0;
 }
 
 /** Makes a test of each transcript. */

@@ -12,15 +12,22 @@ export interface FilePlace {
   readonly offset: number;
 }
 
+/** A local file as a driver has it open. */
+export interface LocalFile {
+  readonly fd: number;
+  /** Where this file is the target: the source of the last copy, and whether the kernel does better than reads and writes. */
+  lastSource: { readonly file: LocalFile; readonly isShared: boolean } | null;
+}
+
 /** Takes `bytes` bytes from `place`, which are at `at` in the whole of what is copied. False: that does not work. */
 export type RangeSink = (place: FilePlace, at: number, bytes: number) => Promise<boolean>;
 
 export interface CopyRangeCallbacks<S> {
   /**
-   * The child in which data lies as the users of the node see it; 'here': the node is a local file. Null: something is
+   * The child in which data lies as the users of the node see it, or the local file that the node is. Null: something is
    * done to data on the way. Absent: null.
    */
-  copyRangeVia?(node: BlockNode<S>): BlockNode | 'here' | null;
+  copyRangeVia?(node: BlockNode<S>): BlockNode | LocalFile | null;
   /**
    * Gives the sink [offset, offset+bytes), piece by piece, its first byte as `at` 0. False: it cannot, or the sink
    * cannot; a part may have been copied.

@@ -2,8 +2,8 @@
  * The mover: brings data from one node to the same place of another one, in the best way there is.
  *
  * Block copy (backup), mirror, commit and convert move data with it; which range is next, and who may do what to it
- * meanwhile, is theirs. Zeroes are written as zeroes, data is copied by the kernel where it lies in local files on both
- * sides, else read and written. Functions run under the graph read lock.
+ * meanwhile, is theirs. Zeroes are written as zeroes, data is copied by the kernel where that shares blocks or has a server
+ * copy (io/copy-range.ts), else read and written. Functions run under the graph read lock.
  */
 
 import { allocateIoMemory, type IoMemory, type IoVector, isZero, vectorOf } from '../../aio/memory.ts';
@@ -14,7 +14,7 @@ import { Req, Status } from '../contract/request.ts';
 import { skipFilters } from '../graph/chain.ts';
 import type { BlockNode } from '../graph/node.ts';
 import { co, sync } from '../io/callbacks.ts';
-import { canCopyRange, coCopyRange, MIN_KERNEL_BYTES } from '../io/copy-range.ts';
+import { coCopyRange, copiesByKernel, MIN_KERNEL_BYTES } from '../io/copy-range.ts';
 import { backingOf, blockStatusAbove } from '../io/status-chain.ts';
 import { beginsWithZeroes } from '../io/zero-peek.ts';
 import { createRequestSize, learn, type RequestSize } from './request-size.ts';
@@ -196,9 +196,9 @@ export function asksKernel({ useCopyRange, compress, writeFlags, pausePieces }: 
   return useCopyRange && pausePieces === 0 && !compress && writeFlags === 0;
 }
 
-/** Looks whether the kernel can copy between the nodes as they are now, and stops asking it if not. */
+/** Looks whether the kernel is to copy between the nodes as they are now, and stops asking it if not. */
 export function updateUseOfKernel(mover: Mover, guard: GraphReadGuard): void {
-  if (asksKernel(mover)) mover.useCopyRange = canCopyRange(mover.source(), mover.target(), guard);
+  if (asksKernel(mover)) mover.useCopyRange = copiesByKernel(mover.source(), mover.target(), guard);
 }
 
 /** Moves [offset, offset+bytes) of the source, which is of that kind; null: done. */

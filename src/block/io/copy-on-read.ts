@@ -15,7 +15,7 @@ import type { BlockNode } from '../graph/node.ts';
 import { markSerialising, waitSerialising } from '../graph/tracked.ts';
 import { begin, checkRange, checkWritable, end } from './common.ts';
 import { makeControlForm } from './control.ts';
-import { coCopyRangeFrom, isLocal, MIN_KERNEL_BYTES } from './copy-range.ts';
+import { areShared, coCopyRangeFrom, MIN_KERNEL_BYTES } from './copy-range.ts';
 import { coDebugEvent } from './debug.ts';
 import { coBlockStatus } from './status.ts';
 import { backingOf } from './status-chain.ts';
@@ -140,7 +140,7 @@ async function copyUpByKernel(
 ): Promise<boolean> {
   const { driver } = node;
   const below = backingOf(node);
-  if (below === null || driver.copyRangeTo === undefined || !isLocal(node) || !isLocal(below)) return false;
+  if (below === null || driver.copyRangeTo === undefined || !areShared(below, node)) return false;
   if (beginsWithZeroes(below, guard, offset, allocateIoMemory(PEEK_BYTES))) return false;
   return coCopyRangeFrom(below, guard, offset, bytes, (place, at, length) =>
     driver.copyRangeTo!(node, guard, offset + at, length, place),

@@ -4,10 +4,12 @@
  *
  * A copy goes down from the source to its file, and from there, through the sink, down from the target to its own; at
  * every node it is tracked as if it had been read or written. What cannot be done this way is the caller's to do with
- * reads and writes, which also tell what is wrong: nothing here reports an error.
+ * reads and writes, which also tell what is wrong: nothing here reports an error. Nor is it decided here for the caller
+ * that the kernel copies: whether it is any good at it says copiesByKernel.
  */
 
-import type { FilePlace, RangeSink } from '../contract/copy-range.ts';
+import { kernelSharesData } from '../../aio/host/kernel-copies.ts';
+import type { FilePlace, LocalFile, RangeSink } from '../contract/copy-range.ts';
 import type { GraphReadGuard } from '../contract/guard.ts';
 import type { BlockNode } from '../graph/node.ts';
 import { waitSerialising } from '../graph/tracked.ts';
@@ -19,14 +21,31 @@ export const MIN_KERNEL_BYTES = 128 * 1024;
 
 /** Whether the kernel may be able to copy between the nodes: data lies in local files as the nodes show it. */
 export function canCopyRange(source: BlockNode, target: BlockNode, _guard: GraphReadGuard): boolean {
-  return isLocal(source) && isLocal(target) && !changesData(target);
+  return localFile(source) !== null && localFile(target) !== null && !changesData(target);
 }
 
-/** Whether the data of a node lies in a local file as the node shows it. */
-export function isLocal(node: BlockNode): boolean {
-  let at: BlockNode | 'here' | null = node;
-  while (at !== 'here' && at !== null) at = at.driver.copyRangeVia?.(at) ?? null;
-  return at === 'here';
+/**
+ * Whether the kernel is to copy between the nodes: it can, and shares the data or has a server copy them. Everywhere else
+ * reads and writes are as good or better. All who copy ask here. The target is open for writing.
+ */
+export function copiesByKernel(source: BlockNode, target: BlockNode, _guard: GraphReadGuard): boolean {
+  return !changesData(target) && areShared(source, target);
+}
+
+/** As copiesByKernel, for writes past the target's own options. */
+export function areShared(source: BlockNode, target: BlockNode): boolean {
+  const [from, to] = [localFile(source), localFile(target)];
+  if (from === null || to === null) return false;
+  if (to.lastSource?.file !== from)
+    to.lastSource = { file: from, isShared: kernelSharesData(from.fd, to.fd) };
+  return to.lastSource.isShared;
+}
+
+/** The local file in which the data of a node lies as the node shows it; null: there is no such file. */
+function localFile(node: BlockNode): LocalFile | null {
+  let at: BlockNode | LocalFile | null = node;
+  while (at !== null && !('fd' in at)) at = at.driver.copyRangeVia?.(at) ?? null;
+  return at;
 }
 
 function changesData({ readOnly, settings }: BlockNode): boolean {

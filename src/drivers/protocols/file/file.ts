@@ -90,6 +90,7 @@ function makeOpen(driverName: string, accepts: (stat: Stats) => boolean, require
         canZeroRange: true,
         avoidInlineUntilMs: 0,
         alignment: alignmentOf(fd, direct, isDevice),
+        lastSource: null,
         writeback: { from: 0, to: 0, bytes: 0, running: null },
         mapping: null,
         stats: { discardOk: 0, discardFailed: 0, discardBytesOk: 0 },
@@ -117,6 +118,7 @@ function openLocks(
 async function close(node: FileNode): Promise<void> {
   await node.state.writeback.running;
   node.state.mapping?.close();
+  node.state.lastSource = null;
   // Closing the description drops its locks.
   ffi.closeFd(node.state.fd);
 }
@@ -249,7 +251,7 @@ function fileDriver(
       'discard-bytes-ok': stats.discardBytesOk,
     }),
     // O_DIRECT keeps the page cache out, which a copy by the kernel goes through.
-    copyRangeVia: ({ state: { direct } }) => (direct || name !== 'file' ? null : 'here'),
+    copyRangeVia: ({ state }) => (state.direct || name !== 'file' ? null : state),
     copyRangeFrom,
     copyRangeTo,
     tryPreadv,

@@ -19,6 +19,7 @@ import {
   vectorOf,
 } from '../../../aio/memory.ts';
 import type { MappedPlace } from '../../../block/contract/backend-io.ts';
+import type { LocalFile } from '../../../block/contract/copy-range.ts';
 import type { ShortRequest } from '../../../block/contract/short-request.ts';
 import type { BlockNode } from '../../../block/graph/node.ts';
 import { E } from '../../../errors/errno.ts';
@@ -42,7 +43,7 @@ export interface FileStats {
   discardBytesOk: number;
 }
 
-export interface FileState {
+export interface FileState extends LocalFile {
   readonly fd: number;
   readonly filename: string;
   readonly engine: AioEngine;
