@@ -142,3 +142,27 @@ test('a process may end at any moment of its threads', () => {
     expect({ status, stderr }).toEqual({ status: 7, stderr: '' });
   }
 }, 120_000);
+
+test('where the system gives no threads, requests are encrypted all the same', () => {
+  const crypto = path.join(import.meta.dirname, '../../dist/src/drivers/crypto');
+  const program = `
+    import { createRequire, syncBuiltinESMExports } from 'node:module';
+    let asked = 0;
+    const refuse = function () { asked++; throw Object.assign(new Error('EAGAIN'), { code: 'ERR_WORKER_INIT_FAILED' }); };
+    createRequire(import.meta.url)('node:worker_threads').Worker = refuse;
+    syncBuiltinESMExports();
+    const { openBlockCipher } = await import('${crypto}/block-cipher.js');
+    const { decryptBulk, encryptBulk } = await import('${crypto}/bulk.js');
+    const spec = { algorithm: 'aes-256', mode: 'xts', ivgen: 'plain64', ivgenHash: null };
+    const cipher = openBlockCipher(spec, Buffer.alloc(64).fill(7, 0, 32));
+    const data = Buffer.alloc(${MIB}, 5);
+    await encryptBulk(cipher, data, 0);
+    const changed = !data.equals(Buffer.alloc(${MIB}, 5));
+    await decryptBulk(cipher, data, 0);
+    cipher.close();
+    console.log(asked, changed, data.equals(Buffer.alloc(${MIB}, 5)));`;
+  const { stdout, stderr } = spawnSync(process.execPath, ['--input-type=module', '-e', program], {
+    encoding: 'utf8',
+  });
+  expect({ stdout, stderr }).toEqual({ stdout: '1 true true\n', stderr: '' });
+});

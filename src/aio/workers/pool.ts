@@ -12,7 +12,7 @@
 import { readFileSync } from 'node:fs';
 import { availableParallelism } from 'node:os';
 import { fileURLToPath } from 'node:url';
-import { Worker } from 'node:worker_threads';
+import { Worker, type WorkerOptions } from 'node:worker_threads';
 import { E } from '../../errors/errno.ts';
 import { ioError } from '../../errors/error.ts';
 import { addressOf } from '../ffi.ts';
@@ -98,6 +98,15 @@ function letThreadsFinish(): void {
   for (const { words } of pool.alive) Atomics.wait(words, Word.busy, 1, MAX_WAIT_MS);
 }
 
+/** Null: the system gives no more threads. */
+function tryWorker(file: string, options: WorkerOptions): Worker | null {
+  try {
+    return new Worker(file, options);
+  } catch {
+    return null;
+  }
+}
+
 function startThread(entry: string): void {
   const file = bundleOf(entry);
   if (file === null) {
@@ -107,7 +116,11 @@ function startThread(entry: string): void {
   // Nothing of the process's own command line or environment concerns it.
   const words = new Int32Array(new SharedArrayBuffer(8));
   words[Word.busy] = 1;
-  const worker = new Worker(file, { execArgv: [], argv: [], name: entry, workerData: words });
+  const worker = tryWorker(file, { execArgv: [], argv: [], name: entry, workerData: words });
+  if (worker === null) {
+    pool.isBroken = true;
+    return;
+  }
   const thread: Thread = { worker, tools: new Set(), jobs: new Map(), words, isReady: false };
   pool.threads.add(thread);
   if (pool.alive.size === 0) process.on('exit', letThreadsFinish);
