@@ -81,24 +81,40 @@ export async function validateInTurns<K extends CommandName>(
   const list = args[name] as readonly JsonValue[];
   const withList = (part: readonly JsonValue[]): JsonObject =>
     Object.assign(Object.create(null), args, { [name]: part }) as JsonObject;
+  const validate = (part: readonly JsonValue[]): Commands[K]['args'] =>
+    validateArguments(command, withList(part));
+  // What is wrong with the other members, of which some come behind the list: an error within it goes first.
+  const others = errorOf(() => validate([]));
   const turns = createTurns();
   const checked: unknown[] = [];
   let result = args as Commands[K]['args'];
   for (let at = 0; at < list.length; at += PART_ELEMENTS) {
     const part = list.slice(at, at + PART_ELEMENTS);
-    try {
-      result = validateArguments(command, withList(part));
-    } catch (error) {
+    const error = errorOf(() => {
+      result = validate(part);
+    });
+    if (error === null) {
+      checked.push(...(result as Record<string, unknown[]>)[name]!);
+    } else {
       // Said again with the elements in their places, which the text may name; those before them are passed over.
       const placed = new Array<JsonValue>(at);
       placed.push(...part);
-      validateArguments(command, withList(placed));
-      throw error;
+      const worded = errorOf(() => validate(placed)) ?? error;
+      if (worded.message !== others?.message) throw worded;
     }
-    checked.push(...(result as Record<string, unknown[]>)[name]!);
     await turns.next();
   }
+  if (others !== null) throw others;
   return { ...result, [name]: checked };
+}
+
+function errorOf(step: () => void): Error | null {
+  try {
+    step();
+    return null;
+  } catch (error) {
+    return error as Error;
+  }
 }
 
 /** Checks and converts a parsed JSON value of a root type (arguments of a command, type of the command line). */

@@ -232,6 +232,15 @@ describe('long lists, in turns', () => {
     await compare({ actions: actions(2500), properties: 1 });
   });
 
+  test('an error late in the list goes before one of what comes behind the list', async () => {
+    for (const at of [0, 2345])
+      for (const others of [{ more: 1 }, { properties: { 'completion-mode': 'x' } }, { properties: [1] }]) {
+        const list = actions(2500);
+        list[at] = { type: 'nothing' };
+        await compare({ actions: list, ...others });
+      }
+  });
+
   test('what is short is not a long list', () => {
     expect(longListOf({ actions: actions(1000) })).toBeNull();
     expect(longListOf(undefined)).toBeNull();
