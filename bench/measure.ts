@@ -92,6 +92,29 @@ export function cpuOf(pid: number): CpuTime {
   };
 }
 
+/** What one command cost from its start to its end; CPU time of the process with its threads. */
+export interface Cost {
+  readonly ms: number;
+  readonly cpuMs: number;
+}
+
+/** Runs the command to its end; throws when it fails. */
+export function costOf(
+  program: string,
+  args: readonly string[],
+  { isRealtime = false }: { readonly isRealtime?: boolean } = {},
+): Cost {
+  const timed: Argv = ['/usr/bin/time', '-f', '%e %U %S', program, ...args];
+  const [command, ...rest] = isRealtime ? ([...REALTIME, REALTIME_PRIORITY, ...timed] as const) : timed;
+  const startMs = performance.now();
+  const result = spawnSync(command, rest, { encoding: 'utf8' });
+  const ms = performance.now() - startMs;
+  if (result.status !== 0) throw new Error(`${program} ${args.join(' ')}: ${result.stderr}`);
+  const words = result.stderr.trim().split('\n').at(-1)!.split(' ');
+  const [, user = Number.NaN, system = Number.NaN] = words.map(Number);
+  return { ms, cpuMs: (user + system) * 1000 };
+}
+
 export function sleep(ms: number): Promise<void> {
   return new Promise((resolve) => setTimeout(resolve, ms));
 }

@@ -25,7 +25,7 @@ import {
 import { cpus, tmpdir } from 'node:os';
 import path from 'node:path';
 import { fileSystemOf, ratio, syncFile } from './fio.ts';
-import { hasProgram, markdownTable, median, parseOptions } from './measure.ts';
+import { type Cost, costOf, hasProgram, markdownTable, median, parseOptions } from './measure.ts';
 
 const TOOLS = [
   { name: 'qblock-img', program: path.resolve(import.meta.dirname, '../../daemon/bin/qblock-img') },
@@ -181,30 +181,12 @@ function makeRaw(file: string, sizeMib: number): void {
   }
 }
 
-interface Cost {
-  readonly ms: number;
-  readonly cpuMs: number;
-}
-
 /** One measurement: `times` runs of the command, the mean of them. */
 function measure(program: string, args: readonly string[], times: number): Cost {
-  const format = '%e %U %S';
-  let ms = 0;
-  let cpuMs = 0;
-  for (let i = 0; i < times; i++) {
-    const startMs = performance.now();
-    const result = spawnSync('/usr/bin/time', ['-f', format, program, ...args], { encoding: 'utf8' });
-    ms += performance.now() - startMs;
-    if (result.status !== 0) throw new Error(`${program} ${args.join(' ')}: ${result.stderr}`);
-    const [, user = Number.NaN, system = Number.NaN] = result.stderr
-      .trim()
-      .split('\n')
-      .at(-1)!
-      .split(' ')
-      .map(Number);
-    cpuMs += (user + system) * 1000;
-  }
-  return { ms: ms / times, cpuMs: cpuMs / times };
+  const costs = Array.from({ length: times }, () => costOf(program, args));
+  const mean = (figure: (cost: Cost) => number): number =>
+    costs.reduce((sum, cost) => sum + figure(cost), 0) / times;
+  return { ms: mean(({ ms }) => ms), cpuMs: mean(({ cpuMs }) => cpuMs) };
 }
 
 async function main(): Promise<void> {

@@ -39,9 +39,13 @@ export class FileLocks {
     this.#maySearch = maySearch;
   }
 
-  /** Takes the locks `wanted` adds and looks for conflicts; throws with the locks of before in place. */
+  /**
+   * Takes the locks `wanted` adds and looks for conflicts; throws with the locks of before in place. What adds nothing asks
+   * nothing: whoever came since has seen the locks of this one.
+   */
   acquire({ perm, shared }: PermissionPair): void {
     const unshared = Perm.all & ~shared;
+    if ((perm & ~this.#used) === 0 && (unshared & ~this.#unshared) === 0) return;
     try {
       this.#lock(USE_BASE, perm & ~this.#used, false);
       this.#lock(UNSHARE_BASE, unshared & ~this.#unshared, true);
