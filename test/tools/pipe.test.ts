@@ -95,6 +95,16 @@ test('other formats go through pipes by a folder that the user names, and leave 
      $IMG compare -f raw -F vmdk disk.raw back.vmdk && ls spool`,
   );
   expect([found.status, String(found.stdout), found.stderr]).toEqual([0, 'Images are identical.\n', '']);
+  const named = shell(
+    `for folder in nbd:x 'json:{}' file:x ./-; do mkdir -p "$folder"
+       $IMG convert -f raw -O qcow2 --spool "$folder" disk.raw - | $IMG convert --spool "$folder" -f qcow2 -O vmdk - named.vmdk &&
+         $IMG compare -f raw -F vmdk disk.raw named.vmdk && rmdir "$folder" || exit 1; done`,
+  );
+  expect([named.status, String(named.stdout), named.stderr]).toEqual([
+    0,
+    'Images are identical.\n'.repeat(4),
+    '',
+  ]);
   expect(
     shell('$IMG convert -f raw -O qcow2 --spool nowhere disk.raw - | cat; exit $PIPESTATUS'),
   ).toMatchObject({

@@ -1,6 +1,6 @@
 /**
  * `convert --spool FOLDER`: images of formats that are not read or written from front to back, out of a pipe or into one.
- * They lie in a file of the user's folder meanwhile, which has no name any more when the command ends, however it does.
+ * They lie in a file of the user's folder meanwhile, which is gone when the command ends, unless by SIGKILL.
  */
 
 import { randomBytes } from 'node:crypto';
@@ -13,9 +13,9 @@ import { received, sendAll, unpacked } from './pipe.ts';
 
 const PIECE_BYTES = 1024 * 1024;
 
-/** An empty file in the folder, for this user only. */
+/** An empty file in the folder, for this user only. Its name is whole: no folder's name is taken for a protocol's. */
 function spoolFile(folder: string): string {
-  const file = path.join(folder, `qblock-spool-${randomBytes(8).toString('hex')}`);
+  const file = path.resolve(folder, `qblock-spool-${randomBytes(8).toString('hex')}`);
   try {
     closeSync(openSync(file, 'wx', 0o600));
   } catch (error) {
