@@ -26,14 +26,18 @@ function writeCacheAtExit(script, cacheFile) {
   });
 }
 
-/** Programs that run for long; the others are over before optimized code has paid for its making. */
-const SERVERS = ['qblockd', 'qblock-nbd'];
+/** Programs that run for long: no garbage is collected in the first 4 MiB, which is where a start and the first commands end. */
+const LONG_RUN = ['--min-semi-space-size=4'];
 /**
- * What V8 is told for the others; their launchers say the same to node, because asking here costs 3 ms, and the size of the heap
- * is settled by then. A function has run 30 times as much as usual before it is optimized; no garbage is collected in the first
- * 8 MiB; collecting takes no threads.
+ * The others are over before optimized code has paid for its making: a function has run 30 times as much as usual before it is
+ * optimized; no garbage is collected in the first 8 MiB; collecting takes no threads.
  */
 const SHORT_RUN = ['--interrupt-budget=2000000', '--min-semi-space-size=8', '--single-threaded-gc'];
+/**
+ * What V8 is told. The launchers say the same to node, because asking here costs 3 ms, and the size of the heap is settled by
+ * then.
+ */
+const flagsOf = (program) => (['qblockd', 'qblock-nbd'].includes(program) ? LONG_RUN : SHORT_RUN);
 
 /** Runs a program by its name. Its entry module does the rest by itself. */
 exports.start = (program) => {
@@ -54,7 +58,7 @@ exports.start = (program) => {
   }
   const file = path.join(bundles, name);
   // Before the script is there: its cache was made with the same flags.
-  const flags = SERVERS.includes(program) ? [] : SHORT_RUN.filter((flag) => !process.execArgv.includes(flag));
+  const flags = flagsOf(program).filter((flag) => !process.execArgv.includes(flag));
   for (const flag of flags) require('node:v8').setFlagsFromString(flag);
   const script = new vm.Script(
     // The build has left nothing but ASCII in there.

@@ -7,6 +7,7 @@
  * Source of the facts: QEMU documentation, qcow2 driver options.
  */
 
+import { isZero } from '../../../../aio/memory.ts';
 import { entryOffset, MAX_HOST_OFFSET, MAX_SNAPSHOT_TABLE_BYTES } from './layout.ts';
 import type { Qcow2State } from './state.ts';
 
@@ -57,20 +58,31 @@ export function overlapChecks(option: string | OverlapOption | undefined): Overl
 
 const PAGE_BITS = 15;
 const PAGE_CLUSTERS = 2 ** PAGE_BITS;
+/** Entries of a table that are looked at for zeroes at once. */
+const SCAN_ENTRIES = 512;
 
 /** A sparse set of cluster indices. */
 export class MetadataMap {
   readonly #pages = new Map<number, Uint8Array>();
+  /** The page added to last: tables lie side by side. */
+  #lastIndex = -1;
+  #lastPage: Uint8Array = new Uint8Array(0);
 
   add(cluster: number): void {
-    const index = Math.floor(cluster / PAGE_CLUSTERS);
+    const bit = cluster % PAGE_CLUSTERS;
+    const index = (cluster - bit) / PAGE_CLUSTERS;
+    if (index !== this.#lastIndex) this.#select(index);
+    this.#lastPage[bit >> 3]! |= 1 << (bit & 7);
+  }
+
+  #select(index: number): void {
     let page = this.#pages.get(index);
     if (page === undefined) {
       page = new Uint8Array(PAGE_CLUSTERS / 8);
       this.#pages.set(index, page);
     }
-    const bit = cluster % PAGE_CLUSTERS;
-    page[bit >> 3]! |= 1 << (bit & 7);
+    this.#lastIndex = index;
+    this.#lastPage = page;
   }
 
   delete(cluster: number): void {
@@ -88,6 +100,7 @@ export class MetadataMap {
 
   clear(): void {
     this.#pages.clear();
+    this.#lastIndex = -1;
   }
 }
 
@@ -170,15 +183,25 @@ export function rebuildMetadata(s: Qcow2State): void {
   for (const [, offset, bytes] of fixedRanges(s)) add(offset, bytes);
   s.refcountBlocks.clear();
   const { refcountTable } = s;
-  for (let i = 0; i < refcountTable.length; i++) {
-    const offset = refcountTable[i]!;
-    if (offset === 0) continue;
-    add(offset, 1);
-    s.refcountBlocks.add(Math.floor(offset / s.clusterBytes));
+  for (let start = 0; start < refcountTable.length; start += SCAN_ENTRIES) {
+    const part = refcountTable.subarray(start, start + SCAN_ENTRIES);
+    if (isZero(Buffer.from(part.buffer, part.byteOffset, part.byteLength))) continue;
+    for (const offset of part) {
+      if (offset === 0) continue;
+      add(offset, 1);
+      s.refcountBlocks.add(Math.floor(offset / s.clusterBytes));
+    }
   }
-  for (let index = 0; index < s.header.l1Entries; index++) {
-    const offset = entryOffset(s.l1.getUint32(index * 8), s.l1.getUint32(index * 8 + 4));
-    if (offset !== 0) add(offset, 1);
+  // Opening runs before any of this is compiled, and an L1 table has thousands of entries: nothing is called for an empty one.
+  const { l1, metadata, clusterBytes } = s;
+  const bytes = s.header.l1Entries * 8;
+  for (let at = 0; at < bytes; at += 8) {
+    const lo = l1.getUint32(at + 4);
+    const hi = l1.getUint32(at);
+    if (lo === 0 && hi === 0) continue;
+    const offset = entryOffset(hi, lo);
+    if (offset === 0 || offset >= MAX_HOST_OFFSET) continue;
+    metadata.add((offset - (offset % clusterBytes)) / clusterBytes);
   }
 }
 
