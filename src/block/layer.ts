@@ -60,6 +60,9 @@ export interface BlockLayerParts {
   readonly fatal?: (text: string) => never;
 }
 
+/** What `BlockLayer.slowWriteMs` is where others wait for their turn. */
+export const SLOW_WRITE_MS = 8;
+
 export class BlockLayer {
   readonly engine: AioEngine;
   readonly events: EventSink;
@@ -86,6 +89,8 @@ export class BlockLayer {
   refusals: RefusedOpening[] | null = null;
   /** Nobody else waits: a call may take its time for a better error. True in tools and while the command line is carried out. */
   mayWaitInCalls = false;
+  /** A write to a file within the turn that takes longer, in ms, sends the next ones another way; for files opened from now on. */
+  slowWriteMs = SLOW_WRITE_MS;
   /** Tells the user what no command can answer with; "warning: " goes in front of what is no error. Adds no line end. */
   readonly report: (text: string) => void;
   /** Tells the user a line of a longer story, such as a repair. */

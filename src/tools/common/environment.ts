@@ -100,6 +100,8 @@ export function createEnvironment(output: ToolOutput): ToolEnvironment {
   // A tool is all command line.
   env.layer.allowInheritedFd = true;
   env.layer.mayWaitInCalls = true;
+  // Nor is there anybody whom a disk that cannot keep up would hold up.
+  env.layer.slowWriteMs = Number.POSITIVE_INFINITY;
   return env;
 }
 

@@ -1,15 +1,15 @@
 /** `dd`: copies part of an image into a new one, told as dd(1) is told. */
 
-import { createMover, moveExtent, updateUseOfKernel } from '../../block/copy/mover.ts';
+import { createMover } from '../../block/copy/mover.ts';
 import { strerror } from '../../errors/errno.ts';
 import { BlockError, errnoOf, prefixed } from '../../errors/error.ts';
 import { openNamedImage } from '../common/environment.ts';
 import { type CommandContext, checkFormatGiven, readOptions, readSize } from './common/command.ts';
 import { findFormat } from './common/creation.ts';
+import { Moves } from './common/moves.ts';
 import { makeImage } from './create.ts';
 import { DD } from './tables/making.ts';
 
-const PIECE_BYTES = 4 * 1024 * 1024;
 const MAX_BLOCK_BYTES = 2 ** 31 - 1;
 const SECTOR_BYTES = 512;
 
@@ -66,13 +66,10 @@ export async function dd(context: CommandContext, words: readonly string[]): Pro
     clusterBytes: SECTOR_BYTES,
     targetStart: -start,
   });
-  const { graphLock } = env.layer;
-  for (let at = start; at < end; at += PIECE_BYTES) {
-    const failure = await graphLock.withRead((guard) => {
-      updateUseOfKernel(mover, guard);
-      return moveExtent(mover, guard, at, Math.min(PIECE_BYTES, end - at), 'data');
-    });
-    if (failure === null) continue;
+  const moves = new Moves(mover, env.layer.graphLock, () => undefined);
+  await moves.add(start, bytes, 'data');
+  const failure = await moves.end();
+  if (failure !== null) {
     const what = failure.isRead ? 'reading from input' : 'writing to output';
     throw new BlockError(`error while ${what} image file: ${strerror(errnoOf(failure.error))}`);
   }

@@ -4,6 +4,7 @@ import { spawn } from 'node:child_process';
 import { closeSync, openSync, unlinkSync, writeSync } from 'node:fs';
 import path from 'node:path';
 import type { SocketAddress } from '../../../schema/generated/types.ts';
+import { SLOW_WRITE_MS } from '../../block/layer.ts';
 import { BlockError, errnoError, errnoOf, InvariantError } from '../../errors/error.ts';
 import { addObject, type ToolEnvironment } from '../common/environment.ts';
 import type { ToolOutput } from '../common/output.ts';
@@ -91,6 +92,8 @@ async function run(
     return 0;
   }
   const env = environment();
+  // Clients wait for their turn.
+  env.layer.slowWriteMs = SLOW_WRITE_MS;
   env.untrusted = options.untrusted;
   for (const object of options.objects) if (await addObject(env, object)) return 0;
   if (options.mode === 'list') {

@@ -95,6 +95,7 @@ function creationState(layer: BlockLayer, fd: number, filename: string): FileSta
     next: null,
     mayInline: false,
     inlineWrites: false,
+    slowWriteMs: layer.slowWriteMs,
     inlineReads: false,
     mapping: null,
     skipInlineReads: 0,

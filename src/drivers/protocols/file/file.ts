@@ -84,6 +84,7 @@ function makeOpen(driverName: string, accepts: (stat: Stats) => boolean, require
         locks: openLocks(fd, filename, options.locking ?? 'auto', node.layer.mayWaitInCalls),
         mayInline: options.aio !== 'threads',
         inlineWrites: !direct && options.aio !== 'threads',
+        slowWriteMs: node.layer.slowWriteMs,
         inlineReads: !direct && options.aio !== 'threads',
         skipInlineReads: 0,
         canPunchHole: true,

@@ -28,8 +28,6 @@ import type { NewDescription } from './access.ts';
 import type { FileLocks } from './locks.ts';
 import { FileMapping } from './mapping.ts';
 
-/** An inline write that takes longer has met dirty-page throttling. */
-const SLOW_WRITE_MS = 8;
 /** How long writes then go through the engine. */
 const AVOID_INLINE_MS = 100;
 /** A read of what is not in the page cache makes this many reads go through the engine at once. */
@@ -56,6 +54,8 @@ export interface FileState extends LocalFile {
   /** The user's `aio` option allows requests within the turn. */
   readonly mayInline: boolean;
   inlineWrites: boolean;
+  /** An inline write that takes longer has met dirty-page throttling. */
+  readonly slowWriteMs: number;
   /** Reads may be tried without waiting; cleared when the file system cannot. */
   inlineReads: boolean;
   /** Reads that are not tried inline: the last one that was found the page cache empty. */
@@ -205,7 +205,7 @@ function writeCached(state: FileState, offset: number, bytes: number, vec: IoVec
   const { mem, start } = vec.segments[0]!;
   const result = ffi.pwrite(state.fd, mem.addr + start, bytes, offset);
   const endMs = performance.now();
-  if (endMs - startMs > SLOW_WRITE_MS) state.avoidInlineUntilMs = endMs + AVOID_INLINE_MS;
+  if (endMs - startMs > state.slowWriteMs) state.avoidInlineUntilMs = endMs + AVOID_INLINE_MS;
   // A short or failed write is made again in full by the long way, which reports what is wrong.
   return result === bytes;
 }

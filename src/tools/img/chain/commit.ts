@@ -6,7 +6,7 @@
  */
 
 import { Status } from '../../../block/contract/request.ts';
-import { allZeroes, createMover, moveExtent, updateUseOfKernel } from '../../../block/copy/mover.ts';
+import { allZeroes, createMover } from '../../../block/copy/mover.ts';
 import { cowChild, skipFilters } from '../../../block/graph/chain.ts';
 import { drained } from '../../../block/graph/drain.ts';
 import type { BlockNode } from '../../../block/graph/node.ts';
@@ -25,12 +25,12 @@ import {
   targetCache,
   UsageError,
 } from '../common/command.ts';
-import { createPace, type Pace, parseRate } from '../common/pace.ts';
+import { Moves } from '../common/moves.ts';
+import { createPace, parseRate } from '../common/pace.ts';
 import { COMMIT } from '../tables/keeping.ts';
 
-/** Bytes that are copied by one request, and requests at once. */
-const PIECE_BYTES = 1024 * 1024;
-const REQUESTS = 4;
+/** Bytes that are copied at once where there is a limit to bytes a second. */
+const PACED_BYTES = 1024 * 1024;
 const STATUS_BYTES = 1024 ** 3;
 
 export async function commit(context: CommandContext, words: readonly string[]): Promise<number> {
@@ -70,7 +70,7 @@ export async function commit(context: CommandContext, words: readonly string[]):
     progress.add(0);
     // It is closed as it is when the tool ends.
     await makeWritable(base);
-    await copyDown(top, base, createPace(rate), progress);
+    await copyDown(top, base, rate, progress);
     await wrapped.flush(base);
     if (!drop) await empty(top);
     await image.close();
@@ -99,7 +99,7 @@ function baseOf(top: BlockNode, imageName: string, name: string | null): BlockNo
 }
 
 /** Copies what the images from `top` down to the one above `base` hold into `base`, which grows if it has to. */
-async function copyDown(top: BlockNode, base: BlockNode, pace: Pace, progress: Progress): Promise<void> {
+async function copyDown(top: BlockNode, base: BlockNode, rate: number, progress: Progress): Promise<void> {
   const total = top.totalBytes;
   if (base.totalBytes < total) await wrapped.truncate(base, total, false, 'off', false);
   const { graphLock } = top.layer;
@@ -110,34 +110,25 @@ async function copyDown(top: BlockNode, base: BlockNode, pace: Pace, progress: P
     findZeroes: allZeroes,
     peeks: true,
   });
-  const running = new Set<Promise<void>>();
-  let failure: { readonly error: unknown } | null = null;
-  const move = async (offset: number, bytes: number, kind: 'data' | 'zero'): Promise<void> => {
-    const failed = await graphLock.withRead((guard) => {
-      updateUseOfKernel(mover, guard);
-      return moveExtent(mover, guard, offset, bytes, kind);
-    });
-    if (failed !== null) failure ??= { error: failed.error };
-    progress.add((bytes / total) * 100);
-  };
-  for (let at = 0; at < total && failure === null; ) {
+  const pace = createPace(rate);
+  const passed = (bytes: number): void => progress.add((bytes / total) * 100);
+  const moves = new Moves(mover, graphLock, passed);
+  for (let at = 0; at < total && moves.failure === null; ) {
     const status = await graphLock.withRead((guard) =>
       blockStatusAbove(top, guard, base, true, at, Math.min(total - at, STATUS_BYTES)),
     );
-    let bytes = status.bytes;
-    if ((status.flags & Status.allocated) === 0) progress.add((bytes / total) * 100);
+    let { bytes } = status;
+    if ((status.flags & Status.allocated) === 0) passed(bytes);
     else {
       const kind = (status.flags & Status.zero) !== 0 ? 'zero' : 'data';
-      if (kind === 'data') bytes = Math.min(bytes, PIECE_BYTES);
+      if (kind === 'data' && rate !== 0) bytes = Math.min(bytes, PACED_BYTES);
       await pace.wait(bytes);
-      const request: Promise<void> = move(at, bytes, kind).finally(() => running.delete(request));
-      running.add(request);
-      if (running.size >= REQUESTS) await Promise.race(running);
+      await moves.add(at, bytes, kind);
     }
     at += bytes;
   }
-  await Promise.all(running);
-  if (failure !== null) throw (failure as { readonly error: unknown }).error;
+  const failure = await moves.end();
+  if (failure !== null) throw failure.error;
 }
 
 /** What an image that cannot be emptied holds is what lies below it now: it may stay. */

@@ -33,6 +33,7 @@ import { BlockError, errnoOf } from '../../../errors/error.ts';
 import type { ToolImage } from '../../common/environment.ts';
 import type { ToolOutput } from '../../common/output.ts';
 import type { Progress } from '../../common/progress.ts';
+import { FIRST_WAITING_PIECES, MAX_WAITING_PIECES } from '../common/moves.ts';
 import { createPace, type Pace } from '../common/pace.ts';
 import { KnownRuns } from './known-runs.ts';
 import { firstRun, mayCutAt, type ZeroRules } from './zero-runs.ts';
@@ -40,9 +41,6 @@ import { firstRun, mayCutAt, type ZeroRules } from './zero-runs.ts';
 /** Longest piece of data that is read and written at once. */
 export const PIECE_BYTES = 2 * 1024 * 1024;
 const SECTOR_BYTES = 512;
-/** Pieces that are moved by waiting, after one that could not be moved within a turn; and more of them each time. */
-const FIRST_WAITING_PIECES = 16;
-const MAX_WAITING_PIECES = 4096;
 
 export interface Source {
   readonly image: ToolImage;

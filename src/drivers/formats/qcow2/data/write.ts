@@ -88,11 +88,13 @@ function tryAllocating(
   const start = offset - (offset % s.clusterBytes);
   const end = Math.ceil((offset + bytes) / s.clusterBytes) * s.clusterBytes;
   if (s.allocations.length > 0 && findAllocation(s, start, end) !== null) return false;
-  if (!readsAsZero(node, start, end - start)) return false;
+  const whole = offset === start && offset + bytes === end;
+  // Whole clusters have nothing around them that shows through now.
+  const behind = whole ? 0 : backingBytes(node);
+  if (!holdsNothing(node, start, end - start, behind)) return false;
   const plan = tryPlan(node, guard, offset, bytes);
   if (plan === null || plan.kind !== 'allocate') return false;
   const { allocation } = plan;
-  const whole = offset === start && offset + bytes === end;
   const host = allocation.host + (offset - allocation.start);
   let written = false;
   try {
@@ -298,8 +300,16 @@ async function surrounding(
 
 /** Whether the range is known to read as zeroes; false when that cannot be told from what is in memory. */
 export function readsAsZero(node: Qcow2Node, offset: number, bytes: number): boolean {
+  return holdsNothing(node, offset, bytes, backingBytes(node));
+}
+
+function backingBytes(node: Qcow2Node): number {
+  return node.child('backing')?.node.totalBytes ?? 0;
+}
+
+/** Whether the image itself has no data in the range, and nothing shows through up to `behind`; false: nobody can tell. */
+function holdsNothing(node: Qcow2Node, offset: number, bytes: number, behind: number): boolean {
   const s = node.state;
-  const backingBytes = node.child('backing')?.node.totalBytes ?? 0;
   for (let at = offset; at < offset + bytes; at += s.found.bytes) {
     try {
       if (lookup(s, at, offset + bytes - at) !== null) return false;
@@ -309,7 +319,7 @@ export function readsAsZero(node: Qcow2Node, offset: number, bytes: number): boo
     }
     const { kind } = s.found;
     if (kind === Mapping.data || kind === Mapping.compressed) return false;
-    if (kind !== Mapping.zero && kind !== Mapping.zeroAllocated && at < backingBytes) return false;
+    if (kind !== Mapping.zero && kind !== Mapping.zeroAllocated && at < behind) return false;
   }
   return true;
 }
