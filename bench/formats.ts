@@ -78,6 +78,14 @@ const FORMATS: Readonly<Record<string, Format>> = {
 
 const LARGE = '2T';
 const EMPTY_MIB = 16 * 1024;
+/**
+ * Allocating writes go to where nothing is, so much before what counts, and so much that does: behind more than that the
+ * kernel lets writers wait, and then the disk is measured.
+ */
+const ALLOCATING_MIB = { warmUp: 256, measured: 1024 } as const;
+const TOUCHED_MIB = 2 * 1024;
+/** What writing them takes at most. */
+const MAX_SECONDS = 10;
 /** A fixed image takes its whole size at once: one that can be made anew for each measurement. */
 const EMPTY_FIXED_MIB = 4 * 1024;
 
@@ -190,6 +198,7 @@ async function measureNbd(name: string, raw: string, setting: Setting, table: Fi
         }
         const image = each.empty || writes ? own : full;
         syncFolder(image);
+        if (each.empty) touchMemory();
         const figures = await measureServer(server, format, path.join(image, 'disk'), each, setting);
         table.add(`${name}: ${each.name}`, server.name, figures);
         process.stderr.write(
@@ -201,6 +210,15 @@ async function measureNbd(name: string, raw: string, setting: Setting, table: Fi
     }
   }
   rmSync(full, { recursive: true, force: true });
+}
+
+/**
+ * Uses memory and gives it back. New pages of a file are the larger part of an allocating write, and those that a virtual
+ * machine has not touched, or has given back, cost four times as much: whoever came first would pay for both.
+ */
+function touchMemory(): void {
+  const file = `/dev/shm/qb-bench-${process.pid}`;
+  spawnSync('sh', ['-c', `head -c ${TOUCHED_MIB}M /dev/zero > ${file}; rm -f ${file}`]);
 }
 
 async function measureServer(
@@ -218,12 +236,14 @@ async function measureServer(
   try {
     await sleep(300);
     if (isRealtime) prefer(child.pid!);
-    // What allocates begins where nothing is: the first half is for the run that does not count.
-    const span = each.empty ? (isFixed(format) ? EMPTY_FIXED_MIB : EMPTY_MIB) / 2 : sizeMib;
-    warmUp(socket, each, span, { isRealtime });
+    const toEnd = '--time_based=0';
+    const { warmUp: before, measured } = ALLOCATING_MIB;
+    if (each.empty) runFio(socket, child.pid!, each, 1, before, { extra: [toEnd], isRealtime });
+    else warmUp(socket, each, sizeMib, { isRealtime });
     if (each.rw.includes('write')) syncFolder(path.dirname(image));
-    const extra = each.empty ? [`--offset=${span}m`] : [];
-    return runFio(socket, child.pid!, each, runtimeSeconds, span, { extra, isRealtime });
+    if (!each.empty) return runFio(socket, child.pid!, each, runtimeSeconds, sizeMib, { isRealtime });
+    const extra = [toEnd, `--offset=${before}m`];
+    return runFio(socket, child.pid!, each, MAX_SECONDS, measured, { extra, isRealtime });
   } finally {
     await stop();
     rmSync(socket, { force: true });
@@ -263,6 +283,7 @@ function measureConvert(name: string, raw: string, setting: Setting): string[][]
     for (const [way, args] of Object.entries(ways)) {
       for (const { name: tool, program } of round % 2 === 0 ? TOOLS : TOOLS.toReversed()) {
         freshFolder(out);
+        touchMemory();
         const key = `${way} ${tool}`;
         costs.set(key, [...(costs.get(key) ?? []), costOf(program, args, { isRealtime })]);
         // What is on its way to the disk would be paid by the next.

@@ -1,6 +1,6 @@
 /** Raw images compressed as a whole, as sources of `convert`. */
 
-import { execFileSync } from 'node:child_process';
+import { execFileSync, spawnSync } from 'node:child_process';
 import { mkdtempSync, readFileSync, rmSync, writeFileSync } from 'node:fs';
 import { tmpdir } from 'node:os';
 import path from 'node:path';
@@ -43,6 +43,48 @@ for (const [extension, [program, ...options]] of Object.entries(PROGRAMS)) {
     bad[Math.floor(bad.length / 2)]! ^= 0x10;
     writeFileSync(path.join(folder, `bad.${extension}`), bad);
     expect((await convert(`bad.${extension}`)).status).toBe(1);
+  });
+}
+
+const half = content.length / 2;
+const pieces = [content.subarray(0, half), content.subarray(half)] as const;
+const packedBy = (program: string, ...args: readonly string[]): readonly [Buffer, Buffer] =>
+  pieces.map((input) => execFileSync(program, ['-c', ...args], { input })) as [Buffer, Buffer];
+/** A frame of zstd that readers skip: what pzstd and others keep their own notes in. */
+const SKIPPED = Buffer.concat([Buffer.from([0x5e, 0x2a, 0x4d, 0x18, 4, 0, 0, 0]), Buffer.from('note')]);
+
+/** Files as other programs make them: each reads as the content. */
+const VARIANTS: Readonly<Record<string, () => Buffer>> = {
+  'members.gz': () => Buffer.concat(packedBy('gzip')),
+  'padded.gz': () => Buffer.concat([...packedBy('gzip'), Buffer.alloc(10_000)]),
+  'named.gz': () => {
+    // Flags: extra field, name, comment.
+    const [first, second] = packedBy('gzip', '-n');
+    const head = Buffer.from(first.subarray(0, 10));
+    head[3] = 4 | 8 | 16;
+    const extra = Buffer.from('\x06\0BC\x02\0ab' + 'an image.raw\0' + 'a comment\0', 'latin1');
+    return Buffer.concat([head, extra, first.subarray(10), second]);
+  },
+  'streams.xz': () => Buffer.concat(packedBy('xz', '-0')),
+  'padded.xz': () => {
+    const [first, second] = packedBy('xz', '-0', '--check=sha256');
+    return Buffer.concat([first, Buffer.alloc(8), second, Buffer.alloc(4096)]);
+  },
+  'blocks.xz': () => execFileSync('xz', ['-c', '-0', '--block-size=65536'], { input: content }),
+  'frames.zst': () => Buffer.concat(packedBy('zstd', '-q')),
+  'skipped.zst': () => {
+    const [first, second] = packedBy('zstd', '-q', '--no-check');
+    return Buffer.concat([SKIPPED, first, SKIPPED, second, SKIPPED]);
+  },
+};
+
+for (const [name, make] of Object.entries(VARIANTS)) {
+  const program = { gz: 'gzip', xz: 'xz', zst: 'zstd' }[name.split('.')[1]!]!;
+  const isThere = spawnSync(program, ['--version'], { stdio: 'ignore' }).status === 0;
+  test.skipIf(!isThere)(`as other programs make them: ${name}`, async () => {
+    writeFileSync(path.join(folder, name), make());
+    expect(await convert(name)).toMatchObject({ status: 0, stderr: '' });
+    expect(readFileSync(path.join(folder, 'out.raw')).equals(content)).toBe(true);
   });
 }
 

@@ -27,6 +27,8 @@ const MAGICS: readonly (readonly [Packing, Buffer])[] = [
   ['gzip', Buffer.from([0x1f, 0x8b, 0x08])],
   ['xz', Buffer.from([0xfd, 0x37, 0x7a, 0x58, 0x5a, 0x00])],
   ['zstd', Buffer.from([0x28, 0xb5, 0x2f, 0xfd])],
+  // A frame to be skipped, which pzstd puts in front; its first byte has the lower half for the writer's own use.
+  ['zstd', Buffer.from([0x50, 0x2a, 0x4d, 0x18])],
 ];
 const PROBE_BYTES = 2048;
 
@@ -44,6 +46,7 @@ export function packingOf(filename: string): Packing | null {
   } catch {
     return null;
   }
+  if (start.readUInt32LE(0) >>> 4 === 0x184d2a5) start[0] = 0x50;
   return MAGICS.find(([, magic]) => start.subarray(0, magic.length).equals(magic))?.[0] ?? null;
 }
 

@@ -3,7 +3,7 @@
  * damaged headers. Ciphers and key slots of version 1 beside the original are in ../crypto.test.ts and luks-amend.test.ts.
  */
 
-import { randomBytes } from 'node:crypto';
+import { createHash, randomBytes } from 'node:crypto';
 import { readFileSync, rmSync, writeFileSync } from 'node:fs';
 import path from 'node:path';
 import { afterAll, describe, expect, test } from 'vitest';
@@ -44,12 +44,38 @@ interface Case {
   readonly passphrase?: Buffer;
   readonly offset: number;
   readonly sectorBytes?: number;
+  readonly cipher?: string;
 }
 
 const CASES: Readonly<Record<string, Case>> = {
   'version 1': { args: ['--type', 'luks1', ...FEW], offset: 2 * MIB },
   'version 1, Whirlpool': { args: ['--type', 'luks1', ...FEW, '-h', 'whirlpool'], offset: 2 * MIB },
   'version 1, a key file': { args: ['--type', 'luks1', ...FEW], passphrase: KEY_FILE, offset: 2 * MIB },
+  'version 1, ECB': {
+    args: ['--type', 'luks1', ...FEW, '-c', 'aes-ecb', '-s', '256'],
+    offset: 2 * MIB,
+    cipher: 'aes-ecb-plain',
+  },
+  'version 1, ESSIV, a payload of its own alignment': {
+    args: ['--type', 'luks1', ...FEW, '-c', 'aes-cbc-essiv:sha256', '-s', '256', '--align-payload', '8192'],
+    offset: 4 * MIB,
+    cipher: 'aes-cbc-essiv:sha256',
+  },
+  'version 2, a larger header, another cipher for the slots': {
+    args: [
+      ...['--type', 'luks2', ...PBKDF2, '--luks2-metadata-size', '1m', '--luks2-keyslots-size', '8m'],
+      ...['--keyslot-cipher', 'aes-cbc-plain64', '--keyslot-key-size', '256', '--label', 'Ümläut'],
+    ],
+    offset: 10 * MIB,
+  },
+  'version 2, sectors of 2 KiB, argon2id with odd numbers': {
+    args: [
+      ...['--type', 'luks2', '--sector-size', '2048', '--pbkdf', 'argon2id', '--pbkdf-memory', '1003'],
+      ...['--pbkdf-parallel', '3', '--pbkdf-force-iterations', '5'],
+    ],
+    offset: 16 * MIB,
+    sectorBytes: 2048,
+  },
   'version 2, PBKDF2': { args: ['--type', 'luks2', ...PBKDF2], offset: 16 * MIB },
   'version 2, argon2id': { args: ['--type', 'luks2', ...argon('argon2id')], offset: 16 * MIB },
   'version 2, argon2i': { args: ['--type', 'luks2', ...argon('argon2i')], offset: 16 * MIB },
@@ -66,14 +92,15 @@ const CASES: Readonly<Record<string, Case>> = {
 };
 
 describe('volumes of cryptsetup', () => {
-  for (const [name, { args, passphrase = WORDS, offset, sectorBytes = 512 }] of Object.entries(CASES)) {
+  for (const [name, each] of Object.entries(CASES)) {
+    const { args, passphrase = WORDS, offset, sectorBytes = 512, cipher = 'aes-xts-plain64' } = each;
     test(name, async (context) => {
       requirePeer(context, 'cryptsetup');
       const file = emptyFile(folder, 'theirs.luks', 22 * MIB);
       cryptsetup(['luksFormat', ...args, '--key-file', '-', file], passphrase);
       const content = randomBytes(256 * KIB);
       const key = volumeKey(folder, file, passphrase);
-      fillVolume(file, key, { offset, cipher: 'aes-xts-plain64', sectorBytes }, content);
+      fillVolume(file, key, { offset, cipher, sectorBytes }, content);
       expect((await readVolume(file, passphrase, content.length)).equals(content)).toBe(true);
       await expect(readVolume(file, Buffer.from('wrong'), 512)).rejects.toThrow(
         'Invalid password, cannot unlock any keyslot',
@@ -92,6 +119,58 @@ describe('volumes of cryptsetup', () => {
     image[0x4000 + 4200] = image[0x4000 + 4200]! ^ 1;
     writeFileSync(file, image);
     await expect(readVolume(file, WORDS, 512)).rejects.toThrow('LUKS2 header: the checksum is wrong');
+  });
+
+  test('of version 2 whose first header is gone', async (context) => {
+    requirePeer(context, 'cryptsetup');
+    const file = emptyFile(folder, 'gone.luks', 20 * MIB);
+    cryptsetup(['luksFormat', '--type', 'luks2', ...PBKDF2, '--key-file', '-', file], WORDS);
+    const image = readFileSync(file);
+    image.fill(0, 0, 4096);
+    writeFileSync(file, image);
+    expect(await readVolume(file, WORDS, 512)).toHaveLength(512);
+    image[0x4000 + 4200] = image[0x4000 + 4200]! ^ 1;
+    writeFileSync(file, image);
+    await expect(readVolume(file, WORDS, 512)).rejects.toThrow('Volume is not in LUKS format');
+  });
+
+  test('of version 2 with key slots that nobody here can open, or that open other things', async (context) => {
+    requirePeer(context, 'cryptsetup');
+    const file = emptyFile(folder, 'slots.luks', 20 * MIB);
+    const key = path.join(folder, 'other-key');
+    writeFileSync(key, WORDS);
+    writeFileSync(path.join(folder, 'free-key'), randomBytes(32));
+    const first = ['luksFormat', '--type', 'luks2', ...PBKDF2, '--key-slot', '3', '--key-file', '-', file];
+    cryptsetup(first, Buffer.from('other'));
+    writeFileSync(path.join(folder, 'old-key'), 'other');
+    const add = ['luksAddKey', '--key-file', path.join(folder, 'old-key')];
+    cryptsetup([...add, ...PBKDF2.slice(2), '--key-slot', '7', file, key], Buffer.alloc(0));
+    const free = ['--unbound', '--key-size', '256', '--volume-key-file', path.join(folder, 'free-key')];
+    cryptsetup(['luksAddKey', ...free, ...PBKDF2.slice(2), '--key-slot', '1', file], WORDS);
+    cryptsetup(['token', 'add', '--key-description', 'some:key', file], Buffer.alloc(0));
+    expect(await readVolume(file, WORDS, 512)).toHaveLength(512);
+    // A function to come in one slot leaves the others as they are; nothing but it is an error that names it.
+    const changeJson = (from: string, to: string): void => {
+      const image = readFileSync(file);
+      for (const at of [0, 0x4000]) {
+        const json = image.toString('latin1', at + 4096, at + 0x4000);
+        const slot = json.indexOf('"3":{"type":"luks2"');
+        const place = json.indexOf(from, slot);
+        expect(slot >= 0 && place >= 0).toBe(true);
+        image.write(to, at + 4096 + place, 'latin1');
+        image.fill(0, at + 448, at + 512);
+        createHash('sha256')
+          .update(image.subarray(at, at + 0x4000))
+          .digest()
+          .copy(image, at + 448);
+      }
+      writeFileSync(file, image);
+    };
+    changeJson('"type":"pbkdf2"', '"type":"balloo"');
+    expect(await readVolume(file, WORDS, 512)).toHaveLength(512);
+    await expect(readVolume(file, Buffer.from('other'), 512)).rejects.toThrow(
+      'LUKS2 header: key derivation balloo is not supported',
+    );
   });
 
   for (const type of ['luks1', 'luks2']) {

@@ -1,6 +1,6 @@
 /**
  * Images that are valid by the specifications and that nothing installed here makes (variants/make.py): each reads as it
- * should. The original reads most of them too; what it cannot do is in the list.
+ * should. The original reads most of them too; what it cannot do is in the lists.
  */
 
 import { execFileSync } from 'node:child_process';
@@ -20,12 +20,19 @@ const ORIGINAL_REFUSES: Readonly<Record<string, string>> = {
     '(chain-.*|parts|spaces|extents.*)\\.vmdk',
   'vdi with other blocks than 1 MiB': '(blocks-4k|blocks-32m|extra)\\.vdi',
   'vhdx with sectors of 4 KiB': 'sectors-4096\\.vhdx',
+  'dmg with chunks that are not zlib, or whose tables are not in order':
+    '(kind-(adc|bzip2|lzfse|lzma)|slack|all-kinds|(tables|chunks)-out-of-order)\\.dmg',
+  'dmg with lists in odd white space (it ends by a signal), forks without tables or among others, trailers elsewhere':
+    '(list-odd|fork-without|fork-others|trailer-in-front|padded-file)\\.dmg',
 };
 const refused = new RegExp(`^(?:${Object.values(ORIGINAL_REFUSES).join('|')})$`);
 
 beforeAll(() => {
   if (hasPeer('python3'))
-    execFileSync('python3', [path.join(import.meta.dirname, 'variants/make.py'), folder], { stdio: 'pipe' });
+    for (const script of ['make.py', 'make-dmg.py'])
+      execFileSync('python3', [path.join(import.meta.dirname, 'variants', script), folder], {
+        stdio: 'pipe',
+      });
 });
 
 async function contentOf(tool: 'ours' | 'theirs', name: string): Promise<Buffer | string> {
@@ -40,7 +47,7 @@ async function contentOf(tool: 'ours' | 'theirs', name: string): Promise<Buffer 
   return status === 0 ? readFileSync(path.join(folder, out)) : stderr;
 }
 
-for (const format of ['vmdk', 'vpc', 'vdi', 'vhdx', 'parallels', 'qcow', 'bochs', 'cloop']) {
+for (const format of ['vmdk', 'vpc', 'vdi', 'vhdx', 'parallels', 'qcow', 'bochs', 'cloop', 'dmg']) {
   test(`variants of ${format}`, { timeout: 240_000 }, async (context) => {
     requirePeer(context, 'python3', 'qemu-img');
     const names = readdirSync(folder).filter(

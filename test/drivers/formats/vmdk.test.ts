@@ -76,12 +76,14 @@ for (const [type, sectors, file, blocks] of ESX) {
     const expected = Buffer.alloc(sectors * 512);
     for (const [block, value] of Object.entries(blocks))
       expected.fill(value, Number(block) * 4096, Number(block) * 4096 + 4096);
-    const read = async (): Promise<Buffer> => {
-      const outcome = await runTool(TOOLS.img.ours, ['convert', '-O', 'raw', 'esx.vmdk', 'esx.raw'], folder);
+    const read = async (name = 'esx.vmdk'): Promise<Buffer> => {
+      const outcome = await runTool(TOOLS.img.ours, ['convert', '-O', 'raw', name, 'esx.raw'], folder);
       expect(outcome).toMatchObject({ status: 0, stderr: '' });
       return readFileSync(path.join(folder, 'esx.raw'));
     };
     expect((await read()).equals(expected)).toBe(true);
+    // Without a descriptor.
+    expect((await read(file)).equals(expected)).toBe(true);
     // Over a flat base: what the delta does not have shows, and nothing else.
     writeFileSync(path.join(folder, 'base.raw'), Buffer.alloc(sectors * 512, 0xaa));
     const base = `# Disk DescriptorFile\nversion=1\nCID=abcd0123\nparentCID=ffffffff\ncreateType="vmfs"\nRW ${sectors} VMFS "base.raw"\n`;

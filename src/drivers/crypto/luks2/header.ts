@@ -63,6 +63,8 @@ export interface Keyslot {
 export interface Luks2Header {
   readonly uuid: string;
   readonly keyslots: readonly Keyslot[];
+  /** Slots that cannot be opened here, and why: the others can all the same. */
+  readonly unusable: ReadonlyMap<number, BlockError>;
   /** The segment of the content. */
   readonly segment: {
     readonly offset: number;
@@ -127,13 +129,27 @@ function zeroEnded(bytes: Buffer, offset: number, length: number): string {
   return field.toString('utf8', 0, end < 0 ? length : end);
 }
 
+/**
+ * Whether there is a header of version 2: its first copy or, where nothing that begins as a volume is in front, the second.
+ */
+export async function hasLuks2Header(read: HeaderReader): Promise<boolean> {
+  const start = await read(0, SECTOR_BYTES);
+  if (start.toString('latin1', 0, 6) === MAGICS[0]) return start.readUInt16BE(6) === 2;
+  for (const offset of HEADER_SIZES) {
+    const second = await readCopy(read, offset, MAGICS[1]).catch(() => null);
+    if (second !== null && typeof second !== 'string') return true;
+  }
+  return false;
+}
+
 /** The newer of the copies that are whole. The second one is looked for where it may be. */
 async function newestCopy(read: HeaderReader): Promise<Copy> {
   const first = await readCopy(read, 0, MAGICS[0]);
   const found: Copy[] = typeof first === 'string' ? [] : [first];
   for (const offset of HEADER_SIZES) {
-    const second = await readCopy(read, offset, MAGICS[1]);
-    if (typeof second !== 'string') {
+    // A file may end before the places where it could be.
+    const second = await readCopy(read, offset, MAGICS[1]).catch(() => null);
+    if (second !== null && typeof second !== 'string') {
       found.push(second);
       break;
     }
@@ -247,13 +263,22 @@ export async function readLuks2Header(read: HeaderReader): Promise<Luks2Header> 
   checkRequirements(root);
   const slots = Object.entries(objectAt(PLACE, root, 'keyslots'));
   if (slots.length > MAX_SLOTS) throw invalid(`${slots.length} key slots, at most ${MAX_SLOTS}`);
-  const keyslots = slots
-    .map(([id, slot]) => keyslotOf(id, objectAt(PLACE, { slot }, 'slot')))
-    .filter((slot) => slot !== null)
-    .sort((one, other) => one.id - other.id);
+  const keyslots: Keyslot[] = [];
+  const unusable = new Map<number, BlockError>();
+  for (const [id, slot] of slots) {
+    try {
+      const keyslot = keyslotOf(id, objectAt(PLACE, { slot }, 'slot'));
+      if (keyslot !== null) keyslots.push(keyslot);
+    } catch (error) {
+      if (!(error instanceof BlockError)) throw error;
+      unusable.set(Number(id), error);
+    }
+  }
+  keyslots.sort((one, other) => one.id - other.id);
   return {
     uuid: copy.uuid,
     keyslots,
+    unusable,
     segment: segmentOf(objectAt(PLACE, root, 'segments')),
     digest: digestOf(objectAt(PLACE, root, 'digests')),
   };

@@ -15,7 +15,7 @@ import { openLuks, readLuksInfo } from '../luks.ts';
 import { resolveCipher } from '../luks-header.ts';
 import type { HeaderReader } from '../luks-slots.ts';
 import { deriveKey } from '../pbkdf.ts';
-import { type Keyslot, type Luks2Header, readLuks2Header } from './header.ts';
+import { hasLuks2Header, type Keyslot, type Luks2Header, readLuks2Header } from './header.ts';
 
 /** What is known of a volume without its key. */
 export interface LuksFacts {
@@ -30,15 +30,9 @@ export interface OpenVolume extends LuksFacts {
   readonly cipher: BlockCipher;
 }
 
-/** Whether the header is of version 2; what is no header at all is left to the reader of version 1. */
-export async function isLuks2(read: HeaderReader): Promise<boolean> {
-  const start = await read(0, SECTOR_BYTES);
-  return start.toString('latin1', 0, 6) === 'LUKS\xba\xbe' && start.readUInt16BE(6) === 2;
-}
-
 /** Facts for image information. `detached`: the content is not behind the header. */
 export async function readLuksInfoAny(read: HeaderReader, detached: boolean): Promise<LuksFacts> {
-  if (await isLuks2(read)) return factsOf(await readLuks2Header(read), detached);
+  if (await hasLuks2Header(read)) return factsOf(await readLuks2Header(read), detached);
   const info = await readLuksInfo(read, detached);
   return { info, payloadOffset: info['payload-offset'], payloadBytes: null, sectorBytes: SECTOR_BYTES };
 }
@@ -49,7 +43,7 @@ export async function openLuksAny(
   passphrase: Buffer,
   detached: boolean,
 ): Promise<OpenVolume> {
-  if (await isLuks2(read)) return openLuks2(read, passphrase, detached);
+  if (await hasLuks2Header(read)) return openLuks2(read, passphrase, detached);
   const volume = await openLuks(read, passphrase, detached);
   return { ...volume, payloadBytes: null, sectorBytes: SECTOR_BYTES };
 }
@@ -128,5 +122,6 @@ async function openLuks2(read: HeaderReader, passphrase: Buffer, detached: boole
     const spec = { ...resolveCipher(segment.encryption, key.length), sectorBytes, ivTweak };
     return { ...factsOf(header, detached), cipher: openBlockCipher(spec, key) };
   }
+  for (const [id, error] of header.unusable) if (digest.keyslots.includes(id)) throw error;
   throw new BlockError('Invalid password, cannot unlock any keyslot', { errno: E.EPERM });
 }

@@ -4,6 +4,7 @@
  * | offset | bytes | field |
  * |---|---|---|
  * | 0 | 4 | magic "koly" |
+ * | 8 | 4 | length of the trailer, 512 |
  * | 24 | 8 + 8 | offset and length of the data |
  * | 40 | 8 + 8 | offset and length of the resource fork, in old images |
  * | 56 | 4 + 4 | number of this segment, number of segments |
@@ -24,6 +25,8 @@ import { BlockError } from '../../../errors/error.ts';
 import { readBytes } from '../shared/table-io.ts';
 
 const TRAILER_BYTES = 512;
+/** How far from the end of the file the trailer is looked for: some files have been padded. */
+const TAIL_BYTES = 8 * TRAILER_BYTES;
 const MAGIC = 'koly';
 /** Property lists and resource forks of images of many GB are a few MiB long. */
 const MAX_TABLES_BYTES = 64 * 1024 * 1024;
@@ -46,6 +49,11 @@ function u64(bytes: Buffer, at: number): number {
   return Number(bytes.readBigUInt64BE(at));
 }
 
+/** Whether a trailer begins at `at`: the magic, and its own length at 8. */
+function isTrailer(bytes: Buffer, at: number): boolean {
+  return bytes.toString('latin1', at, at + 4) === MAGIC && bytes.readUInt32BE(at + 8) === TRAILER_BYTES;
+}
+
 /** Finds and reads the trailer. */
 export async function readTrailer(file: BlockChild, guard: GraphReadGuard): Promise<Trailer> {
   const fileBytes = file.node.totalBytes;
@@ -54,15 +62,15 @@ export async function readTrailer(file: BlockChild, guard: GraphReadGuard): Prom
   if (start.toString('latin1', 0, 8) === ENCRYPTED_START)
     throw new BlockError('Encrypted disk images of macOS are not supported', { errno: E.ENOTSUP });
   if (fileBytes < TRAILER_BYTES) throw missing;
-  // The length of the file is rounded up to sectors here, so the trailer may begin anywhere in the last two.
-  const tailAt = Math.max(0, fileBytes - 2 * TRAILER_BYTES);
+  // The length of the file is rounded up to sectors here, so the trailer may begin anywhere.
+  const tailAt = Math.max(0, fileBytes - TAIL_BYTES);
   const tail = await readBytes(file, guard, tailAt, fileBytes - tailAt);
   let bytes: Buffer | null = null;
   for (let at = tail.length - TRAILER_BYTES; at >= 0 && bytes === null; at--) {
-    if (tail.toString('latin1', at, at + 4) === MAGIC) bytes = tail.subarray(at, at + TRAILER_BYTES);
+    if (isTrailer(tail, at)) bytes = tail.subarray(at, at + TRAILER_BYTES);
   }
   // Some images have it in front.
-  if (bytes === null && start.toString('latin1', 0, 4) === MAGIC) bytes = start;
+  if (bytes === null && isTrailer(start, 0)) bytes = start;
   if (bytes === null) {
     if (tail.includes(ENCRYPTED_END, 0, 'latin1'))
       throw new BlockError('Encrypted disk images of macOS are not supported', { errno: E.ENOTSUP });
@@ -90,9 +98,11 @@ export async function readTables(
       throw invalid(`${what} of the dmg image is not inside the file, or too long`);
     return readBytes(file, guard, offset, bytes);
   };
-  // The resource fork counts where there are both, as in the original.
-  if (trailer.forkBytes !== 0)
-    return tablesOfFork(await read(trailer.forkOffset, trailer.forkBytes, 'Resource fork'));
+  // The resource fork counts where both have tables, as in the original; it may hold nothing but a licence.
+  if (trailer.forkBytes !== 0) {
+    const tables = tablesOfFork(await read(trailer.forkOffset, trailer.forkBytes, 'Resource fork'));
+    if (tables.length > 0 || trailer.listBytes === 0) return tables;
+  }
   if (trailer.listBytes !== 0)
     return tablesOfList(
       (await read(trailer.listOffset, trailer.listBytes, 'Property list')).toString('utf8'),
@@ -100,20 +110,34 @@ export async function readTables(
   throw invalid('The dmg image has neither a property list nor a resource fork');
 }
 
-/** The base64 data inside the array that follows the key "blkx". */
-function tablesOfList(list: string): Buffer[] {
-  const key = list.indexOf('<key>blkx</key>');
+function withoutComments(xml: string): string {
+  let text = '';
+  let at = 0;
+  for (;;) {
+    const start = xml.indexOf('<!--', at);
+    const end = start < 0 ? -1 : xml.indexOf('-->', start + 4);
+    if (end < 0) return text + xml.slice(at);
+    text += xml.slice(at, start);
+    at = end + 3;
+  }
+}
+
+/** The base64 data inside the array that follows the key "blkx". White space may be wherever XML allows it. */
+function tablesOfList(text: string): Buffer[] {
+  const list = withoutComments(text);
+  const key = /<key\s*>\s*blkx\s*<\/key\s*>/.exec(list)?.index ?? -1;
   if (key < 0) throw invalid('No block tables in the property list of the dmg image');
-  const end = list.indexOf('</array>', key);
+  const end = list.indexOf('</array', key);
   const tables: Buffer[] = [];
   for (
-    let at = list.indexOf('<data>', key);
+    let at = list.indexOf('<data', key);
     at >= 0 && (end < 0 || at < end);
-    at = list.indexOf('<data>', at + 1)
+    at = list.indexOf('<data', at + 1)
   ) {
-    const stop = list.indexOf('</data>', at);
-    if (stop < 0) throw invalid('The property list of the dmg image is cut off');
-    tables.push(Buffer.from(list.slice(at + '<data>'.length, stop), 'base64'));
+    const from = list.indexOf('>', at) + 1;
+    const stop = list.indexOf('</data', at);
+    if (stop < 0 || from === 0) throw invalid('The property list of the dmg image is cut off');
+    tables.push(Buffer.from(list.slice(from, stop), 'base64'));
   }
   return tables;
 }

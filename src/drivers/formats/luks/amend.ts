@@ -11,7 +11,7 @@ import { BlockError } from '../../../errors/error.ts';
 import { readLuksInfo } from '../../crypto/luks.ts';
 import { amendLuks } from '../../crypto/luks-amend.ts';
 import { luksAmendOptions } from '../../crypto/luks-options.ts';
-import { isLuks2 } from '../../crypto/luks2/open.ts';
+import { hasLuks2Header } from '../../crypto/luks2/header.ts';
 import { headerReader } from './io.ts';
 import type { LuksNode } from './state.ts';
 
@@ -38,7 +38,7 @@ export async function amend(
   const target = header.node;
   const detached = header !== file;
   const read = headerReader(target, guard);
-  if (await isLuks2(read)) {
+  if (await hasLuks2Header(read)) {
     throw new BlockError('LUKS version 2: key slots can be changed by cryptsetup only', { errno: E.ENOTSUP });
   }
   const options = luksAmendOptions(values);

@@ -129,7 +129,8 @@ export async function openSparse(
   return { bytes: header.capacitySectors * SECTOR_BYTES, child, offset: 0, sparse: part, grains: new Map() };
 }
 
-async function openSeSparse(child: BlockChild, guard: GraphReadGuard, share: number): Promise<Part> {
+/** An SEsparse extent. `share`: by how many the memory is shared. */
+export async function openSeSparse(child: BlockChild, guard: GraphReadGuard, share: number): Promise<Part> {
   const header = parseSeHeader(await readBytes(child, guard, 0, SECTOR_BYTES));
   checkVolatileHeader(await readBytes(child, guard, header.volatileOffset, SECTOR_BYTES));
   const { directoryOffset, directoryEntries, tableBytes, grainBytes } = header;

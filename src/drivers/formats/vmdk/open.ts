@@ -22,7 +22,8 @@ import {
   parseDescriptor,
   parseExtents,
 } from './descriptor.ts';
-import { openExtent, openSparse, readHosted } from './extents.ts';
+import { openExtent, openSeSparse, openSparse, readHosted } from './extents.ts';
+import { isSeSparse } from './probe.ts';
 import { isCowd, isHosted, parseCowd, SECTOR_BYTES } from './sparse-header.ts';
 import type { Extent, VmdkNode, VmdkState } from './state.ts';
 
@@ -99,6 +100,10 @@ async function readStart(file: BlockChild, guard: GraphReadGuard): Promise<Start
   const start = await readBytes(file, guard, 0, SECTOR_BYTES);
   if (isCowd(start)) {
     const extent = await openSparse(file, guard, parseCowd(start), true, 1);
+    return { descriptor: NO_DESCRIPTOR, descriptorAt: null, extent };
+  }
+  if (isSeSparse(start)) {
+    const extent = await openSeSparse(file, guard, 1);
     return { descriptor: NO_DESCRIPTOR, descriptorAt: null, extent };
   }
   if (!isHosted(start)) {
