@@ -247,6 +247,7 @@ const benches = {
   'bench-nbd-client': 'nbd-client',
   'bench-exports': 'exports',
   'bench-network': 'network',
+  'bench-floor': 'floor',
   'bench-start': 'start',
   'bench-tools': 'tools',
   'bench-watchers': 'watchers',
@@ -298,6 +299,7 @@ switch (command) {
   case 'bench-nbd-client':
   case 'bench-exports':
   case 'bench-network':
+  case 'bench-floor':
   case 'bench-start':
   case 'bench-tools':
   case 'bench-watchers':
@@ -310,6 +312,6 @@ switch (command) {
     break;
   default:
     fail(
-      'Usage: node scripts/run.mjs start|test|quick|soak|graph|docs|bench|bench-qcow2|bench-formats|bench-jobs|bench-control|bench-nbd-client|bench-network|bench-start|bench-tools|bench-watchers [ARGS]',
+      'Usage: node scripts/run.mjs start|test|quick|soak|graph|docs|bench|bench-qcow2|bench-formats|bench-jobs|bench-control|bench-floor|bench-nbd-client|bench-network|bench-start|bench-tools|bench-watchers [ARGS]',
     );
 }
