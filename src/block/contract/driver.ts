@@ -84,6 +84,8 @@ export interface BlockDriver<S = unknown>
   readonly freshIsNoise?: boolean;
   /** What a longer image is longer by reads as zeroes when it is asked to, whatever a backing image has there. */
   readonly growsZeroed?: boolean;
+  /** The image's own header says how long it is: nothing behind that is the driver's to read or write. */
+  readonly fixedLength?: boolean;
   /** A truncate waits for all requests and holds back new ones: it rebuilds what they rely on. */
   readonly exclusiveTruncate?: boolean;
   /** Runs when the node is open and has its permissions: what an opening has to write. */

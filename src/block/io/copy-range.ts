@@ -14,6 +14,7 @@ import type { GraphReadGuard } from '../contract/guard.ts';
 import type { BlockNode } from '../graph/node.ts';
 import { waitSerialising } from '../graph/tracked.ts';
 import { begin, checkRange, end, wrote, wroteInPart } from './common.ts';
+import { isPastEnd } from './past-end.ts';
 import { checkWriteThreshold } from './write-threshold.ts';
 
 /** Less is not worth the way through a thread. */
@@ -110,6 +111,7 @@ export async function coCopyRangeTo(
   checkRange(offset, bytes);
   const { driver } = node;
   if (driver.copyRangeTo === undefined || changesData(node) || !fits(node, offset, bytes)) return false;
+  if (isPastEnd(node, offset, bytes)) return false;
   const request = begin(node, offset, bytes, 'copy');
   let copied = false;
   try {

@@ -12,6 +12,7 @@ import type { MappedPlace } from '../contract/backend-io.ts';
 import type { GraphReadGuard } from '../contract/guard.ts';
 import type { BlockNode } from '../graph/node.ts';
 import { wrote } from './common.ts';
+import { isPastEnd } from './past-end.ts';
 import type { ShortIo } from './short-io.ts';
 
 /** Whether a request can go to the driver as it is, without waiting for anybody. */
@@ -19,6 +20,7 @@ function isPlain(node: BlockNode, offset: number, bytes: number, segments: numbe
   const { requestAlignment: align, maxTransfer, maxIov } = node.limits;
   return (
     node.tracked.serialising === 0 &&
+    !isPastEnd(node, offset, bytes) &&
     (align === 1 || (offset % align === 0 && bytes % align === 0)) &&
     (maxTransfer === 0 || bytes <= maxTransfer) &&
     segments <= maxIov

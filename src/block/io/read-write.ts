@@ -28,6 +28,7 @@ import { copiesOnRead, coReadOwn } from './copy-on-read.ts';
 import { coDebugEvent } from './debug.ts';
 import { debuggedWrite } from './debugged-write.ts';
 import { coFlush } from './flush.ts';
+import { growFor, isPastEnd, readUpToEnd } from './past-end.ts';
 import { checkWriteThreshold } from './write-threshold.ts';
 
 /** Bounce buffers for emulated zero writes. */
@@ -80,6 +81,21 @@ function paddedRead(
 }
 
 function alignedRead(
+  node: BlockNode,
+  guard: GraphReadGuard,
+  offset: number,
+  bytes: number,
+  vec: IoVector,
+  flags: number,
+): Promise<void> {
+  return isPastEnd(node, offset, bytes)
+    ? readUpToEnd(node, offset, bytes, vec, (length, part) =>
+        readInside(node, guard, offset, length, part, flags),
+      )
+    : readInside(node, guard, offset, bytes, vec, flags);
+}
+
+function readInside(
   node: BlockNode,
   guard: GraphReadGuard,
   offset: number,
@@ -144,6 +160,7 @@ async function bounce(
  */
 async function trackedWrite(
   node: BlockNode,
+  guard: GraphReadGuard,
   offset: number,
   bytes: number,
   alone: boolean,
@@ -151,6 +168,7 @@ async function trackedWrite(
 ): Promise<void> {
   checkWritable(node);
   checkRange(offset, bytes);
+  if (isPastEnd(node, offset, bytes)) await growFor(node, guard, offset, bytes);
   const request = begin(node, offset, bytes, 'write');
   try {
     if (alone) markSerialising(node.tracked, request, node.limits.requestAlignment);
@@ -184,7 +202,7 @@ export function coPwritev(
   // A driver would take a write of no bytes for one to the block that the offset is in.
   if (bytes === 0) return emptyWrite(node, guard, offset, flags);
   const aligned = isAligned(node, offset, bytes);
-  return trackedWrite(node, offset, bytes, !aligned || (flags & Req.serialising) !== 0, () =>
+  return trackedWrite(node, guard, offset, bytes, !aligned || (flags & Req.serialising) !== 0, () =>
     aligned
       ? alignedWrite(node, guard, offset, bytes, vec, flags)
       : paddedWrite(node, guard, offset, bytes, vec, flags),
@@ -295,7 +313,7 @@ export function coPwritevCompressed(
   bytes: number,
   vec: IoVector,
 ): Promise<void> {
-  return trackedWrite(node, offset, bytes, false, async () => {
+  return trackedWrite(node, guard, offset, bytes, false, async () => {
     if (node.driver.pwritevCompressed === undefined) throw ioError(E.ENOTSUP);
     await node.driver.pwritevCompressed(node, guard, offset, bytes, vec);
     wrote(node, offset, bytes);
@@ -311,7 +329,7 @@ export function coPwriteZeroes(
   flags: number,
 ): Promise<void> {
   const aligned = isAligned(node, offset, bytes);
-  return trackedWrite(node, offset, bytes, !aligned || (flags & Req.serialising) !== 0, () =>
+  return trackedWrite(node, guard, offset, bytes, !aligned || (flags & Req.serialising) !== 0, () =>
     aligned
       ? alignedZeroes(node, guard, offset, bytes, flags)
       : paddedZeroes(node, guard, offset, bytes, flags),

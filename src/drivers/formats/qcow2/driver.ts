@@ -173,6 +173,7 @@ async function changeBackingFile(
 export const qcow2: BlockDriver<Qcow2State> = {
   name: 'qcow2',
   kind: 'format',
+  fixedLength: true,
   supportsBacking: true,
   exclusiveTruncate: true,
   growsZeroed: true,

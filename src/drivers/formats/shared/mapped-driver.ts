@@ -11,6 +11,7 @@ type MappedCallbacks<S> = Required<
   Pick<
     BlockDriver<S>,
     | 'kind'
+    | 'fixedLength'
     | 'supportedWriteFlags'
     | 'supportedZeroFlags'
     | 'tryPreadv'
@@ -28,6 +29,7 @@ type MappedCallbacks<S> = Required<
 export function readingCallbacks<S extends MappedState>(map: BlockMap<S>): MappedCallbacks<S> {
   return {
     kind: 'format',
+    fixedLength: true,
     supportedWriteFlags: 0,
     supportedZeroFlags: Req.mayUnmap | Req.noFallback,
     tryPreadv: (node, guard, offset, bytes, vec, short) =>
