@@ -11,14 +11,15 @@ export interface Turns {
   next(): Promise<void> | undefined;
 }
 
-export function createTurns(): Turns {
-  let ends = performance.now() + TURN_MS;
+/** `turnMs`: how long the work may go on before others have a turn. */
+export function createTurns(turnMs = TURN_MS): Turns {
+  let ends = performance.now() + turnMs;
   return {
     next() {
       if (performance.now() < ends) return undefined;
       return new Promise((resolve) => {
         setImmediate(() => {
-          ends = performance.now() + TURN_MS;
+          ends = performance.now() + turnMs;
           resolve();
         });
       });
@@ -27,8 +28,8 @@ export function createTurns(): Turns {
 }
 
 /** Carries out `work`, which yields between its steps, and lets others have a turn when it has lasted long enough. */
-export async function inTurns<T>(work: Generator<undefined, T>): Promise<T> {
-  const turns = createTurns();
+export async function inTurns<T>(work: Generator<unknown, T>, turnMs = TURN_MS): Promise<T> {
+  const turns = createTurns(turnMs);
   for (;;) {
     const step = work.next();
     if (step.done === true) return step.value;

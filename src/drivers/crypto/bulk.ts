@@ -7,6 +7,7 @@
  */
 
 import { setImmediate as nextTurn } from 'node:timers/promises';
+import { createTurns } from '../../aio/host/turns.ts';
 import { openTool, runOnThread } from '../../aio/workers/pool.ts';
 import type { BlockCipher } from './block-cipher.ts';
 import type { CipherDescription, CipherJob } from './cipher-thread.ts';
@@ -33,12 +34,9 @@ async function inPieces(
   offset: number,
 ): Promise<void> {
   await cipher.bulk.with('bulk', async () => {
-    let turnEndsMs = performance.now() + MAX_TURN_MS;
+    const turns = createTurns(MAX_TURN_MS);
     for (let at = 0; at < buf.length; at += PIECE_BYTES) {
-      if (performance.now() > turnEndsMs) {
-        await nextTurn();
-        turnEndsMs = performance.now() + MAX_TURN_MS;
-      }
+      await turns.next();
       step(buf.subarray(at, at + PIECE_BYTES), offset + at);
     }
     // Whoever is next begins in a turn of its own.

@@ -2,6 +2,7 @@
 
 import { promisify } from 'node:util';
 import * as zlib from 'node:zlib';
+import { inTurns } from '../../../aio/host/turns.ts';
 import { bzip2Decompress, type Decompress, xzDecompress } from '../../../aio/libraries/bzip2-xz.ts';
 import { E } from '../../../errors/errno.ts';
 import { BlockError } from '../../../errors/error.ts';
@@ -19,17 +20,6 @@ function damaged(chunk: Chunk): BlockError {
   });
 }
 
-async function inTurns(steps: Generator<void, number>): Promise<number> {
-  let turnEndsMs = performance.now() + MAX_TURN_MS;
-  for (;;) {
-    const step = steps.next();
-    if (step.done === true) return step.value;
-    if (performance.now() < turnEndsMs) continue;
-    await new Promise((resolve) => setImmediate(resolve));
-    turnEndsMs = performance.now() + MAX_TURN_MS;
-  }
-}
-
 async function inflate(input: Buffer, output: Buffer): Promise<number | null> {
   const options = { maxOutputLength: output.length, chunkSize: output.length + 64 };
   const content = await promisify<Buffer, zlib.ZlibOptions, Buffer>(zlib.inflate)(input, options);
@@ -40,9 +30,9 @@ async function inflate(input: Buffer, output: Buffer): Promise<number | null> {
 function decompressor(chunk: Chunk): Decompress {
   switch (chunk.type) {
     case ChunkType.adc:
-      return (input, output) => inTurns(decodeAdc(input, output));
+      return (input, output) => inTurns(decodeAdc(input, output), MAX_TURN_MS);
     case ChunkType.lzfse:
-      return (input, output) => inTurns(decodeLzfse(input, output));
+      return (input, output) => inTurns(decodeLzfse(input, output), MAX_TURN_MS);
     case ChunkType.zlib:
       return inflate;
     case ChunkType.bzip2:

@@ -8,6 +8,7 @@
  */
 
 import { createHash } from 'node:crypto';
+import { createTurns } from '../../../aio/host/turns.ts';
 import { createBitmap, setDirty } from '../../../block/bitmaps/dirty-bitmap.ts';
 import type { GraphReadGuard } from '../../../block/contract/guard.ts';
 import { E } from '../../../errors/errno.ts';
@@ -83,7 +84,9 @@ async function loadBitmap(node: ParallelsNode, guard: GraphReadGuard, data: Buff
     inconsistent: false,
     readOnly: true,
   });
+  const turns = createTurns();
   for (let i = 0; i * coveredByCluster < bytes; i++) {
+    await turns.next();
     const entry = Number(data.readBigUInt64LE(BITMAP_BYTES + i * 8));
     const from = i * coveredByCluster;
     const covered = Math.min(coveredByCluster, bytes - from);
@@ -102,6 +105,5 @@ async function loadBitmap(node: ParallelsNode, guard: GraphReadGuard, data: Buff
         setDirty(bitmap, from + bit * granularity, Math.min(granularity, covered - bit * granularity));
       }
     }
-    await new Promise((resolve) => setImmediate(resolve));
   }
 }

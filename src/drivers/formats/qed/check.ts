@@ -1,5 +1,6 @@
 /** Checking qed images: offsets that cannot be, clusters used twice, clusters nobody uses. */
 
+import { createTurns, type Turns } from '../../../aio/host/turns.ts';
 import type { GraphReadGuard } from '../../../block/contract/guard.ts';
 import {
   emptyCheckResult,
@@ -17,6 +18,7 @@ import { clearNeedCheck } from './need-check.ts';
 const PIECE_BYTES = 1024 * 1024;
 
 interface Check {
+  readonly turns: Turns;
   readonly node: QedNode;
   readonly guard: GraphReadGuard;
   readonly fix: boolean;
@@ -66,7 +68,7 @@ async function checkL2(check: Check, l2: number): Promise<void> {
       changed = true;
     }
     if (changed) await writeBytes(file, guard, l2 + first * 8, bytes);
-    await new Promise((resolve) => setImmediate(resolve));
+    await check.turns.next();
   }
 }
 
@@ -109,7 +111,7 @@ export async function check(
   };
   const used = createBits();
   const fix = request.fixErrors && !node.readOnly;
-  const checking: Check = { node, guard, fix, end, used, result };
+  const checking: Check = { turns: createTurns(), node, guard, fix, end, used, result };
   use(checking, 0, header.headerClusters * clusterBytes);
   use(checking, header.l1Offset, header.tableClusters * clusterBytes);
   for (let first = 0; first < table.l2Entries; first += PIECE_BYTES / 8)

@@ -5,6 +5,7 @@
  * means is the format's; here is what all do alike: finding an entry, and how far its kind goes on.
  */
 
+import { createTurns } from '../../../aio/host/turns.ts';
 import type { GraphReadGuard } from '../../../block/contract/guard.ts';
 import type { BlockChild } from '../../../block/graph/node.ts';
 import { CoQueue } from '../../../coroutine/co-queue.ts';
@@ -169,11 +170,12 @@ export async function* tablePieces(
   guard: GraphReadGuard,
 ): AsyncGenerator<{ readonly view: DataView; readonly first: number; readonly count: number }> {
   const perPiece = PIECE_BYTES / table.entryBytes;
+  const turns = createTurns();
   for (let first = 0; first < table.count; first += perPiece) {
     const count = Math.min(perPiece, table.count - first);
     const offset = table.startBytes + first * table.entryBytes;
     const bytes = await readBytes(table.tables.child, guard, offset, count * table.entryBytes);
-    if (first > 0) await new Promise((resolve) => setImmediate(resolve));
+    await turns.next();
     yield { view: viewOf(bytes), first, count };
   }
 }

@@ -3,7 +3,7 @@
  * (refcount.ts).
  */
 
-import { setImmediate as nextTurn } from 'node:timers/promises';
+import { createTurns } from '../../../../aio/host/turns.ts';
 import type { GraphReadGuard } from '../../../../block/contract/guard.ts';
 import { E } from '../../../../errors/errno.ts';
 import { ioError } from '../../../../errors/error.ts';
@@ -15,7 +15,7 @@ import { makeRoomBehind } from './refcount-blocks.ts';
 
 /** Tries between the tables that there are, before a place is made behind everything. */
 const MAX_ATTEMPTS = 16;
-/** Refcounts looked at before others get a turn. */
+/** Refcounts looked at before the clock is. */
 const SCAN_CLUSTERS = 64 * 1024;
 
 /** Takes `wanted` free clusters in a row, refcount 1. The caller holds the metadata lock. */
@@ -73,10 +73,11 @@ async function findFree(
   wanted: number,
 ): Promise<number> {
   const s = node.state;
+  const turns = createTurns();
   let first = from;
   for (let cluster = from; cluster - first < wanted; cluster++) {
     if ((cluster + 1) * s.clusterBytes > MAX_HOST_OFFSET) throw ioError(E.EFBIG);
-    if ((cluster - from) % SCAN_CLUSTERS === SCAN_CLUSTERS - 1) await nextTurn();
+    if ((cluster - from) % SCAN_CLUSTERS === SCAN_CLUSTERS - 1) await turns.next();
     const at = cluster;
     const known = getRefcount(s, at);
     const refcount =

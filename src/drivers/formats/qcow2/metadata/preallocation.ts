@@ -6,7 +6,7 @@
  * ninth more of them, and two at least (measured with qemu-img map on images with so many holes).
  */
 
-import { setImmediate as nextTurn } from 'node:timers/promises';
+import { createTurns } from '../../../../aio/host/turns.ts';
 import type { GraphReadGuard } from '../../../../block/contract/guard.ts';
 import { co } from '../../../../block/io/callbacks.ts';
 import { InvariantError } from '../../../../errors/error.ts';
@@ -14,7 +14,7 @@ import type { Qcow2Node } from '../layout/state.ts';
 import { satisfy } from './needs.ts';
 import { getRefcount, isNeed } from './refcount.ts';
 
-/** Clusters that are looked at in one turn of the event loop: well below a millisecond. */
+/** Clusters that are looked at before the clock is: well below a millisecond. */
 const TURN_CLUSTERS = 16 * 1024;
 
 /** Looks at the image once; what was found holds as long as the node is open. */
@@ -37,6 +37,7 @@ async function detect(node: Qcow2Node, guard: GraphReadGuard): Promise<boolean> 
   const taken = Math.floor(takenBytes / s.clusterBytes);
   const enough = Math.max(Math.floor((taken * 10) / 9), taken + 2);
   if (clusters < enough) return false;
+  const turns = createTurns();
   let used = 0;
   for (let cluster = 0; cluster < clusters; ) {
     const refcount = getRefcount(s, cluster);
@@ -46,7 +47,7 @@ async function detect(node: Qcow2Node, guard: GraphReadGuard): Promise<boolean> 
     }
     if (refcount > 0 && ++used >= enough) return true;
     cluster++;
-    if (cluster % TURN_CLUSTERS === 0) await nextTurn();
+    if (cluster % TURN_CLUSTERS === 0) await turns.next();
   }
   return false;
 }

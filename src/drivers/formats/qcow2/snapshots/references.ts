@@ -4,7 +4,7 @@
  * Runs within a switch-over (metadata/switch-over.ts): tables are read from the disk, where they stay as they are.
  */
 
-import { setImmediate as nextTurn } from 'node:timers/promises';
+import { createTurns } from '../../../../aio/host/turns.ts';
 import type { GraphReadGuard } from '../../../../block/contract/guard.ts';
 import { E } from '../../../../errors/errno.ts';
 import { ioError } from '../../../../errors/error.ts';
@@ -29,10 +29,11 @@ export async function changeReferences(
   l1: DataView,
   delta: 1 | -1,
 ): Promise<void> {
+  const turns = createTurns();
   for (const tableOffset of tablesOf(l1)) {
     const ranges = await referencesOf(node, guard, tableOffset);
     for (const range of ranges) await changeRange(node, guard, range, delta);
-    await nextTurn();
+    await turns.next();
   }
 }
 
@@ -110,6 +111,7 @@ export async function fixCopiedFlags(
 ): Promise<void> {
   const s = node.state;
   const owners = alsoIn === null ? [l1] : [l1, alsoIn];
+  const turns = createTurns();
   for (let at = 0; at + 8 <= l1.byteLength; at += 8) {
     const tableOffset = entryOffset(l1.getUint32(at), l1.getUint32(at + 4));
     if (tableOffset === 0) continue;
@@ -121,7 +123,7 @@ export async function fixCopiedFlags(
     }
     if ((await refcountOf(node, guard, place / s.clusterBytes)) === 1)
       l1.setUint32(at, withCopied(offsetHi(place), true));
-    await nextTurn();
+    await turns.next();
   }
 }
 
