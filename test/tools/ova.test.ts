@@ -47,6 +47,67 @@ test('the only disk needs no picking, and may be beside its descriptor', async (
   expect(await contentOf('one.ovf')).toBe(FIRST);
 });
 
+test('disks in chunks, in an archive in any order and beside their descriptor', async () => {
+  const whole = readFileSync(path.join(folder, 'streamOptimized.vmdk'));
+  const name = 'Größe 1 & more.vmdk';
+  // No multiple of a sector.
+  const chunk = 70_001;
+  const chunks: string[] = [];
+  for (let at = 0; at < whole.length; at += chunk) {
+    chunks.push(`${name}.${String(at / chunk).padStart(9, '0')}`);
+    writeFileSync(path.join(folder, chunks.at(-1)!), whole.subarray(at, at + chunk));
+  }
+  expect(chunks.length).toBeGreaterThan(1);
+  const text = descriptor(encodeURIComponent(name)).replace(
+    '<File ',
+    `<File ovf:chunkSize="${chunk}" ovf:size="${whole.length}" ovf:compression="identity" `,
+  );
+  writeFileSync(path.join(folder, 'chunks.ovf'), text);
+  for (const format of ['gnu', 'pax']) {
+    pack('chunks.ova', format, 'chunks.ovf', ...chunks.toReversed());
+    expect(await contentOf('chunks.ova')).toBe(FIRST);
+  }
+  expect(await contentOf('chunks.ovf')).toBe(FIRST);
+  pack('chunks.ova', 'ustar', 'chunks.ovf', ...chunks.slice(0, -1));
+  expect(await contentOf('chunks.ova')).toContain('are missing');
+  pack('chunks.ova', 'ustar', 'chunks.ovf');
+  expect(await contentOf('chunks.ova')).toContain('are missing');
+});
+
+test('manifests, certificates, other files and units of capacity do not matter', async () => {
+  const name = 'a disk.vmdk';
+  writeFileSync(path.join(folder, name), readFileSync(path.join(folder, 'streamOptimized.vmdk')));
+  const text = `<?xml version='1.0' encoding='UTF-8'?>
+    <ovf:Envelope\txmlns:ovf='http://schemas.dmtf.org/ovf/envelope/1'>
+    <ovf:References><!-- <ovf:File ovf:id='f' ovf:href='other'/> -->
+    <ovf:File ovf:size='1'\n ovf:id = 'f'\r\n ovf:href = "a%20disk.vmdk" /><ovf:File ovf:href='x.iso' ovf:id='i'></ovf:File></ovf:References>
+    <ovf:DiskSection><Info>a &lt;Disk&gt;</Info>
+    <ovf:Disk ovf:capacity='10' ovf:capacityAllocationUnits='byte * 2^30' ovf:diskId='d' ovf:fileRef='f'></ovf:Disk>
+    <ovf:Disk ovf:capacity='4' ovf:diskId='empty' ovf:capacityAllocationUnits="byte * 2^20"/></ovf:DiskSection></ovf:Envelope>`;
+  writeFileSync(path.join(folder, 'odd.ovf'), text);
+  writeFileSync(path.join(folder, 'odd.mf'), 'SHA1(odd.ovf)= 0000\nSHA256(a disk.vmdk)= ffff\n');
+  writeFileSync(path.join(folder, 'x.iso'), 'no disk');
+  for (const format of ['v7', 'oldgnu', 'posix']) {
+    pack('odd.ova', format, 'x.iso', 'odd.mf', name, 'odd.ovf');
+    expect(await contentOf('odd.ova')).toBe(FIRST);
+  }
+  expect(await contentOf('odd.ovf')).toBe(FIRST);
+  // A length in binary, as GNU tar writes those of 8 GiB and more.
+  const packed = readFileSync(path.join(folder, 'odd.ova'));
+  for (let at = 0; at < packed.length; at += 512) {
+    if (packed.toString('latin1', at, at + name.length) !== name) continue;
+    const bytes = Number.parseInt(packed.toString('latin1', at + 124, at + 135), 8);
+    packed.fill(0, at + 124, at + 136);
+    packed[at + 124] = 0x80;
+    packed.writeUInt32BE(bytes, at + 132);
+    packed.write('        ', at + 148);
+    const sum = packed.subarray(at, at + 512).reduce((total, byte) => total + byte, 0);
+    packed.write(`${sum.toString(8).padStart(6, '0')}\0 `, at + 148);
+  }
+  writeFileSync(path.join(folder, 'binary.ova'), packed);
+  expect(await contentOf('binary.ova')).toBe(FIRST);
+});
+
 test('nothing leads out of a package', async () => {
   writeFileSync(path.join(folder, 'up.ovf'), descriptor('../../etc/passwd'));
   expect(await contentOf('up.ovf')).toContain('outside its folder');
@@ -77,6 +138,26 @@ test('headers of images in packages lead nowhere either', async () => {
   pack('inner.ova', 'ustar', 'inner.ovf', 'inner.vmdk');
   expect(await contentOf('inner.ovf')).toContain('which it may not open');
   expect(await contentOf('inner.ova')).not.toMatch(/^[0-9a-f]{64}$/);
+});
+
+test('qcow2 images, as oVirt packs them, unless they need other files', async () => {
+  const img = (...args: readonly string[]) => runTool(TOOLS.img.ours, args, folder);
+  await img('convert', '-O', 'qcow2', 'streamOptimized.vmdk', 'plain.qcow2');
+  await img('create', '-f', 'qcow2', '-o', 'data_file=secret', 'data.qcow2', '1M');
+  await img('create', '-f', 'qcow2', '-b', 'secret', '-F', 'raw', 'child.qcow2');
+  for (const [name, expected] of [
+    ['plain', FIRST],
+    ['data', 'secret'],
+    ['child', 'needs another image: secret'],
+  ] as const) {
+    writeFileSync(path.join(folder, `${name}.ovf`), descriptor(`${name}.qcow2`));
+    pack(`${name}.ova`, 'ustar', `${name}.ovf`, `${name}.qcow2`);
+    for (const extension of ['ova', 'ovf']) {
+      const found = await contentOf(`${name}.${extension}`);
+      expect(found).toContain(expected);
+      if (expected !== FIRST) expect(found).not.toMatch(/^[0-9a-f]{64}$/);
+    }
+  }
 });
 
 test('links and special files are no disks of a package', async () => {

@@ -35,11 +35,17 @@ export interface ToolEnvironment {
   close(): Promise<void>;
 }
 
-/** What only the tools have: see unpacked.ts. */
+/** What only the tools have: see unpacked.ts and pieces.ts. */
 const UNPACKED: LazyDriver = {
   name: 'unpacked',
   kind: 'protocol',
   load: async () => (await import('./unpacked.ts')).unpacked as BlockDriver,
+};
+
+const PIECES: LazyDriver = {
+  name: 'pieces',
+  kind: 'protocol',
+  load: async () => (await import('./pieces.ts')).pieces as BlockDriver,
 };
 
 export function createEnvironment(output: ToolOutput): ToolEnvironment {
@@ -53,7 +59,7 @@ export function createEnvironment(output: ToolOutput): ToolEnvironment {
       engine,
       // There are no jobs and no monitors: nobody is told.
       events: { emit: () => undefined },
-      drivers: { ...drivers, unpacked: UNPACKED },
+      drivers: { ...drivers, unpacked: UNPACKED, pieces: PIECES },
       report: (text) => output.note(`${output.program}: ${text}`),
       note: (text) => output.note(text),
       print: (text) => output.print(text),

@@ -3,7 +3,7 @@
  *
  * An OVA is a tar with an OVF descriptor (XML) and the disks; they are read where they lie. A name "x.ova" means the one
  * disk of the package; of several one is picked by "x.ova#NAME" or "x.ova#NUMBER", counted from 1 in the order of the
- * descriptor. Everything in a package is hostile: names in it are only ever looked up in the package, or in the folder
+ * descriptor. A disk may be cut into chunks, "NAME.000000000" and so on. Everything in a package is hostile: names in it are only ever looked up in the package, or in the folder
  * of the descriptor.
  *
  * Source of the facts: DMTF DSP0243 (OVF 1.1, 2.1); POSIX ustar and pax headers.
@@ -27,19 +27,34 @@ import { protocolPrefix } from '../../block/open/image-name.ts';
 import { percentDecoded } from '../../drivers/net/percent.ts';
 import { E } from '../../errors/errno.ts';
 import { BlockError } from '../../errors/error.ts';
+import { type PieceOfFile, piecesOptions } from './pieces.ts';
 
 const TAR_BLOCK_BYTES = 512;
 const MAX_TAR_ENTRIES = 10_000;
 const MAX_DESCRIPTOR_BYTES = 4 * 1024 * 1024;
 const MAX_NAME_BYTES = 64 * 1024;
 const PROBE_BYTES = 2048;
+/** As many as an archive has files. */
+const MAX_CHUNKS = MAX_TAR_ENTRIES;
 
 /** Bytes of a file. */
-interface Piece {
+interface Piece extends PieceOfFile {
   readonly name: string;
-  readonly file: string;
-  readonly offset: number;
-  readonly bytes: number;
+}
+
+/** A disk: the pieces that it is, one where it has not been cut. */
+interface Disk {
+  readonly name: string;
+  readonly pieces: readonly Piece[];
+}
+
+/** A file with a disk, as the descriptor has it. */
+export interface DiskFile {
+  readonly name: string;
+  /** Bytes of each chunk that it was cut into; null: it is whole. */
+  readonly chunkBytes: number | null;
+  /** Bytes of the whole; null: the descriptor does not say. */
+  readonly bytes: number | null;
 }
 
 function refuse(message: string): BlockError {
@@ -55,10 +70,7 @@ export async function packagedDisk(layer: BlockLayer, name: string): Promise<Dri
   const disks = extension === '.ova' ? disksOfOva(file) : disksOfOvf(file);
   if (disks === null) return null;
   const disk = pickDisk(disks, pick);
-  // A window is whole sectors; what an archive fills a file up with belongs to nobody.
-  const size = Math.ceil(disk.bytes / 512) * 512;
-  const window = { driver: 'raw', offset: disk.offset, size, file: { driver: 'file', filename: disk.file } };
-  const below = disk.offset === 0 && extension === '.ovf' ? { driver: 'file', filename: disk.file } : window;
+  const below = belowOf(disk, extension === '.ovf');
   const driver = await formatOf(layer, disk);
   // Nothing in a package may lead out of it: no image below, nothing that only the image names, and see checkPackaged.
   return {
@@ -67,6 +79,16 @@ export async function packagedDisk(layer: BlockLayer, name: string): Promise<Dri
     file: below,
     ...(layer.drivers[driver]?.supportsBacking === true && { backing: null }),
   };
+}
+
+/** Options of the node that has the bytes of the disk. `whole`: pieces are files, and not places in the archive. */
+function belowOf({ pieces }: Disk, whole: boolean): DriverOptions {
+  if (pieces.length > 1) return piecesOptions(pieces);
+  const { file: filename, offset, bytes } = pieces[0]!;
+  if (whole) return { driver: 'file', filename };
+  // A window is whole sectors; what an archive fills a file up with belongs to nobody.
+  const size = Math.ceil(bytes / 512) * 512;
+  return { driver: 'raw', offset, size, file: { driver: 'file', filename } };
 }
 
 /** Throws when the image needs another one, which is not in the package. */
@@ -82,7 +104,7 @@ function splitName(name: string): readonly [string, string | null] {
   return [name.slice(0, at), name.slice(at + 1)];
 }
 
-function pickDisk(disks: readonly Piece[], pick: string | null): Piece {
+function pickDisk(disks: readonly Disk[], pick: string | null): Disk {
   const list = disks.map(({ name }, i) => `${i + 1}: ${name}`).join(', ');
   if (disks.length === 0) throw refuse('The package has no disk');
   if (pick === null) {
@@ -96,9 +118,9 @@ function pickDisk(disks: readonly Piece[], pick: string | null): Piece {
 }
 
 /** The format by the first bytes of the disk. */
-async function formatOf(layer: BlockLayer, disk: Piece): Promise<string> {
+async function formatOf(layer: BlockLayer, disk: Disk): Promise<string> {
   const start = Buffer.alloc(PROBE_BYTES);
-  readPiece(disk, start);
+  readPiece(disk.pieces[0]!, start);
   const isPacked = start.readUInt16BE(0) === 0x1f8b;
   if (isPacked)
     throw refuse(`The disk '${disk.name}' is compressed as a whole, which cannot be read in place`);
@@ -109,8 +131,7 @@ async function formatOf(layer: BlockLayer, disk: Piece): Promise<string> {
     if (score > bestScore) [best, bestScore] = [driver.name, score];
   }
   const isDescriptor = best === 'vmdk' && !['KDMV', 'COWD'].includes(start.toString('latin1', 0, 4));
-  if (isDescriptor || best === 'qcow2')
-    throw refuse(`The disk '${disk.name}' may name files outside the package`);
+  if (isDescriptor) throw refuse(`The disk '${disk.name}' may name files outside the package`);
   return best;
 }
 
@@ -148,70 +169,107 @@ function* tagsOf(xml: string): Generator<string> {
   }
 }
 
-/** Names of the files with disks, in the order of the descriptor's disks. */
-export function diskFiles(xml: string): readonly string[] {
+function numberAttribute(element: string, name: string): number | null {
+  const value = attribute(element, name);
+  return value !== null && /^\d{1,15}$/.test(value) ? Number(value) : null;
+}
+
+/** The files with disks, in the order of the descriptor's disks. */
+export function diskFiles(xml: string): readonly DiskFile[] {
   const tags = [...tagsOf(xml)].filter((tag) => /^<(?:[\w.-]{1,64}:)?(?:File|Disk)\s/.test(tag));
   const elements = (name: string): readonly string[] =>
     tags.filter((tag) => new RegExp(`^<(?:[\\w.-]{1,64}:)?${name}\\s`).test(tag));
-  const files = new Map<string, string>();
-  const chunked = new Set<string>();
+  const files = new Map<string, DiskFile>();
   for (const element of elements('File')) {
     const id = attribute(element, 'id');
     const href = attribute(element, 'href');
     if (id === null || href === null) continue;
-    files.set(id, percentDecoded(href));
-    if (attribute(element, 'chunkSize') !== null) chunked.add(id);
+    const chunkBytes = numberAttribute(element, 'chunkSize');
+    files.set(id, { name: percentDecoded(href), chunkBytes, bytes: numberAttribute(element, 'size') });
   }
-  const names: string[] = [];
+  const found: DiskFile[] = [];
   for (const element of elements('Disk')) {
     const reference = attribute(element, 'fileRef');
     // An empty disk has no file.
     if (reference === null) continue;
-    const name = files.get(reference);
-    if (name === undefined)
+    const file = files.get(reference);
+    if (file === undefined)
       throw refuse(`The descriptor names a disk in a file that is not there: ${reference}`);
-    if (chunked.has(reference)) throw refuse(`The disk '${name}' is in several pieces, which cannot be read`);
-    if (!names.includes(name)) names.push(name);
+    if (!found.some(({ name }) => name === file.name)) found.push(file);
   }
-  return names;
+  return found;
 }
 
-function disksOfOvf(file: string): readonly Piece[] | null {
+/**
+ * The disk in `file`: `find` gives a file of the package by its name, null where there is none. Chunks are called by the
+ * name of the whole with a number of nine digits, and all but the last are as long as the descriptor says.
+ */
+function diskOf({ name, chunkBytes, bytes }: DiskFile, find: (name: string) => Piece | null): Disk {
+  if (chunkBytes === null) {
+    const piece = find(name);
+    if (piece === null) throw refuse(`The package has no file '${name}', which its descriptor names`);
+    return { name, pieces: [piece] };
+  }
+  const pieces: Piece[] = [];
+  for (let i = 0; i < MAX_CHUNKS; i++) {
+    const piece = find(`${name}.${String(i).padStart(9, '0')}`);
+    if (piece === null) break;
+    if (piece.bytes !== chunkBytes && find(`${name}.${String(i + 1).padStart(9, '0')}`) !== null)
+      throw refuse(`Chunk ${i} of the disk '${name}' is not as long as its descriptor says`);
+    pieces.push(piece);
+  }
+  const total = pieces.reduce((sum, piece) => sum + piece.bytes, 0);
+  if (pieces.length === 0 || (bytes !== null && total !== bytes))
+    throw refuse(`Chunks of the disk '${name}' are missing`);
+  return { name, pieces };
+}
+
+function disksOfOvf(file: string): readonly Disk[] | null {
   const state = statSync(file);
   if (!state.isFile()) return null;
   if (state.size > MAX_DESCRIPTOR_BYTES) throw refuse('The OVF descriptor is too large');
   const text = readFileSync(file).toString('utf8');
   if (!/<(?:[\w.-]+:)?Envelope[\s>]/.test(text)) return null;
-  return diskFiles(text).map((name) => {
+  return diskFiles(text).map((disk) => {
+    const { name } = disk;
     // A file beside the descriptor, and nowhere else.
     if (name === '' || name === '..' || name.includes('/') || name.includes('\0'))
       throw refuse(`The descriptor names a disk outside its folder: ${name}`);
-    const full = path.join(path.dirname(file), name);
-    const real = realpathSync(full);
-    // Whoever unpacked the package made its links as well.
-    if (path.dirname(real) !== realpathSync(path.dirname(file)))
-      throw refuse(`The descriptor names a disk outside its folder: ${name}`);
-    const disk = statSync(real);
-    if (!disk.isFile()) throw refuse(`The disk '${name}' is no plain file`);
-    return { name, file: real, offset: 0, bytes: disk.size };
+    return diskOf(disk, (each) => fileBeside(file, each));
   });
+}
+
+/** The file of that name beside the descriptor; null: there is none. */
+function fileBeside(descriptor: string, name: string): Piece | null {
+  const full = path.join(path.dirname(descriptor), name);
+  if (!existsSync(full)) return null;
+  const real = realpathSync(full);
+  // Whoever unpacked the package made its links as well.
+  if (path.dirname(real) !== realpathSync(path.dirname(descriptor)))
+    throw refuse(`The descriptor names a disk outside its folder: ${name}`);
+  const state = statSync(real);
+  if (!state.isFile()) throw refuse(`The disk '${name}' is no plain file`);
+  return { name, file: real, offset: 0, bytes: state.size };
 }
 
 // ---- the archive ---------------------------------------------------------------------------------------------
 
-function disksOfOva(file: string): readonly Piece[] | null {
+function disksOfOva(file: string): readonly Disk[] | null {
   const entries = tarEntries(file);
   if (entries === null) return null;
   const descriptor = entries.find(({ name }) => name.toLowerCase().endsWith('.ovf'));
-  if (descriptor === undefined) return entries.filter(({ name }) => name.toLowerCase().endsWith('.vmdk'));
+  if (descriptor === undefined)
+    return entries
+      .filter(({ name }) => name.toLowerCase().endsWith('.vmdk'))
+      .map((piece) => ({ name: piece.name, pieces: [piece] }));
   if (descriptor.bytes > MAX_DESCRIPTOR_BYTES) throw refuse('The OVF descriptor is too large');
   const xml = Buffer.alloc(descriptor.bytes);
   readPiece(descriptor, xml);
-  return diskFiles(xml.toString('utf8')).map((name) => {
-    const entry = entries.find((each) => each.name === name || path.posix.basename(each.name) === name);
-    if (entry === undefined) throw refuse(`The package has no file '${name}', which its descriptor names`);
-    return { ...entry, name };
-  });
+  // Of files of the same name the first counts, a whole name before that of a file in a folder.
+  const byName = new Map<string, Piece>();
+  for (const key of [(name: string) => name, path.posix.basename])
+    for (const entry of entries) if (!byName.has(key(entry.name))) byName.set(key(entry.name), entry);
+  return diskFiles(xml.toString('utf8')).map((disk) => diskOf(disk, (name) => byName.get(name) ?? null));
 }
 
 /** A number of a tar header: octal digits, or with the high bit set a binary one. */
