@@ -246,7 +246,7 @@ const benches = {
   'bench-control': 'control',
   'bench-nbd-client': 'nbd-client',
   'bench-exports': 'exports',
-  'bench-network': 'network',
+  'bench-network': 'network/main',
   'bench-floor': 'floor',
   'bench-start': 'start',
   'bench-tools': 'tools',

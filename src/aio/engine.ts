@@ -88,6 +88,8 @@ export interface ByteStream {
   /** Ends both directions at once; who waits is told, and gets 0 or a negative errno. Idempotent. */
   close(): void;
   readonly closed: boolean;
+  /** Answers that the peer waits for, as the user of the stream tells; null: he does not tell. See loop/turn.ts. */
+  owed: (() => number) | null;
 }
 
 /** ByteStream.read by means of the other functions of a stream. */

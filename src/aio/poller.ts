@@ -21,6 +21,20 @@ export interface ReadableWatch {
   stop(): void;
 }
 
+/** May say how many things there were, for the turn to judge whether more is to be expected at once; otherwise it was one. */
+export type OnReadable = (() => void) | (() => number);
+
+/** A descriptor that had nothing in so many rounds is idle. */
+const IDLE_ROUNDS = 64;
+
+interface Watched {
+  readonly onReadable: OnReadable;
+  /** See Source.due; null: always 0. */
+  readonly due: (() => number) | null;
+  /** The last round in which it had something. */
+  seenIn: number;
+}
+
 interface Poller {
   readonly epoll: number;
   readonly watch: PollHandle;
@@ -28,20 +42,35 @@ interface Poller {
 
 let poller: Poller | null = null;
 let lastId = 0;
-const callbacks = new Map<number, () => void>();
+const watched = new Map<number, Watched>();
+/** Rounds in which there was something, so far. */
+let rounds = 0;
 
 const source: Source = {
   get isWaiting() {
     return poller !== null;
   },
   leadBytes: 0,
+  owed: null,
+  /** Of those that had something of late, the fewest: none of them is to be kept waiting. */
+  get due() {
+    let least = Number.POSITIVE_INFINITY;
+    for (const { due, seenIn } of watched.values())
+      if (rounds - seenIn < IDLE_ROUNDS) least = Math.min(least, due?.() ?? 0);
+    return least === Number.POSITIVE_INFINITY ? 0 : least;
+  },
   look() {
     if (poller === null) return 0;
+    const ids = pollEpoll(poller.epoll);
+    if (ids.length === 0) return 0;
+    rounds++;
     let found = 0;
-    for (const id of pollEpoll(poller.epoll)) {
-      found++;
+    for (const id of ids) {
+      const one = watched.get(id);
+      if (one === undefined) continue;
+      one.seenIn = rounds;
       try {
-        callbacks.get(id)?.();
+        found += one.onReadable() ?? 1;
       } catch (error) {
         // The others have their turn all the same.
         setImmediate(() => {
@@ -64,7 +93,7 @@ function thePoller(): Poller {
 }
 
 function endPoller(): void {
-  if (poller === null || callbacks.size > 0) return;
+  if (poller === null || watched.size > 0) return;
   const { epoll, watch } = poller;
   poller = null;
   forgetSource(source);
@@ -73,19 +102,26 @@ function endPoller(): void {
   setImmediate(() => closeFd(epoll));
 }
 
-/** A watch on `fd`, not started: `onReadable` is called in libuv's poll phase while there is something to read. */
-export function createWatch(fd: number, onReadable: () => void): ReadableWatch {
+/**
+ * A watch on `fd`, not started: `onReadable` is called in libuv's poll phase while there is something to read. `due`: how
+ * many answers are to come from there.
+ */
+export function createWatch(
+  fd: number,
+  onReadable: OnReadable,
+  due: (() => number) | null = null,
+): ReadableWatch {
   const id = ++lastId;
   return {
     start: () => {
-      if (callbacks.has(id)) return;
+      if (watched.has(id)) return;
       const { epoll } = thePoller();
       const result = changeEpoll(epoll, fd, true, id);
       if (result < 0) throw new BlockError('Cannot watch a descriptor', { errno: -result });
-      callbacks.set(id, onReadable);
+      watched.set(id, { onReadable, due, seenIn: rounds });
     },
     stop: () => {
-      if (!callbacks.delete(id) || poller === null) return;
+      if (!watched.delete(id) || poller === null) return;
       changeEpoll(poller.epoll, fd, false, id);
       // Often another watch follows at once.
       setImmediate(endPoller);

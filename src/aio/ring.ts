@@ -216,6 +216,8 @@ export class Ring implements Source {
   }
 
   readonly leadBytes = 0;
+  readonly due = 0;
+  readonly owed = null;
 
   /** Takes in what has completed: whoever waits by a plain call is called now. */
   look(): number {

@@ -52,6 +52,8 @@ export function detachDescriptor(stream: ByteStream): number {
 }
 
 class SocketStream implements ByteStream, Source {
+  owed: (() => number) | null = null;
+  readonly due = 0;
   readonly #fd: number;
   readonly #poll: PollHandle;
   readonly #iov = new IovArray(IOV_MAX_PER_SEND);

@@ -16,8 +16,10 @@ export interface ForeignOwner {
   descriptor(): number;
   /** What to wait for: bits of poll(2); 0: nothing. */
   wanted(): number;
-  /** Something of it has happened (bits of poll(2)), or a tick is due (0). */
-  service(events: number): void;
+  /** Something of it has happened (bits of poll(2)), or a tick is due (0). How many requests are over by that. */
+  service(events: number): number;
+  /** Requests that are not over. */
+  underWay(): number;
 }
 
 export interface ForeignDescriptor {
@@ -42,11 +44,11 @@ export function watchForeign(owner: ForeignOwner): ForeignDescriptor {
   let knownFd = -1;
   let knownWanted = -1;
 
-  const serve = (events: number): void => {
-    if (!isOpen || serving) return;
+  const serve = (events: number): number => {
+    if (!isOpen || serving) return 0;
     serving = true;
     try {
-      owner.service(events);
+      return owner.service(events);
     } finally {
       serving = false;
       renew();
@@ -86,14 +88,19 @@ export function watchForeign(owner: ForeignOwner): ForeignDescriptor {
     flushing = true;
     queueMicrotask(flush);
   };
-  const watch = createWatch(epoll, () => {
-    const fd = owner.descriptor();
-    const wanted = fd < 0 ? 0 : owner.wanted();
-    // Nothing else can have happened, but for the end of the connection, which reading finds.
-    const found = wanted === POLLIN ? POLLIN : wanted === 0 ? 0 : pollNow(fd, wanted);
-    if (found !== 0) serve(found);
-    else arm(true);
-  });
+  const watch = createWatch(
+    epoll,
+    () => {
+      const fd = owner.descriptor();
+      const wanted = fd < 0 ? 0 : owner.wanted();
+      // Nothing else can have happened, but for the end of the connection, which reading finds.
+      const found = wanted === POLLIN ? POLLIN : wanted === 0 ? 0 : pollNow(fd, wanted);
+      if (found !== 0) return serve(found);
+      arm(true);
+      return 0;
+    },
+    owner.underWay,
+  );
   const tick = setInterval(() => {
     serve(0);
     if (isOpen) arm(true);

@@ -12,7 +12,12 @@
  * turn. While it has answers enough to keep it busy the turn naps, for as long as it has: what the client sends meanwhile
  * is taken in together. It waits for nothing, since we are ahead of it, and is quicker for being left alone.
  *
- * Not here: what a turn is about (ring.ts, socket-stream.ts).
+ * The same where a server has many requests of ours to answer (storage that is elsewhere): its answers, and what clients
+ * ask for next, are gathered for a moment and taken in together, if everybody who is busy waits for many things and so
+ * for throughput. Measured with 16 requests of 4 KiB under way at an iSCSI target on the same machine: 21 us of processor
+ * time a request in place of 44, and a fifth more requests a second, because the server is woken less often, too.
+ *
+ * Not here: what a turn is about (ring.ts, socket-stream.ts, poller.ts).
  */
 
 import { plug, unplug } from '../defer.ts';
@@ -35,6 +40,12 @@ const LEAD_MIN_BYTES = 96 * 1024;
 /** A shorter nap saves nothing; a longer one saves no more. */
 const NAP_MIN_US = 10;
 const NAP_MAX_US = 50;
+/** So many answers that are to come, or are waited for, are many. */
+const MANY = 8;
+/** How long answers are gathered. Measured: half of it saves a quarter less, twice as much no more. */
+const GATHER_US = 100;
+/** A moment that brought fewer things was in vain. */
+const WORTH = 2;
 /** A nap that lasts so much longer than it should was slept through, as is usual under load; after some in a row none is
  *  taken any more: such a kernel cannot nap. */
 const OVERSLEPT_MS = 0.5;
@@ -52,6 +63,10 @@ export interface Source {
   readonly isWaiting: boolean;
   /** Bytes that the peer has been sent and has not taken yet. */
   readonly leadBytes: number;
+  /** Answers to our requests that are to come from here. */
+  readonly due: number;
+  /** Answers to the peer's requests that we have not given yet; null: not known. */
+  readonly owed: (() => number) | null;
 }
 
 interface Busy {
@@ -71,6 +86,9 @@ let holdOff = HOLD_OFF_MIN;
 let backoff = HOLD_OFF_MIN;
 /** Naps in a row that lasted too long. */
 let overslept = 0;
+/** Turns in which nothing is gathered any more, and how many that will be after the next time in vain. */
+let gatherHoldOff = 0;
+let gatherBackoff = HOLD_OFF_MIN;
 
 /** Runs what ticks and microtasks there are. Not documented, but node's own way, and much cheaper than an immediate. */
 const runTicks = (process as unknown as { readonly _tickCallback?: () => void })._tickCallback;
@@ -158,11 +176,46 @@ function napWhileAhead(): boolean {
     leadBytes += lead;
   }
   if (leadBytes < LEAD_MIN_BYTES) return false;
+  timedNap(Math.floor(us));
+  return true;
+}
+
+function timedNap(us: number): void {
   const startMs = performance.now();
-  nap(Math.floor(us));
+  nap(us);
   if (performance.now() - startMs > OVERSLEPT_MS) overslept++;
   else overslept = 0;
-  return true;
+}
+
+/** Whether a server has many answers to give, and everybody else that is busy waits for many. */
+function areManyDue(): boolean {
+  let isServed = false;
+  for (const { source } of busy) {
+    if (!source.isWaiting) continue;
+    if (source.due >= MANY) isServed = true;
+    else if ((source.owed?.() ?? 0) < MANY) return false;
+  }
+  return isServed;
+}
+
+/** Gathers what servers answer, as long as that is much. */
+function gather(startMs: number): void {
+  if (overslept > MAX_OVERSLEPT) return;
+  if (gatherHoldOff > 0) {
+    gatherHoldOff--;
+    return;
+  }
+  do {
+    timedNap(GATHER_US);
+    const found = lookAround();
+    settle();
+    if (found < WORTH) {
+      gatherHoldOff = gatherBackoff;
+      gatherBackoff = Math.min(gatherBackoff * 2, HOLD_OFF_MAX);
+      break;
+    }
+    gatherBackoff = HOLD_OFF_MIN;
+  } while (performance.now() - startMs < TURN_MAX_MS && areManyDue());
 }
 
 function isAnyWaiting(): boolean {
@@ -208,7 +261,8 @@ export function runTurn(source: Source): void {
   const found = lookAt(source);
   if (found > 0) remember(source);
   settle();
-  if (!napWhileAhead() && (holdOff > 0 || found > FEW)) asleepSinceMs = performance.now();
+  if (areManyDue()) gather(startMs);
+  else if (!napWhileAhead() && (holdOff > 0 || found > FEW)) asleepSinceMs = performance.now();
   else lookOn(startMs);
   isRunning = false;
 }

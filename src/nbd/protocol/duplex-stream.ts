@@ -63,6 +63,7 @@ export function streamOf(duplex: Duplex): ByteStream {
 }
 
 class DuplexStream implements ByteStream {
+  owed: (() => number) | null = null;
   readonly #duplex: Duplex;
   #rest: Buffer | null = null;
   #ended = false;

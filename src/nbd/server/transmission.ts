@@ -87,6 +87,7 @@ export class Transmission implements ExportClient, ReplyQueueOwner {
   constructor(client: NegotiatedClient, rx: ReceiveBuffer, pool: BufferPool) {
     this.#exp = client.exp;
     this.#stream = client.stream;
+    this.#stream.owed = () => this.#inFlight;
     this.#rx = rx;
     this.#pool = pool;
     this.#structured = client.structured;

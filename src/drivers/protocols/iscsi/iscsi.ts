@@ -54,7 +54,7 @@ interface IscsiState {
 type IscsiNode = BlockNode<IscsiState>;
 
 const HEADER_DIGESTS = { none: 0, 'none-crc32c': 1, 'crc32c-none': 2, crc32c: 3 } as const;
-const MAX_TRANSFER_BYTES = 1024 * 1024;
+const MAX_TRANSFER_BYTES = 2 * 1024 * 1024;
 /** Segments of a vector that is kept, and how many are kept. */
 const USUAL_SEGMENTS = 64;
 const MAX_ARRAYS = 64;
@@ -136,7 +136,7 @@ function giveArray({ arrays }: IscsiState, array: IovArray, { segments }: IoVect
   if (segments.length <= USUAL_SEGMENTS && arrays.length < MAX_ARRAYS) arrays.push(array);
 }
 
-async function preadv(
+function preadv(
   { state }: IscsiNode,
   _guard: unknown,
   offset: number,
@@ -147,30 +147,16 @@ async function preadv(
   const { blockBytes } = state.capacity;
   const iov = takeArray(state, vec);
   const [addr, count] = [iov.memory.addr, vec.segments.length];
-  await transfer(
+  const lba = offset / blockBytes;
+  return transfer(
     (id) =>
-      library.read16(
-        context,
-        lun,
-        offset / blockBytes,
-        bytes,
-        blockBytes,
-        0,
-        0,
-        0,
-        0,
-        0,
-        library.done,
-        id,
-        addr,
-        count,
-      ),
+      library.read16(context, lun, lba, bytes, blockBytes, 0, 0, 0, 0, 0, library.done, id, addr, count),
     [iov, vec],
+    () => giveArray(state, iov, vec),
   );
-  giveArray(state, iov, vec);
 }
 
-async function pwritev(
+function pwritev(
   { state }: IscsiNode,
   _guard: unknown,
   offset: number,
@@ -178,14 +164,14 @@ async function pwritev(
   vec: IoVector,
   flags: number,
 ): Promise<void> {
-  if (bytes === 0) return;
+  if (bytes === 0) return Promise.resolve();
   const { library, context, lun, transfer } = state.session;
   const { blockBytes } = state.capacity;
   const iov = takeArray(state, vec);
   const [addr, count] = [iov.memory.addr, vec.segments.length];
   const fua = (flags & Req.fua) === 0 ? 0 : 1;
   const lba = offset / blockBytes;
-  await transfer(
+  return transfer(
     (id) =>
       library.write16(
         context,
@@ -205,8 +191,8 @@ async function pwritev(
         count,
       ),
     [iov, vec],
+    () => giveArray(state, iov, vec),
   );
-  giveArray(state, iov, vec);
 }
 
 function isUnsupported(error: unknown): boolean {

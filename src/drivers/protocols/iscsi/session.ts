@@ -37,8 +37,8 @@ export interface IscsiSession {
   readonly lun: number;
   /** Runs a command that `begin` hands to the library; the data that came in. `kept` lives for as long. */
   command(begin: (id: number) => number, kept: unknown): Promise<Buffer>;
-  /** The same for a command whose data go from and to the request's own memory. */
-  transfer(begin: (id: number) => number, kept: unknown): Promise<void>;
+  /** The same for a command whose data go from and to the request's own memory; `release` is called when it has gone well. */
+  transfer(begin: (id: number) => number, kept: unknown, release: () => void): Promise<void>;
   cancel(): void;
   close(): void;
 }
@@ -60,12 +60,38 @@ const SENSE_UNIT_ATTENTION = 6;
 const SENSE_DATA_PROTECTION = 7;
 const SENSE_ILLEGAL_REQUEST = 5;
 
-const NOTHING = Buffer.alloc(0);
-const noData = (): Buffer => NOTHING;
+/** In place of an errno: the command is worth another try. */
+const AGAIN = -1;
 
-/** The errno for a check condition; 0: the command is worth another try. */
+interface Request {
+  readonly begin: (id: number) => number;
+  readonly kept: unknown;
+  readonly done: (task: number) => void;
+  readonly reject: (error: Error) => void;
+}
+
+/** The errno for how a command ended; 0: well. */
+function errnoOfStatus(status: number, task: number): number {
+  switch (status) {
+    case STATUS_GOOD:
+      return 0;
+    case STATUS_BUSY:
+    case STATUS_TASK_SET_FULL:
+      return AGAIN;
+    case STATUS_CHECK_CONDITION:
+      return errnoOfSense(senseOf(task));
+    case STATUS_CANCELLED:
+      return E.ECANCELED;
+    case STATUS_TIMEOUT:
+      return E.ETIMEDOUT;
+    default:
+      return E.EIO;
+  }
+}
+
+/** The errno for a check condition. */
 function errnoOfSense({ key, code }: Sense): number {
-  if (key === SENSE_UNIT_ATTENTION) return 0;
+  if (key === SENSE_UNIT_ATTENTION) return AGAIN;
   if (key === SENSE_DATA_PROTECTION) return code === 0x2707 ? E.ENOSPC : E.EACCES;
   if (key !== SENSE_ILLEGAL_REQUEST) return E.EIO;
   return code === 0x2000 ? E.ENOTSUP : E.EINVAL;
@@ -88,6 +114,9 @@ export async function openSession(settings: SessionSettings): Promise<IscsiSessi
   if (context === 0) throw new BlockError('iSCSI: Failed to create iSCSI context.', { errno: E.ENOMEM });
   let watch: ForeignDescriptor | null = null;
   let isOpen = true;
+  /** Commands that are over by the service of the moment. */
+  let ended = 0;
+  let underWay = 0;
   const close = (): void => {
     if (!isOpen) return;
     isOpen = false;
@@ -130,8 +159,11 @@ export async function openSession(settings: SessionSettings): Promise<IscsiSessi
         descriptor: () => (isOpen ? library.fd(context) : -1),
         wanted: () => library.events(context),
         service(events) {
+          ended = 0;
           if (library.service(context, events) < 0) settle(failure('Failed to connect to LUN'));
+          return ended;
         },
+        underWay: () => underWay,
       });
     });
   } catch (error) {
@@ -139,60 +171,53 @@ export async function openSession(settings: SessionSettings): Promise<IscsiSessi
     throw error;
   }
 
-  /** One try: the data, or null when it is worth another. */
-  function once(
-    begin: (id: number) => number,
-    kept: unknown,
-    take: (task: number) => Buffer,
-  ): Promise<Buffer | null> {
-    return new Promise((resolve, reject) => {
-      if (!isOpen) {
-        reject(ioError(E.ENOTCONN));
-        return;
-      }
-      const id = iscsiCommandId((status, task) => {
-        // `kept` is what the command knows by address: it lives until here.
-        void kept;
-        if (task === 0) reject(ioError(status === STATUS_CANCELLED ? E.ECANCELED : E.EIO));
-        else if (status === STATUS_GOOD) resolve(take(task));
-        else if (status === STATUS_BUSY || status === STATUS_TASK_SET_FULL) resolve(null);
-        else if (status === STATUS_CHECK_CONDITION) {
-          const errno = errnoOfSense(senseOf(task));
-          if (errno === 0) resolve(null);
-          else reject(ioError(errno));
-        } else if (status === STATUS_CANCELLED) reject(ioError(E.ECANCELED));
-        else reject(ioError(status === STATUS_TIMEOUT ? E.ETIMEDOUT : E.EIO));
-        // Cancelled ones belong to the library, which takes them away by itself.
-        if (status !== STATUS_CANCELLED && task !== 0) library.freeTask(task);
-      });
-      if (Number(begin(id)) === 0) {
-        forgetIscsiCommand(id);
-        reject(ioError(E.ENOMEM));
-        return;
-      }
-      watch?.renew();
-    });
-  }
-
-  async function run(
-    begin: (id: number) => number,
-    kept: unknown,
-    take: (task: number) => Buffer,
-  ): Promise<Buffer> {
-    for (let tries = 1; ; tries++) {
-      const data = await once(begin, kept, take);
-      if (data !== null) return data;
-      if (tries === MAX_TRIES) throw ioError(E.EBUSY);
-      await new Promise((resolve) => setTimeout(resolve, FIRST_PAUSE_MS * 2 ** tries));
+  /** One try; what is worth another is tried again after a while. `kept` is what the command knows by address. */
+  function attempt(tries: number, request: Request): void {
+    const { begin, kept, done, reject } = request;
+    if (!isOpen) {
+      reject(ioError(E.ENOTCONN));
+      return;
     }
+    const id = iscsiCommandId((status, task) => {
+      ended++;
+      underWay--;
+      // It lives until here.
+      void kept;
+      const errno = task === 0 && status !== STATUS_CANCELLED ? E.EIO : errnoOfStatus(status, task);
+      if (errno === 0) done(task);
+      else if (errno !== AGAIN) reject(ioError(errno));
+      else if (tries === MAX_TRIES) reject(ioError(E.EBUSY));
+      else setTimeout(() => attempt(tries + 1, request), FIRST_PAUSE_MS * 2 ** tries);
+      // Cancelled ones belong to the library, which takes them away by itself.
+      if (status !== STATUS_CANCELLED && task !== 0) library.freeTask(task);
+    });
+    if (Number(begin(id)) === 0) {
+      forgetIscsiCommand(id);
+      reject(ioError(E.ENOMEM));
+      return;
+    }
+    underWay++;
+    watch?.renew();
   }
 
   return {
     library,
     context,
     lun: settings.lun,
-    command: (begin, kept) => run(begin, kept, dataOf),
-    transfer: async (begin, kept) => void (await run(begin, kept, noData)),
+    command: (begin, kept) =>
+      new Promise((resolve, reject) =>
+        attempt(1, { begin, kept, done: (task) => resolve(dataOf(task)), reject }),
+      ),
+    transfer: (begin, kept, release) =>
+      new Promise((resolve, reject) =>
+        attempt(1, {
+          ...{ begin, kept, reject },
+          done() {
+            release();
+            resolve();
+          },
+        }),
+      ),
     cancel() {
       if (isOpen) library.cancelAll(context);
     },

@@ -96,6 +96,8 @@ export async function openNfsFile(
   let watch: ForeignDescriptor | null = null;
   let isOpen = true;
   let handle = 0;
+  /** Calls that are over by the service of the moment. */
+  let ended = 0;
 
   function call<T>(begin: (id: number) => number, take: (result: number, data: number) => T): Promise<T> {
     return new Promise((resolve, reject) => {
@@ -105,6 +107,7 @@ export async function openNfsFile(
       }
       underWay.add(reject);
       const id = nfsCallId((result, data) => {
+        ended++;
         // Given up: nobody waits for the data.
         if (!underWay.delete(reject)) return;
         if (result < 0) reject(ioError(errnoOfResult(result, library.error(context))));
@@ -119,7 +122,12 @@ export async function openNfsFile(
       watch ??= watchForeign({
         descriptor: () => (isOpen ? library.fd(context) : -1),
         wanted: () => library.events(context),
-        service: (events) => void library.service(context, events),
+        service(events) {
+          ended = 0;
+          library.service(context, events);
+          return ended;
+        },
+        underWay: () => underWay.size,
       });
       watch.renew();
     });

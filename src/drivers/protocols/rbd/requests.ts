@@ -70,14 +70,17 @@ export function createRequests(library: Librbd, image: number): RbdRequests {
     else one.resolve(value);
   }
 
-  const watch = createWatch(fd, () => {
+  function finishAll(): number {
     clearEventFd(fd);
-    for (;;) {
+    for (let found = 0; ; ) {
       const count = library.pollEvents(image, eventsAddr, MAX_EVENTS);
       for (let i = 0; i < count; i++) finish(Number(events.readBigUInt64LE(i * 8)));
-      if (count < MAX_EVENTS) return;
+      found += Math.max(0, count);
+      if (count < MAX_EVENTS) return found;
     }
-  });
+  }
+
+  const watch = createWatch(fd, finishAll, () => waiting.size);
 
   return {
     run(memory, begin) {

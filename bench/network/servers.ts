@@ -1,13 +1,13 @@
-/** Servers of network.ts, on loopback and on the clients' CPU, each reached directly and through a proxy that is late. */
+/** Servers of bench:network, on loopback and on the clients' CPU, each reached directly and through a proxy that is late. */
 
 import { execFileSync, spawnSync } from 'node:child_process';
 import { createSocket } from 'node:dgram';
 import { mkdirSync, writeFileSync } from 'node:fs';
 import { createServer } from 'node:net';
 import path from 'node:path';
-import { startCeph } from '../test/peers/network/servers/ceph.ts';
-import { CLIENT_CPU } from './fio.ts';
-import { type Argv, type Background, pinned, sleep, startUntil } from './measure.ts';
+import { startCeph } from '../../test/peers/network/servers/ceph.ts';
+import { CLIENT_CPU } from '../fio.ts';
+import { type Argv, type Background, pinned, sleep, startUntil } from '../measure.ts';
 
 export const DELAY_MS = 5;
 
@@ -42,7 +42,7 @@ export async function withDelay(
   running.push(await start(direct));
   const delayed = await freePort();
   const pid = path.join(folder, `proxy-${delayed}.pid`);
-  const proxy = path.resolve(import.meta.dirname, '../../bench/delay-proxy.py');
+  const proxy = path.resolve(import.meta.dirname, '../../../bench/network/delay-proxy.py');
   const argv: Argv = ['python3', proxy, String(delayed), String(direct), String(DELAY_MS), pid];
   running.push(await startUntil(pinned(CLIENT_CPU, argv), pid));
   return { direct, delayed };
@@ -86,7 +86,7 @@ export function sshd(folder: string) {
   };
 }
 
-const CEPH_MEMORY_BYTES = 2 ** 31;
+const CEPH_MEMORY_BYTES = 4 * 2 ** 30;
 
 export const ISCSI_TARGET = 'iqn.2026-01.bench:disk';
 

@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""A TCP proxy that hands on what the client says a little later than it came, as a long way would: for network.ts.
+"""A TCP proxy that hands on what the client says a little later than it came, as a long way would: for bench:network.
 
 Usage: delay-proxy.py LISTEN-PORT SERVER-PORT DELAY-MS PID-FILE, all on loopback. The whole delay of a round trip is in
 the way to the server; what the server says goes through a pipe inside the kernel (splice(2)), so that the proxy is not
