@@ -77,8 +77,12 @@ export interface ByteStream {
   send(segments: readonly IoSegment[], first: number): number;
   /** Calls `onWritable` once, within a turn, when send() may get further, or the stream has been closed. */
   whenWritable(onWritable: () => void): void;
-  /** send() may be given memory that nobody but the kernel may touch, such as a mapping of a file. */
-  readonly sendsFromAnyMemory: boolean;
+  /**
+   * Sends bytes of a file by its pages themselves, which the socket keeps until the peer has taken them; not copied, so
+   * what is written to them meanwhile is what the peer gets. As many as are taken at once; 0: the file ends at `offset`.
+   * Only streams that send by system calls of their own within the turn have it.
+   */
+  sendPages?(fd: number, offset: number, length: number): number;
   /** Whether send() would take so many bytes at once. */
   hasRoomFor(bytes: number): boolean;
   /** Reads 1..segment.length bytes into `segment`. Bytes read, 0 at end of stream, or -errno. Not with watchReadable. */

@@ -322,6 +322,18 @@ export function sendmsgNow(fd: number, msgAddr: number): number {
   return negErrno(cSendmsg(fd, msgAddr, MSG_DONTWAIT | MSG_NOSIGNAL));
 }
 
+const cSendfile = libc.func('sendfile', 'int64', ['int', 'int', 'uintptr_t', 'size_t']);
+/** off_t of the one call that is under way. */
+const sendfileOffset = Buffer.allocUnsafeSlow(8);
+const sendfileOffsetAddr = addressOf(sendfileOffset);
+
+/** sendfile(2): bytes that a non-blocking socket has taken (0: the file ends at `offset`), or -errno. */
+export function sendfileNow(socket: number, fd: number, offset: number, length: number): number {
+  sendfileOffset.writeUInt32LE(offset >>> 0, 0);
+  sendfileOffset.writeUInt32LE(Math.floor(offset / 2 ** 32), 4);
+  return negErrno(cSendfile(socket, fd, sendfileOffsetAddr, length));
+}
+
 /** Asks for a send buffer of `bytes`, of which the kernel grants what its settings allow. What there is then, in bytes. */
 export function raiseSendBuffer(fd: number, bytes: number): number {
   const SOL_SOCKET = 1;

@@ -8,7 +8,16 @@ import type { Socket } from 'node:net';
 import { E } from '../errors/errno.ts';
 import { BlockError } from '../errors/error.ts';
 import { type ByteStream, readSome, writeAll } from './engine.ts';
-import { closeFd, dupFd, raiseSendBuffer, recvNow, sendmsgNow, shutdownSocket, unsentBytes } from './ffi.ts';
+import {
+  closeFd,
+  dupFd,
+  raiseSendBuffer,
+  recvNow,
+  sendfileNow,
+  sendmsgNow,
+  shutdownSocket,
+  unsentBytes,
+} from './ffi.ts';
 import { IovArray } from './iov-array.ts';
 import { forgetSource, runTurn, type Source } from './loop/turn.ts';
 import { openPoll, type PollHandle, Readiness } from './loop/uv-poll.ts';
@@ -135,8 +144,8 @@ class SocketStream implements ByteStream, Source {
     this.#watch();
   }
 
-  get sendsFromAnyMemory(): boolean {
-    return true;
+  sendPages(fd: number, offset: number, length: number): number {
+    return this.#closed ? -E.EPIPE : sendfileNow(this.#fd, fd, offset, length);
   }
 
   hasRoomFor(bytes: number): boolean {

@@ -14,7 +14,7 @@ import type {
   BackendExtent,
   BackendIo,
   BackendOwner,
-  MappedPlace,
+  LentPages,
 } from './contract/backend-io.ts';
 import type { GraphReadGuard } from './contract/guard.ts';
 import type { PreallocMode } from './contract/image.ts';
@@ -154,7 +154,7 @@ export class BlockBackend implements BackendIo, RootParent, ShortHolder {
     return this.#try(sync.tryPwritev, offset, bytes, vec, short);
   }
 
-  mapRead(offset: number, bytes: number): MappedPlace | null {
+  lendPages(offset: number, bytes: number): LentPages | null {
     const root = this.#root;
     if (root === null || this.#held) return null;
     const { node } = root;
@@ -163,14 +163,14 @@ export class BlockBackend implements BackendIo, RootParent, ShortHolder {
     const guard = graphLock.tryRead();
     if (guard === null) return null;
     try {
-      return sync.mapRead(node, guard, offset, bytes);
+      return sync.lendPages(node, guard, offset, bytes);
     } finally {
       graphLock.readDone(guard);
     }
   }
 
   /** Nobody counts here. */
-  mappedReadDone(): void {}
+  pagesLent(): void {}
 
   /** Writes whole clusters compressed; bytes 0: the image is complete. */
   pwritevCompressed(offset: number, bytes: number, vec: IoVector): Promise<void> {

@@ -7,7 +7,7 @@
 
 import type { IoVector } from '../aio/memory.ts';
 import type { BlockBackend } from '../block/backend.ts';
-import type { BackendDepth, BackendExtent, BackendIo, MappedPlace } from '../block/contract/backend-io.ts';
+import type { BackendDepth, BackendExtent, BackendIo, LentPages } from '../block/contract/backend-io.ts';
 import type { ShortIo } from '../block/io/short-io.ts';
 import {
   count,
@@ -80,12 +80,12 @@ export class MeteredBackend implements BackendIo {
     return true;
   }
 
-  mapRead(offset: number, bytes: number): MappedPlace | null {
+  lendPages(offset: number, bytes: number): LentPages | null {
     if (this.#limits !== null && !mayBegin(this.#limits, 'read')) return null;
-    return this.#backend.mapRead(offset, bytes);
+    return this.#backend.lendPages(offset, bytes);
   }
 
-  mappedReadDone(bytes: number, elapsedMs: number): void {
+  pagesLent(bytes: number, elapsedMs: number): void {
     if (this.#limits !== null) count(this.#limits, 'read', bytes);
     this.#statistics.read.done(bytes, elapsedMs);
   }

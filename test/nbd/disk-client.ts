@@ -40,6 +40,11 @@ export class DiskClient {
     return new DiskClient(raw, style);
   }
 
+  /** On a connection that has got as far as GO. */
+  static over(raw: RawClient, style: Style): DiskClient {
+    return new DiskClient(raw, style);
+  }
+
   read(offset: number, length: number, flags = 0): Promise<Buffer> {
     return this.#request(Command.READ, offset, length, flags, Buffer.alloc(length, 0xee));
   }

@@ -68,11 +68,11 @@ export class FakeBackend implements BackendIo {
     return false;
   }
 
-  mapRead(): null {
+  lendPages(): null {
     return null;
   }
 
-  mappedReadDone(): void {}
+  pagesLent(): void {}
 
   async preadv(offset: number, bytes: number, vec: IoVector, flags: number): Promise<void> {
     await this.#enter('preadv', `preadv ${offset}+${bytes} ${flags}`);

@@ -103,8 +103,12 @@ export class RawClient {
     socket.on('end', end).on('close', end).on('error', end);
   }
 
-  static async connect(path: string): Promise<RawClient> {
-    const socket = net.connect({ path });
+  static connect(path: string): Promise<RawClient> {
+    return RawClient.over(net.connect({ path }));
+  }
+
+  /** When the socket has connected. */
+  static async over(socket: net.Socket): Promise<RawClient> {
     await new Promise<void>((resolve, reject) => socket.once('connect', resolve).once('error', reject));
     return new RawClient(socket);
   }

@@ -1,29 +1,16 @@
 /**
- * Large reads straight from a mapping of the file: slow and vanishing clients, files that shrink below the mapping,
- * clusters that change hands while their old content is on its way, drained sections. That the mapping is used at all is
- * told by the mappedReadDone calls.
+ * Large reads, answered with the pages of the file where those may be lent: slow and vanishing clients, files that shrink,
+ * windows and odd lengths, disks that fail, drained sections. Who may lend, and what comes of it when others must not:
+ * lent-pages.test.ts.
  */
 
-import { execFileSync } from 'node:child_process';
-import { mkdtempSync, readFileSync, rmSync, truncateSync, writeFileSync } from 'node:fs';
+import { closeSync, mkdtempSync, openSync, rmSync, truncateSync, writeFileSync } from 'node:fs';
 import { tmpdir } from 'node:os';
 import path from 'node:path';
 import { afterEach, beforeEach, describe, expect, test } from 'vitest';
-import { createEngine } from '../../src/aio/create-engine.ts';
-import type { EngineKind } from '../../src/aio/engine.ts';
-import type { BlockBackend } from '../../src/block/backend.ts';
-import { Perm } from '../../src/block/contract/request.ts';
 import { drainedBegin } from '../../src/block/graph/drain.ts';
-import { BlockLayer } from '../../src/block/layer.ts';
-import { addNode } from '../../src/block/open/open.ts';
-import { qcow2 } from '../../src/drivers/formats/qcow2/driver.ts';
-import { raw } from '../../src/drivers/formats/raw.ts';
-import { file } from '../../src/drivers/protocols/file/file.ts';
-import { Command } from '../../src/nbd/protocol/messages.ts';
-import { requirePeer } from '../peers/requires.ts';
-import { DiskClient, type Style } from './disk-client.ts';
-import type { RawClient } from './raw-client.ts';
-import { makeExport, serve, type TestServer } from './serve.ts';
+import { type ImageServerOptions, type ServedDisk, serveNodes } from './image-server.ts';
+import type { TestServer } from './serve.ts';
 
 const PIECE = 256 * 1024;
 const SIZE = 16 * PIECE;
@@ -33,16 +20,6 @@ function pattern(bytes: number, seed: number): Buffer {
   const data = Buffer.alloc(bytes);
   for (let at = 0; at < bytes; at += 4) data.writeUInt32LE((Math.imul(at + 1, 2654435761) ^ seed) >>> 0, at);
   return data;
-}
-
-interface Setup {
-  readonly server: TestServer;
-  readonly layer: BlockLayer;
-  readonly backend: BlockBackend;
-  readonly image: string;
-  /** Bytes that have been sent from a mapping. */
-  readonly mapped: () => number;
-  enter(style?: Style): Promise<{ raw: RawClient; client: DiskClient }>;
 }
 
 let folder: string;
@@ -58,74 +35,31 @@ afterEach(async () => {
   rmSync(folder, { recursive: true });
 });
 
+/** A raw image; `window`: the part of it that is the disk. */
 async function setUp(
-  format: 'raw' | 'qcow2',
   content: Buffer,
-  kind: EngineKind = 'io_uring',
-): Promise<Setup> {
-  const source = path.join(folder, 'source');
-  const image = format === 'raw' ? source : path.join(folder, 'image.qcow2');
-  writeFileSync(source, content);
-  if (format === 'qcow2') execFileSync('qemu-img', ['convert', '-f', 'raw', '-O', 'qcow2', source, image]);
-  readFileSync(image);
-  const { engine } = createEngine(kind);
-  const layer = new BlockLayer({
-    engine,
-    events: { emit: () => undefined },
-    drivers: { file, raw, qcow2 } as never,
-  });
-  const node = await addNode(layer, {
-    ...{ driver: format, 'node-name': 'disk', discard: 'unmap' },
-    file: { driver: 'file', filename: image },
-  });
-  const exported: { exp: ReturnType<typeof makeExport> | null } = { exp: null };
-  const owner = {
-    describe: () => 'a test',
-    drainedBegin: () => {
-      if (exported.exp !== null) exported.exp.paused = true;
-    },
-    drainedEnd: () => {
-      if (exported.exp === null) return;
-      exported.exp.paused = false;
-      for (const client of exported.exp.clients) client.resume();
-    },
-  };
-  const backend = await layer.createBackend(
-    node,
-    { perm: Perm.consistentRead | Perm.write, shared: Perm.all },
-    owner,
-  );
-  let bytesMapped = 0;
-  backend.mappedReadDone = ((bytes: number) => {
-    bytesMapped += bytes;
-  }) as () => void;
-  exported.exp = makeExport(backend, content.length);
-  const server = await serve([exported.exp], {}, kind);
-  cleanUp.push(async () => {
-    await server.stop();
-    await backend.close();
-    await layer.deleteNode('disk');
-    engine.close();
-  });
-  return {
-    server,
-    layer,
-    backend,
-    image,
-    mapped: () => bytesMapped,
-    enter: async (style = 'simple') => {
-      const connection = await server.connect();
-      return { raw: connection, client: await DiskClient.enter(connection, 'disk', style) };
-    },
-  };
+  options: ImageServerOptions = {},
+  window: { readonly offset?: number; readonly size?: number } = {},
+): Promise<ServedDisk & { readonly server: TestServer; readonly image: string }> {
+  const image = path.join(folder, 'image.raw');
+  writeFileSync(image, content);
+  const file = { driver: 'file', filename: image };
+  const node = { driver: 'raw', 'node-name': 'disk', discard: 'unmap', file, ...window };
+  const served = await serveNodes([node], ['disk'], options);
+  cleanUp.push(() => served.stop());
+  return { ...served.disk('disk'), server: served.server, image };
 }
 
-describe.each(['io_uring', 'threads'] as const)('engine %s', (kind) => {
+describe.each([
+  { kind: 'io_uring', tcp: false },
+  { kind: 'io_uring', tcp: true },
+  { kind: 'threads', tcp: false },
+] as const)('with %o', (options) => {
   test.each(['simple', 'structured', 'extended'] as const)(
     'many reads to a slow %s client',
     async (style) => {
       const content = pattern(SIZE, 1);
-      const { enter, mapped } = await setUp('raw', content, kind);
+      const { enter, lent } = await setUp(content, options);
       const { raw: connection, client } = await enter(style);
       // Tells the server that there are no holes.
       await client.read(0, SIZE);
@@ -143,23 +77,23 @@ describe.each(['io_uring', 'threads'] as const)('engine %s', (kind) => {
       expect(await Promise.all(reads)).toEqual(reads.map(() => true));
       expect((await small).equals(content.subarray(4096, 8192))).toBe(true);
       await writing;
-      expect(mapped()).toBeGreaterThan(8 * PIECE);
+      expect(lent()).toBeGreaterThan(8 * PIECE);
       await client.leave();
     },
   );
 
   test('a read larger than the socket holds', async () => {
     const content = pattern(SIZE, 2);
-    const { enter, mapped } = await setUp('raw', content, kind);
+    const { enter, lent } = await setUp(content, options);
     const { client } = await enter();
     for (let i = 0; i < 3; i++)
       expect((await client.read(512, SIZE - 512)).equals(content.subarray(512))).toBe(true);
-    expect(mapped()).toBe(3 * (SIZE - 512));
+    expect(lent()).toBe(3 * (SIZE - 512));
     await client.leave();
   });
 
   test('a client that goes away with reads waiting', async () => {
-    const { enter, server } = await setUp('raw', pattern(SIZE, 3), kind);
+    const { enter, server } = await setUp(pattern(SIZE, 3), options);
     const { raw: connection, client } = await enter();
     connection.socket.pause();
     const reads = Array.from({ length: 40 }, () => client.read(0, PIECE).catch(() => null));
@@ -170,12 +104,12 @@ describe.each(['io_uring', 'threads'] as const)('engine %s', (kind) => {
   });
 });
 
-test('a file that shrinks below its mapping reads as zeroes behind its end, and nothing crashes', async () => {
+test('a file that shrinks reads as zeroes behind its end, and nothing crashes', async () => {
   const content = pattern(SIZE, 4);
-  const { enter, image, mapped } = await setUp('raw', content);
+  const { enter, image, lent } = await setUp(content);
   const { raw: connection, client } = await enter();
   expect((await client.read(8 * PIECE, PIECE)).equals(content.subarray(8 * PIECE, 9 * PIECE))).toBe(true);
-  expect(mapped()).toBe(PIECE);
+  expect(lent()).toBe(PIECE);
   connection.socket.pause();
   const reads = Array.from({ length: 8 }, (_, i) => client.read(i * PIECE, PIECE));
   truncateSync(image, PIECE + 5000);
@@ -194,39 +128,76 @@ test('a file that shrinks below its mapping reads as zeroes behind its end, and 
   await client.leave();
 });
 
-test('clusters that change hands while their old content is on its way', async (context) => {
-  requirePeer(context, 'qemu-img');
-  const content = pattern(SIZE, 5);
-  const { enter, mapped } = await setUp('qcow2', content);
-  const { raw: connection, client } = await enter();
-  const other = (await enter()).client;
-  for (let round = 0; round < 8; round++) {
-    const at = round * PIECE;
-    connection.socket.pause();
-    const read = client.read(at, PIECE);
-    const late = Array.from({ length: 6 }, () => client.read(at, PIECE));
-    await new Promise((resolve) => setTimeout(resolve, 5));
-    // What it has read is given back, and the clusters are given to another part of the disk.
-    await other.command(Command.TRIM, at, PIECE);
-    await other.command(Command.FLUSH, 0, 0);
-    await other.write(at, pattern(PIECE, 100 + round));
-    connection.socket.resume();
-    expect((await read).equals(content.subarray(at, at + PIECE))).toBe(true);
-    for (const data of await Promise.all(late)) {
-      const isOld = data.equals(content.subarray(at, at + PIECE));
-      expect(isOld || data.equals(pattern(PIECE, 100 + round)) || data.every((byte) => byte === 0)).toBe(
-        true,
-      );
-    }
-  }
-  expect(mapped()).toBeGreaterThan(0);
-  await client.leave();
+/** Has `meanwhile` run when the pages have been looked up and nothing has been sent yet. */
+function beforeSending({ backend }: ServedDisk, meanwhile: () => void): void {
+  const lendPages = backend.lendPages.bind(backend);
+  backend.lendPages = (offset, bytes) => {
+    const pages = lendPages(offset, bytes);
+    if (pages !== null) meanwhile();
+    return pages;
+  };
+}
+
+test.each([0, 4096, PIECE - 5000, PIECE - 1])(
+  'a file that shrinks to %i bytes between the head of a reply and its data',
+  async (left) => {
+    const content = pattern(SIZE, 7);
+    const disk = await setUp(content);
+    const { client } = await disk.enter();
+    beforeSending(disk, () => truncateSync(disk.image, left));
+    const data = await client.read(0, PIECE);
+    expect(data.equals(Buffer.concat([content.subarray(0, left), Buffer.alloc(PIECE - left)]))).toBe(true);
+    expect(disk.lent()).toBe(PIECE);
+    expect((await client.read(PIECE, PIECE)).every((byte) => byte === 0)).toBe(true);
+    await client.leave();
+  },
+);
+
+test('a disk that fails when the head of the reply has gone out ends that connection and no other', async () => {
+  const content = pattern(SIZE, 8);
+  const disk = await setUp(content);
+  const { client } = await disk.enter();
+  const other = (await disk.enter()).client;
+  const lendPages = disk.backend.lendPages.bind(disk.backend);
+  // Nothing can be read from a descriptor that is open for writing.
+  const unreadable = openSync(path.join(folder, 'unreadable'), 'w');
+  disk.backend.lendPages = (offset, bytes) => {
+    const pages = lendPages(offset, bytes);
+    return pages === null || offset > 0 ? pages : { ...pages, fd: unreadable };
+  };
+  await expect(client.read(0, PIECE)).rejects.toThrow();
+  expect((await other.read(PIECE, PIECE)).equals(content.subarray(PIECE, 2 * PIECE))).toBe(true);
+  closeSync(unreadable);
   await other.leave();
+});
+
+test('windows of a file, and a file of an odd length', async () => {
+  const content = pattern(SIZE, 9).subarray(0, SIZE - 1235);
+  const [offset, size] = [3 * 512, SIZE - 4096];
+  const disk = await setUp(content, {}, { offset, size: size - 512 });
+  const { client } = await disk.enter();
+  for (const at of [0, 512, 5 * PIECE + 1024, size - 512 - PIECE]) {
+    const from = offset + at;
+    expect((await client.read(at, PIECE)).equals(content.subarray(from, from + PIECE))).toBe(true);
+  }
+  expect(disk.lent()).toBe(4 * PIECE);
+  await client.leave();
+});
+
+test('the last sector of a file of an odd length reads as zeroes behind its end', async () => {
+  const content = pattern(SIZE, 10).subarray(0, SIZE - 1235);
+  const disk = await setUp(content);
+  const { client } = await disk.enter();
+  const at = SIZE - PIECE;
+  const size = disk.backend.node.totalBytes;
+  const expected = Buffer.concat([content.subarray(at), Buffer.alloc(PIECE)]).subarray(0, size - at);
+  expect((await client.read(at, size - at)).equals(expected)).toBe(true);
+  await client.leave();
 });
 
 test('a drained section holds back reads that wait for the socket, and lets them go on', async () => {
   const content = pattern(SIZE, 6);
-  const { enter, backend } = await setUp('raw', content);
+  const { enter, backend } = await setUp(content);
   const { raw: connection, client } = await enter();
   connection.socket.pause();
   const reads = Array.from({ length: 20 }, (_, i) => client.read((i % 16) * PIECE, PIECE));

@@ -22,10 +22,8 @@ export interface BackendDepth {
   readonly depth: number;
 }
 
-/** Where bytes of a node are in the memory of this process: for the kernel to read, never for code of ours. */
-export interface MappedPlace {
-  readonly addr: number;
-  /** The same bytes as part of a file. */
+/** Bytes of a node as part of a file, all of them in the page cache. */
+export interface LentPages {
   readonly fd: number;
   readonly fileOffset: number;
 }
@@ -42,12 +40,13 @@ export interface BackendIo {
   /** Writes; as tryPreadv. */
   tryPwritev(offset: number, bytes: number, vec: IoVector, short?: ObservedRequest | null): boolean;
   /**
-   * The place of the bytes, if they are in the page cache in one piece. Good within this turn only, in which the data have
-   * to be taken from there: afterwards they may be somebody else's.
+   * The pages that hold the bytes, to be given to a socket in this turn (sendfile(2)), which keeps them instead of a copy
+   * until the client has taken them: what is written to them meanwhile, the client sees. So they are lent by those only who
+   * never give them to anybody else, and what has to be of one moment (a snapshot, a cluster) is not lent. Null: read them.
    */
-  mapRead(offset: number, bytes: number): MappedPlace | null;
-  /** A read has been answered from the place that mapRead gave. */
-  mappedReadDone(bytes: number, elapsedMs: number): void;
+  lendPages(offset: number, bytes: number): LentPages | null;
+  /** A read has been answered with the pages that lendPages gave. */
+  pagesLent(bytes: number, elapsedMs: number): void;
   pwriteZeroes(offset: number, bytes: number, flags: number): Promise<void>;
   pdiscard(offset: number, bytes: number): Promise<void>;
   flush(): Promise<void>;

@@ -14,7 +14,7 @@ import type {
 import type { AioEngine, EngineKind } from '../../aio/engine.ts';
 import type { IoVector } from '../../aio/memory.ts';
 import type { BlockChild, BlockNode } from '../graph/node.ts';
-import type { MappedPlace } from './backend-io.ts';
+import type { LentPages } from './backend-io.ts';
 import type { ChildList } from './child-list.ts';
 import type { CopyRangeCallbacks } from './copy-range.ts';
 import type { BlockDebugger } from './debugger.ts';
@@ -172,8 +172,11 @@ export interface BlockDriver<S = unknown>
     vec: IoVector,
     short: ShortRequest | null,
   ): boolean;
-  /** As BackendIo.mapRead. Drivers that do nothing to a read but to move it pass the question on. */
-  mapRead?(node: BlockNode<S>, guard: GraphReadGuard, offset: number, bytes: number): MappedPlace | null;
+  /**
+   * As BackendIo.lendPages. Only for drivers whose bytes stay in the same place of the same file for as long as the image is
+   * in use: no format that moves what it holds, and no filter, which comes and goes.
+   */
+  lendPages?(node: BlockNode<S>, guard: GraphReadGuard, offset: number, bytes: number): LentPages | null;
   /** Writes at once what can be written without waiting, or begins to; as tryPreadv. */
   tryPwritev?(
     node: BlockNode<S>,

@@ -97,7 +97,7 @@ export function observeForms(around: AroundForm): void {
 /** Calls `seen` for every request that is done, or begun, within the turn: those that come by no form. */
 export function observeInTurn(
   seen: (
-    name: 'tryPreadv' | 'tryPwritev' | 'mapRead',
+    name: 'tryPreadv' | 'tryPwritev' | 'lendPages',
     node: BlockNode,
     offset: number,
     bytes: number,
@@ -111,18 +111,18 @@ export function observeInTurn(
       return isDone;
     };
   }
-  const { mapRead } = inTurn;
-  inTurn.mapRead = (node, guard, offset, bytes) => {
-    const place = mapRead(node, guard, offset, bytes);
-    if (place !== null) seen('mapRead', node, offset, bytes);
-    return place;
+  const { lendPages } = inTurn;
+  inTurn.lendPages = (node, guard, offset, bytes) => {
+    const pages = lendPages(node, guard, offset, bytes);
+    if (pages !== null) seen('lendPages', node, offset, bytes);
+    return pages;
   };
 }
 
 const inTurn = checked({
   tryPreadv: ioSync.tryPreadv,
   tryPwritev: ioSync.tryPwritev,
-  mapRead: ioSync.mapRead,
+  lendPages: ioSync.lendPages,
 });
 
 type TryForm = (
@@ -141,7 +141,7 @@ type TryForm = (
 export const sync = inTurn as {
   readonly tryPreadv: TryForm;
   readonly tryPwritev: TryForm;
-  readonly mapRead: typeof ioSync.mapRead;
+  readonly lendPages: typeof ioSync.lendPages;
 };
 
 type Tail<T extends unknown[]> = T extends [unknown, unknown, ...infer Rest] ? Rest : never;

@@ -8,7 +8,7 @@
  */
 
 import type { IoVector } from '../../aio/memory.ts';
-import type { MappedPlace } from '../contract/backend-io.ts';
+import type { LentPages } from '../contract/backend-io.ts';
 import type { GraphReadGuard } from '../contract/guard.ts';
 import type { BlockNode } from '../graph/node.ts';
 import { wrote } from './common.ts';
@@ -72,14 +72,14 @@ export function tryPwritev(
   return true;
 }
 
-/** Where the bytes are in memory; see BackendIo.mapRead. */
-export function mapRead(
+/** The pages that hold the bytes; see BackendIo.lendPages. */
+export function lendPages(
   node: BlockNode,
   guard: GraphReadGuard,
   offset: number,
   bytes: number,
-): MappedPlace | null {
+): LentPages | null {
   const { driver } = node;
-  if (driver.mapRead === undefined || !isPlain(node, offset, bytes, 1)) return null;
-  return driver.mapRead(node, guard, offset, bytes);
+  if (driver.lendPages === undefined || !isPlain(node, offset, bytes, 1)) return null;
+  return driver.lendPages(node, guard, offset, bytes);
 }

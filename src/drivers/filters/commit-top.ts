@@ -24,7 +24,6 @@ export const commitTop: BlockDriver<null> = {
   exactFilename: (node) => nodeFilename(below(node)),
   // What is below is in the hands of the job, which says what others may do.
   childPermissions: () => ({ perm: 0, shared: Perm.all }),
-  mapRead: (node, guard, offset, bytes) => sync.mapRead(below(node), guard, offset, bytes),
   tryPreadv: (node, guard, offset, bytes, vec, short) =>
     sync.tryPreadv(below(node), guard, offset, bytes, vec, short),
   preadv: (node, guard, offset, bytes, vec, flags) =>

@@ -316,7 +316,6 @@ export const copyBeforeWrite: BlockDriver<CbwState> = {
   },
   tryPreadv: (node, guard, offset, bytes, vec, short) =>
     sync.tryPreadv(node.children[0]!.node, guard, offset, bytes, vec, short),
-  mapRead: (node, guard, offset, bytes) => sync.mapRead(node.children[0]!.node, guard, offset, bytes),
   tryPwritev(node, guard, offset, bytes, vec, short) {
     if (!isFree(node.state, offset, bytes)) return false;
     return sync.tryPwritev(node.children[0]!.node, guard, offset, bytes, vec, short);

@@ -49,7 +49,6 @@ export const mirrorTop: BlockDriver<MirrorTopState> = {
   },
   tryPreadv: (node, guard, offset, bytes, vec, short) =>
     sync.tryPreadv(source(node), guard, offset, bytes, vec, short),
-  mapRead: (node, guard, offset, bytes) => sync.mapRead(source(node), guard, offset, bytes),
   tryPwritev: (node, guard, offset, bytes, vec, short) =>
     node.state.writes === null && sync.tryPwritev(source(node), guard, offset, bytes, vec, short),
   preadv: (node, guard, offset, bytes, vec, flags) =>

@@ -196,7 +196,6 @@ export const preallocate: BlockDriver<PreallocateState> = {
   ...passOn,
   tryPreadv: (node, guard, offset, bytes, vec, short) =>
     sync.tryPreadv(filtered(node), guard, offset, bytes, vec, short),
-  mapRead: (node, guard, offset, bytes) => sync.mapRead(filtered(node), guard, offset, bytes),
   tryPwritev(node, guard, offset, bytes, vec, short) {
     const { known, active } = node.state;
     const end = offset + bytes;

@@ -30,7 +30,6 @@ export const streamFilter: BlockDriver<null> = {
   },
   tryPreadv: (node, guard, offset, bytes, vec, short) =>
     sync.tryPreadv(below(node), guard, offset, bytes, vec, short),
-  mapRead: (node, guard, offset, bytes) => sync.mapRead(below(node), guard, offset, bytes),
   tryPwritev: (node, guard, offset, bytes, vec, short) =>
     sync.tryPwritev(below(node), guard, offset, bytes, vec, short),
   preadv: (node, guard, offset, bytes, vec, flags) =>

@@ -104,9 +104,9 @@ export const raw: BlockDriver<RawState> = {
     if (state.size !== null && offset + bytes > state.size) return false;
     return sync.tryPreadv(children[0]!.node, guard, offset + state.offset, bytes, vec, short);
   },
-  mapRead({ state, children }, guard, offset, bytes) {
+  lendPages({ state, children }, guard, offset, bytes) {
     if (state.size !== null && offset + bytes > state.size) return null;
-    return sync.mapRead(children[0]!.node, guard, offset + state.offset, bytes);
+    return sync.lendPages(children[0]!.node, guard, offset + state.offset, bytes);
   },
   wasProbed(node) {
     node.state.probed = true;

@@ -71,7 +71,6 @@ class DuplexStream implements ByteStream {
   #onWritable: (() => void) | null = null;
   #isNotifying = false;
   #isWriting = false;
-  readonly sendsFromAnyMemory = false;
   readonly #notify = (): void => {
     this.#isNotifying = false;
     if (this.#onReadable === null) return;

@@ -27,8 +27,11 @@ export const RECEIVE_BUFFER_MAX = 256 * 1024;
 /** A write request whose missing payload is at least this long is received straight into its own buffer. */
 export const DIRECT_RECEIVE_MIN = 16 * 1024;
 
-/** A read of at least this length is sent straight from the file, where that can be done; below, a copy costs less. */
-export const STRAIGHT_READ_MIN = 32 * 1024;
+/**
+ * A read of at least this length is sent before the next one is read, by the pages of the file where those may be lent.
+ * Shorter ones cost less together.
+ */
+export const STRAIGHT_READ_MIN = 48 * 1024;
 
 /** Most segments of one write to a socket: IOV_MAX of Linux. */
 export const MAX_REPLY_SEGMENTS = 1024;

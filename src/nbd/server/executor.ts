@@ -70,7 +70,7 @@ export class Executor {
     this.#replies = replies;
     this.#straight = new StraightReads(settings.exp, settings.stream, pool, replies, {
       readSent: (slot) => this.#freeSlots.push(slot),
-      readOtherwise: (slot) => this.#readIntoBuffer(slot),
+      readIntoBuffer: (slot) => this.#readIntoBuffer(slot),
     });
   }
 

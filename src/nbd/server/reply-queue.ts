@@ -13,6 +13,7 @@
 import { deferCall, isPlugged } from '../../aio/defer.ts';
 import { type ByteStream, sendAll } from '../../aio/engine.ts';
 import { allocateIoMemory, type IoMemory, type IoSegment } from '../../aio/memory.ts';
+import type { LentPages } from '../../block/contract/backend-io.ts';
 import { MAX_REPLY_SEGMENTS } from '../protocol/limits.ts';
 import {
   Chunk,
@@ -45,9 +46,6 @@ const DONE_DATA = (ChunkFlag.done << 16) | Chunk.OFFSET_DATA;
 /** First and largest size of an area for headers. */
 const AREA_MIN_BYTES = 1024;
 const AREA_MAX_BYTES = 64 * 1024;
-
-/** Memory of which only the address counts. */
-const NOTHING = Buffer.alloc(0);
 
 interface MutableSegment {
   readonly mem: IoMemory;
@@ -183,13 +181,13 @@ export class ReplyQueue {
   }
 
   /**
-   * Data of a read from memory that may be sent from in this turn only; nothing else is waiting to be sent. What the socket
-   * does not take is brought by `readRest`: a buffer with the payload from a position on, or null when it cannot be had,
-   * which ends the connection. False: nothing has been sent.
+   * Data of a read that the stream sends by the pages of a file (the stream has sendPages); nothing else is waiting to be
+   * sent. What the socket does not take, or the file has no more, is brought by `readRest`: a buffer with the payload from
+   * a position on, or null when it cannot be had, which ends the connection. False: nothing has been sent.
    */
-  straight(
+  pages(
     to: ReplyTo,
-    addr: number,
+    { fd, fileOffset }: LentPages,
     bytes: number,
     charge: number,
     readRest: (from: number) => RequestBuffer | null,
@@ -197,15 +195,13 @@ export class ReplyQueue {
     if (this.#failed) return false;
     const batch = this.#current;
     const headBytes = this.#dataHead(batch, to, bytes);
-    batch.push({ mem: { buf: NOTHING, addr }, start: 0, length: bytes });
-    const sent = this.#stream.send(batch.segments, 0);
-    if (sent <= 0) {
+    const headSent = this.#stream.send(batch.segments, 0);
+    if (headSent <= 0) {
       batch.reset();
       return false;
     }
-    const from = Math.max(0, sent - headBytes);
+    const from = headSent < headBytes ? 0 : Math.max(0, this.#stream.sendPages!(fd, fileOffset, bytes));
     const buffer = from === bytes ? null : readRest(from);
-    batch.segments.pop();
     if (buffer !== null) {
       batch.push({ mem: buffer.mem, start: HEADROOM_BYTES + from, length: bytes - from });
       batch.buffers.push(buffer);
@@ -215,10 +211,10 @@ export class ReplyQueue {
     this.#current = this.#takeSpare();
     this.#sending = batch;
     if (buffer === null) {
-      this.#finishBatch(from === bytes ? sent : -1);
+      this.#finishBatch(from === bytes ? bytes : -1);
     } else {
       this.#isSending = true;
-      sendAll(this.#stream, batch.segments, Math.min(sent, headBytes), this.#written);
+      sendAll(this.#stream, batch.segments, headSent, this.#written);
       this.#isSending = false;
     }
     return true;

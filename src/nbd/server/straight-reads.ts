@@ -1,14 +1,29 @@
 /**
- * Large reads without a copy of ours: from a mapping of the file straight into the socket, in the turn in which the
- * place was looked up, so that no cluster can change hands in between.
+ * Large reads, one at a time: each is begun when the socket has room for all of it, and sent before the next one is read.
+ * Until then it waits here.
  *
- * Such a read is started only when the socket has room for all of it; until then it waits here. What the socket does not
- * take after all is read into a buffer within the same turn. What cannot be mapped goes the usual way (executor.ts).
+ * Where the pages that hold the data may be lent (BackendIo.lendPages), the socket is given the pages themselves and nothing
+ * is copied: sendfile(2). What is lent is not of one moment: the client sees the pages as they are when it takes them. A
+ * write that is answered in between shows in a read that was begun before and whose reply the client has not got yet;
+ * the two are concurrent for every client, and a read may see all, nothing or a part of a write beside it (not even
+ * a sector is of one moment for a client that takes it in two pieces; nor is it for two processes at one file on ext4). It
+ * is the way in which the kernel's NFS server answers reads. That is true only of bytes that stay what they are, bytes of the
+ * disk at that offset, until the client has read them, so lending is allowed by name and not by default:
+ * - a file, and raw over a file, do. A page that is cut off, punched out or deleted keeps its content for the socket.
+ * - formats that map do not: a freed cluster is given to another part of the disk, and the client would read that.
+ * - filters do not, nor what reads through them: the reader of a snapshot (snapshot-access, copy-before-write) has to get
+ *   what was there before a write that waits for this very read; a mirror's source is somebody else's once it is given up.
+ * - a backing image is read through its overlay, which does not.
+ * What nobody can take back is a reply in the socket of a client that does not read: it is held by its pages for as long, at
+ * most a send buffer full. A file that is given another purpose *in place* meanwhile would show in it.
+ *
+ * Everything else is read into a buffer, which the processor's cache still holds from the read before, and copied into the
+ * socket at once. TLS goes the usual way (executor.ts).
  */
 
 import type { ByteStream } from '../../aio/engine.ts';
 import { pread } from '../../aio/ffi.ts';
-import type { MappedPlace } from '../../block/contract/backend-io.ts';
+import type { LentPages } from '../../block/contract/backend-io.ts';
 import { STRAIGHT_READ_MIN } from '../protocol/limits.ts';
 import { type BufferPool, HEADROOM_BYTES, type RequestBuffer, setPayload } from './buffers.ts';
 import type { Slot } from './executor.ts';
@@ -18,8 +33,8 @@ import type { ReplyQueue } from './reply-queue.ts';
 export interface StraightReadsOwner {
   /** Has been answered. */
   readSent(slot: Slot): void;
-  /** Cannot be read like this: the usual way. */
-  readOtherwise(slot: Slot): void;
+  /** Is to be read into a buffer, and answered from there. */
+  readIntoBuffer(slot: Slot): void;
 }
 
 export class StraightReads {
@@ -53,11 +68,8 @@ export class StraightReads {
 
   /** Takes the read over; false: it is none for here. */
   offer(slot: Slot): boolean {
-    if (slot.length < STRAIGHT_READ_MIN || !this.#stream.sendsFromAnyMemory) return false;
-    const answer = this.#waiting.length > 0 ? 'later' : this.#send(slot);
-    if (answer === 'no') return false;
-    if (answer === 'later') this.#waiting.push(slot);
-    else this.#owner.readSent(slot);
+    if (slot.length < STRAIGHT_READ_MIN || this.#stream.sendPages === undefined) return false;
+    if (this.#waiting.length > 0 || !this.#begin(slot)) this.#waiting.push(slot);
     return true;
   }
 
@@ -65,49 +77,54 @@ export class StraightReads {
   goOn(): void {
     // A reply that goes out at once comes back here.
     if (this.#isSending) return;
-    while (this.#waiting.length > 0) {
-      const slot = this.#waiting[0]!;
-      const answer = this.#send(slot);
-      if (answer === 'later') return;
-      this.#waiting.shift();
-      if (answer === 'sent') this.#owner.readSent(slot);
-      else this.#owner.readOtherwise(slot);
-    }
+    while (this.#waiting.length > 0 && this.#begin(this.#waiting[0]!)) this.#waiting.shift();
   }
 
-  #send(slot: Slot): 'sent' | 'later' | 'no' {
+  /** False: there is no room yet. */
+  #begin(slot: Slot): boolean {
     this.#isSending = true;
     try {
-      return this.#trySend(slot);
+      if (!this.#hasRoom(slot.length)) return false;
+      if (this.#lend(slot)) {
+        this.#owner.readSent(slot);
+      } else {
+        this.#owner.readIntoBuffer(slot);
+        this.#replies.flushNow();
+      }
+      return true;
     } finally {
       this.#isSending = false;
     }
   }
 
-  #trySend(slot: Slot): 'sent' | 'later' | 'no' {
-    const { offset, length } = slot;
-    if (this.#stream.closed) return 'no';
+  #hasRoom(bytes: number): boolean {
+    // Where there is nobody any more there is nothing to wait for.
+    if (this.#stream.closed) return true;
     // What is being sent ends in goOn().
-    if (!this.#replies.flushNow()) return 'later';
-    if (!this.#stream.hasRoomFor(length)) {
-      if (!this.#isWatching) this.#stream.whenWritable(this.#onWritable);
-      this.#isWatching = true;
-      return 'later';
-    }
-    const { backend } = this.#exp;
-    const startMs = performance.now();
-    const place = backend.mapRead(offset, length);
-    if (place === null) return 'no';
-    const isSent = this.#replies.straight(slot, place.addr, length, slot.charge, (from) =>
-      this.#readRest(place, length, from),
-    );
-    if (!isSent) return 'no';
-    backend.mappedReadDone(length, performance.now() - startMs);
-    return 'sent';
+    if (!this.#replies.flushNow()) return false;
+    if (this.#stream.hasRoomFor(bytes)) return true;
+    if (!this.#isWatching) this.#stream.whenWritable(this.#onWritable);
+    this.#isWatching = true;
+    return false;
   }
 
-  /** Reads what has not gone out, from `from` on, into a buffer; null: that fails. The pages are there. */
-  #readRest({ fd, fileOffset }: MappedPlace, length: number, from: number): RequestBuffer | null {
+  /** Answers with the pages of the file, if they may be lent. */
+  #lend(slot: Slot): boolean {
+    const { offset, length } = slot;
+    const { backend } = this.#exp;
+    if (this.#stream.closed) return false;
+    const startMs = performance.now();
+    const pages = backend.lendPages(offset, length);
+    if (pages === null) return false;
+    const isSent = this.#replies.pages(slot, pages, length, slot.charge, (from) =>
+      this.#readRest(pages, length, from),
+    );
+    if (isSent) backend.pagesLent(length, performance.now() - startMs);
+    return isSent;
+  }
+
+  /** Reads what has not gone out, from `from` on, into a buffer; null: that fails. The pages were there a moment ago. */
+  #readRest({ fd, fileOffset }: LentPages, length: number, from: number): RequestBuffer | null {
     const buffer = this.#pool.take(length);
     setPayload(buffer, length);
     const { mem } = buffer;

@@ -20,7 +20,7 @@ import { check } from './check/check.ts';
 import { pwritevCompressed } from './data/compressed-write.ts';
 import { copyRangeFrom, copyRangeTo, copyRangeVia } from './data/copy-range.ts';
 import { makeEmpty, pdiscard, pwriteZeroes } from './data/discard.ts';
-import { mapRead, preadv, tryPreadv } from './data/read.ts';
+import { preadv, tryPreadv } from './data/read.ts';
 import { pwritev, tryPwritev } from './data/write.ts';
 import { checkAlive } from './layout/damage.ts';
 import { Autoclear, Incompat } from './layout/layout.ts';
@@ -199,7 +199,6 @@ export const qcow2: BlockDriver<Qcow2State> = {
   bitmaps,
   vmState,
   tryPreadv,
-  mapRead,
   tryPwritev,
   preadv,
   pwritev,

@@ -3,7 +3,7 @@
 import type { BlockDriver } from '../../../block/contract/driver.ts';
 import { Req } from '../../../block/contract/request.ts';
 import type { BlockMap, MappedState } from './mapped-image.ts';
-import { mappedStatus, mapReadMapped, readMapped, tryReadMapped } from './mapped-read.ts';
+import { mappedStatus, readMapped, tryReadMapped } from './mapped-read.ts';
 import { discardMapped, tryWriteMapped, writeMapped, zeroMapped } from './mapped-write.ts';
 import { closeMapped, flushMapped } from './write-back.ts';
 
@@ -15,7 +15,6 @@ type MappedCallbacks<S> = Required<
     | 'supportedWriteFlags'
     | 'supportedZeroFlags'
     | 'tryPreadv'
-    | 'mapRead'
     | 'preadv'
     | 'blockStatus'
     | 'reopenPrepare'
@@ -34,7 +33,6 @@ export function readingCallbacks<S extends MappedState>(map: BlockMap<S>): Mappe
     supportedZeroFlags: Req.mayUnmap | Req.noFallback,
     tryPreadv: (node, guard, offset, bytes, vec, short) =>
       tryReadMapped(map, node, guard, offset, bytes, vec, short),
-    mapRead: (node, guard, offset, bytes) => mapReadMapped(map, node, guard, offset, bytes),
     preadv: (node, guard, offset, bytes, vec) => readMapped(map, node, guard, offset, bytes, vec),
     blockStatus: (node, guard, _wantZero, offset, bytes) => mappedStatus(map, node, guard, offset, bytes),
     // Whatever is only in memory goes to the disk first, as the file below may become read-only.

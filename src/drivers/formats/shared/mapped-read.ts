@@ -6,7 +6,6 @@
  */
 
 import { fillVector, type IoVector, sliceVector } from '../../../aio/memory.ts';
-import type { MappedPlace } from '../../../block/contract/backend-io.ts';
 import type { GraphReadGuard } from '../../../block/contract/guard.ts';
 import { type BlockStatus, Status } from '../../../block/contract/request.ts';
 import type { ShortRequest } from '../../../block/contract/short-request.ts';
@@ -54,19 +53,6 @@ export function tryReadMapped<S extends MappedState>(
       fillVector(vec, 0);
       return true;
   }
-}
-
-/** Where the data are, if they are one extent of a file of this image; see BackendIo.mapRead. */
-export function mapReadMapped<S extends MappedState>(
-  map: BlockMap<S>,
-  node: BlockNode<S>,
-  guard: GraphReadGuard,
-  offset: number,
-  bytes: number,
-): MappedPlace | null {
-  if (!tryLookup(map, node, guard, offset, bytes)) return null;
-  const { kind, bytes: length, host, child } = node.state.found;
-  return kind === Place.data && length === bytes ? sync.mapRead(child!.node, guard, host, bytes) : null;
 }
 
 /** Looks up within this turn; false: that needs waiting, or there is damage, which the long way reports. */

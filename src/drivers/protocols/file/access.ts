@@ -119,8 +119,8 @@ export function abortPermissions({ state }: FileNode): void {
 
 function use(state: FileState, { writable, direct }: Access): void {
   // It is another description, perhaps of another file.
-  state.mapping?.close();
-  state.mapping = null;
+  state.residency?.close();
+  state.residency = null;
   const changes = state.direct !== direct;
   state.writable = writable;
   if (!changes) return;

@@ -97,7 +97,7 @@ function creationState(layer: BlockLayer, fd: number, filename: string): FileSta
     inlineWrites: false,
     slowWriteMs: layer.slowWriteMs,
     inlineReads: false,
-    mapping: null,
+    residency: null,
     skipInlineReads: 0,
     canPunchHole: true,
     canZeroRange: true,

@@ -32,7 +32,7 @@ import {
   type FileNode,
   type FileState,
   flush,
-  mapRead,
+  lendPages,
   preadv,
   pwritev,
   tryPreadv,
@@ -93,7 +93,7 @@ function makeOpen(driverName: string, accepts: (stat: Stats) => boolean, require
         alignment: alignmentOf(fd, direct, isDevice),
         lastSource: null,
         writeback: { from: 0, to: 0, bytes: 0, running: null },
-        mapping: null,
+        residency: null,
         stats: { discardOk: 0, discardFailed: 0, discardBytesOk: 0 },
       };
     } catch (error) {
@@ -118,7 +118,7 @@ function openLocks(
 
 async function close(node: FileNode): Promise<void> {
   await node.state.writeback.running;
-  node.state.mapping?.close();
+  node.state.residency?.close();
   node.state.lastSource = null;
   // Closing the description drops its locks.
   ffi.closeFd(node.state.fd);
@@ -256,7 +256,7 @@ function fileDriver(
     copyRangeFrom,
     copyRangeTo,
     tryPreadv,
-    mapRead,
+    lendPages,
     tryPwritev,
     preadv,
     pwritev,

@@ -18,7 +18,7 @@ import {
   sliceVector,
   vectorOf,
 } from '../../../aio/memory.ts';
-import type { MappedPlace } from '../../../block/contract/backend-io.ts';
+import type { LentPages } from '../../../block/contract/backend-io.ts';
 import type { LocalFile } from '../../../block/contract/copy-range.ts';
 import type { ShortRequest } from '../../../block/contract/short-request.ts';
 import type { BlockNode } from '../../../block/graph/node.ts';
@@ -26,7 +26,7 @@ import { E } from '../../../errors/errno.ts';
 import { ioError } from '../../../errors/error.ts';
 import type { NewDescription } from './access.ts';
 import type { FileLocks } from './locks.ts';
-import { FileMapping } from './mapping.ts';
+import { Residency } from './residency.ts';
 
 /** How long writes then go through the engine. */
 const AVOID_INLINE_MS = 100;
@@ -68,8 +68,8 @@ export interface FileState extends LocalFile {
   /** Alignment of O_DIRECT requests and memory in bytes; 1 for buffered I/O. */
   alignment: number;
   readonly stats: FileStats;
-  /** Made by the first large read; ends with the description. */
-  mapping: FileMapping | null;
+  /** Made by the first large read that may be lent pages; ends with the description. */
+  residency: Residency | null;
   /** Owned by file-copy-range.ts. */
   readonly writeback: Writeback;
 }
@@ -166,17 +166,20 @@ function mayBegin(state: FileState, vec: IoVector): boolean {
   return !state.direct || isAlignedVector(vec, state.alignment);
 }
 
-/** Where the bytes are in the page cache; see BackendIo.mapRead. */
-export function mapRead(
+/**
+ * The pages that hold the bytes; see BackendIo.lendPages. Of regular files only: their pages belong to the file and its
+ * offset for ever, also when they have been cut off or the file is gone, and what others write into the file themselves
+ * is a write beside the read for every reader.
+ */
+export function lendPages(
   { state }: FileNode,
   _guard: unknown,
   offset: number,
   bytes: number,
-): MappedPlace | null {
+): LentPages | null {
   if (!state.inlineReads || state.isDevice) return null;
-  state.mapping ??= new FileMapping(state.fd, state.writable);
-  const addr = state.mapping.find(offset, bytes);
-  return addr === null ? null : { addr, fd: state.fd, fileOffset: offset };
+  state.residency ??= new Residency(state.fd, state.writable);
+  return state.residency.has(offset, bytes) ? { fd: state.fd, fileOffset: offset } : null;
 }
 
 /** Writes to the page cache within this turn, unless the kernel has been holding up writers; else begins to write. */

@@ -13,7 +13,6 @@ import {
   sliceVector,
   vectorOf,
 } from '../../../../aio/memory.ts';
-import type { MappedPlace } from '../../../../block/contract/backend-io.ts';
 import type { GraphReadGuard } from '../../../../block/contract/guard.ts';
 import type { ShortRequest } from '../../../../block/contract/short-request.ts';
 import { co, sync } from '../../../../block/io/callbacks.ts';
@@ -90,19 +89,6 @@ function tryFound(
       );
     }
   }
-}
-
-/** Where the data are, if they are one extent of this image's; see BackendIo.mapRead. */
-export function mapRead(
-  node: Qcow2Node,
-  guard: GraphReadGuard,
-  offset: number,
-  bytes: number,
-): MappedPlace | null {
-  if (!tryLookup(node, guard, offset, bytes)) return null;
-  const s = node.state;
-  const { kind, bytes: found, host } = s.found;
-  return kind === Mapping.data && found === bytes ? sync.mapRead(s.dataFile.node, guard, host, bytes) : null;
 }
 
 export function preadv(

@@ -1,4 +1,4 @@
-/** Files as memory that the kernel reads on our behalf: no code of this process may touch it. */
+/** Mappings of files for mincore(2) to tell which pages are in memory: nobody ever touches them. */
 
 import koffi from 'koffi';
 import { addressOf } from '../ffi.ts';
@@ -12,8 +12,8 @@ const PAGE_BYTES = 4096;
 const residence = Buffer.allocUnsafeSlow(8192 + 1);
 const residenceAddr = addressOf(residence);
 
-/** Maps `bytes` of `fd` at `offset` (whole pages), for the kernel to read on our behalf: its address; null: refused. */
-export function mapForReading(fd: number, bytes: number, offset: number): number | null {
+/** Maps `bytes` of `fd` at `offset` (whole pages): the address; null: refused. */
+export function mapUntouched(fd: number, bytes: number, offset: number): number | null {
   const PROT_READ = 1;
   const MAP_SHARED = 1;
   const addr = Number(cMapRead(0, bytes, PROT_READ, MAP_SHARED, fd, offset));

@@ -1,23 +1,23 @@
 /**
- * A file as memory that only the kernel reads: large reads go from it straight into a socket.
+ * Whether bytes of a file are in the page cache, all of them: mincore(2) on a mapping that nobody ever touches.
  *
- * No code of this process touches the mapped pages, so a file that shrinks or a bad block makes sendmsg fail with EFAULT
- * and raises no signal. What is not in the page cache is not offered: the kernel would wait for the disk in the middle of
- * sendmsg. The file is mapped in windows, of which the oldest goes when there are many: a large file would fill memory
- * with page tables.
+ * It is asked before pages of the file are lent to a socket, because sendfile(2) reads what is not there in the middle of
+ * the call: the loop would wait for the disk, and a bad block would show when the head of the reply has gone out. Cheaper
+ * ways say less: cachestat(2) counts pages that are still being read, or could not be.
  *
- * mincore(2) tells the truth about pages only to those who own the file or may write to it, and "all there" to others.
+ * The file is mapped in windows, of which the oldest goes when there are many. mincore(2) tells the truth only to those
+ * who own the file or may write to it, and "all there" to others.
  */
 
 import { fstatSync } from 'node:fs';
-import { isResident, mapForReading, unmapAt } from '../../../aio/loop/mapped-file.ts';
+import { isResident, mapUntouched, unmapAt } from '../../../aio/loop/mincore.ts';
 
 const WINDOW_BYTES = 128 * 1024 * 1024;
 const MAX_WINDOWS = 32;
-/** The kernel looked for the pages in vain: so many times nobody looks again. */
+/** The pages were looked for in vain: so many times nobody looks again. */
 const READS_AFTER_MISS = 8;
 
-export class FileMapping {
+export class Residency {
   readonly #fd: number;
   /** Address by number of the window, oldest first. */
   readonly #windows = new Map<number, number>();
@@ -30,25 +30,25 @@ export class FileMapping {
     this.#isRefused = !isWritable && fstatSync(fd).uid !== process.geteuid?.();
   }
 
-  /** Address of the bytes if all of them are in the page cache; null: not at present. Good for the rest of this turn. */
-  find(offset: number, bytes: number): number | null {
-    if (this.#isRefused) return null;
+  /** Whether all of the bytes are in the page cache at this moment; false: some are not, or nobody knows. */
+  has(offset: number, bytes: number): boolean {
+    if (this.#isRefused) return false;
     if (this.#skip > 0) {
       this.#skip--;
-      return null;
+      return false;
     }
     const number = Math.floor(offset / WINDOW_BYTES);
     const at = offset - number * WINDOW_BYTES;
-    if (at + bytes > WINDOW_BYTES) return null;
+    if (at + bytes > WINDOW_BYTES) return false;
     const window = this.#windows.get(number) ?? this.#map(number);
-    if (window === null) return null;
-    if (isResident(window + at, bytes)) return window + at;
+    if (window === null) return false;
+    if (isResident(window + at, bytes)) return true;
     this.#skip = READS_AFTER_MISS;
-    return null;
+    return false;
   }
 
   #map(number: number): number | null {
-    const addr = mapForReading(this.#fd, WINDOW_BYTES, number * WINDOW_BYTES);
+    const addr = mapUntouched(this.#fd, WINDOW_BYTES, number * WINDOW_BYTES);
     if (addr === null) {
       this.#isRefused = true;
       return null;
