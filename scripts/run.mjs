@@ -249,7 +249,7 @@ const benches = {
   'bench-network': 'network/main',
   'bench-floor': 'floor',
   'bench-start': 'start',
-  'bench-tools': 'tools',
+  'bench-tools': 'tools/main',
   'bench-watchers': 'watchers',
 };
 
