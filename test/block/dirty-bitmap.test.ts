@@ -139,7 +139,8 @@ describe('HierarchicalBitmap', () => {
           expect(Buffer.compare(data, packed(bits, bytes))).toBe(0);
           const copy = new HierarchicalBitmap(bits.length);
           // In pieces, as clusters of an image come.
-          for (let at = 0; at < bytes; at += 512) copy.deserialize(at * 8, data.subarray(at, at + 512));
+          for (let at = 0; at < bytes; at += 512)
+            copy.deserialize(at * 8, Buffer.from(data.subarray(at, at + 512)));
           expect(copy.count).toBe(bitmap.count);
           copy.merge(bitmap);
           expect(copy.count).toBe(bitmap.count);
@@ -151,7 +152,7 @@ describe('HierarchicalBitmap', () => {
 
   it('reads no bits behind its end', () => {
     const bitmap = new HierarchicalBitmap(33);
-    bitmap.deserialize(0, new Uint8Array(64).fill(0xff));
+    bitmap.deserialize(0, Buffer.alloc(64, 0xff));
     expect(bitmap.count).toBe(33);
     bitmap.resize(100);
     expect(bitmap.nextSet(33)).toBe(-1);

@@ -7,6 +7,7 @@
  * What the bits stand for is dirty-bitmap.ts.
  */
 
+import { isZero } from '../../aio/memory.ts';
 import { assert } from '../../errors/error.ts';
 
 const LEAF_BITS = 32768;
@@ -377,14 +378,20 @@ export class HierarchicalBitmap {
   }
 
   /** Sets every bit from `firstBit` on that is set in `source`, laid out as by `serialize`. */
-  deserialize(firstBit: number, source: Uint8Array): void {
+  deserialize(firstBit: number, source: Buffer): void {
     const view = new DataView(source.buffer, source.byteOffset, source.byteLength);
     const end = Math.min(this.#length, firstBit + source.length * 8);
     for (let bit = firstBit; bit < end; ) {
       const inLeaf = bit % LEAF_BITS;
       const bits = Math.min(end - bit, LEAF_BITS - inLeaf);
-      const words = new Uint32Array(Math.ceil(bits / 32));
       const at = (bit - firstBit) / 8;
+      const count = Math.ceil(bits / 32);
+      // Most of a large bitmap is clear.
+      if (isZero(source.subarray(at, at + count * 4))) {
+        bit += bits;
+        continue;
+      }
+      const words = new Uint32Array(count);
       let seen = 0;
       for (let i = 0; i < words.length; i++) seen |= words[i] = view.getUint32(at + i * 4, true);
       if (bits % 32 !== 0) words[words.length - 1]! &= wordMask(0, bits % 32);

@@ -6,9 +6,11 @@
  * Source: qcow2 specification, "Bitmaps".
  */
 
-import { allocateIoMemory } from '../../../../aio/memory.ts';
+import { createTurns } from '../../../../aio/host/turns.ts';
+import { allocateIoMemory, vectorOf } from '../../../../aio/memory.ts';
 import type { DirtyBitmap } from '../../../../block/bitmaps/dirty-bitmap.ts';
 import type { GraphReadGuard } from '../../../../block/contract/guard.ts';
+import { sync } from '../../../../block/io/callbacks.ts';
 import { E } from '../../../../errors/errno.ts';
 import { errnoError, errnoOf, ioError } from '../../../../errors/error.ts';
 import { readU64, viewOf, writeU64 } from '../layout/layout.ts';
@@ -85,13 +87,16 @@ export async function readBits(
     if (table.length !== tableEntriesFor(s, bits.length)) throw ioError(E.EINVAL);
     const chunkBits = s.clusterBytes * 8;
     const mem = allocateIoMemory(s.clusterBytes);
+    const turns = createTurns();
     for (let i = 0; i < table.length; i++) {
       const offset = table[i]!;
       if (offset === ENTRY_ONES) bits.set(i * chunkBits, (i + 1) * chunkBits);
       // A cluster behind the end of the file reads as zeroes.
       else if (offset !== 0 && offset < s.file.node.totalBytes) {
         spend(1);
-        await readInto(node, guard, offset, mem);
+        await turns.next();
+        if (!sync.tryPreadv(s.file.node, guard, offset, mem.buf.length, vectorOf(mem)))
+          await readInto(node, guard, offset, mem);
         bits.deserialize(i * chunkBits, mem.buf);
       }
     }

@@ -17,6 +17,8 @@ export class ReferenceCounts {
   #lastPage: Uint8Array | undefined;
   /** One more than the highest cluster ever counted. */
   end = 0;
+  /** The highest count of a cluster ever. */
+  most = 0;
 
   #page(index: number): Uint8Array | undefined {
     if (index !== this.#lastIndex) {
@@ -45,11 +47,13 @@ export class ReferenceCounts {
     }
     if (value >= most) return false;
     page[cluster % PAGE_CLUSTERS] = value + 1;
+    if (value >= this.most) this.most = value + 1;
     if (cluster >= this.end) this.end = cluster + 1;
     return true;
   }
 
   set(cluster: number, value: number): void {
+    if (value > this.most) this.most = value;
     const index = Math.floor(cluster / PAGE_CLUSTERS);
     let page = this.#page(index);
     if (page === undefined) {

@@ -41,6 +41,8 @@ export interface Check {
   readonly turns: Turns;
   /** Something on the disk was changed. */
   repaired: boolean;
+  /** Every entry of the active tables that refers to a cluster has the COPIED flag, as far as they have been walked. */
+  allCopied: boolean;
   /** For one L2 table at a time. */
   l2Memory: IoMemory | null;
 }

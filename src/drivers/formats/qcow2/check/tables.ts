@@ -52,6 +52,7 @@ export async function checkL1(c: Check, table: L1Table): Promise<void> {
       corruption(c, `ERROR found L1 entry with reserved bits set: ${entryHex(hi, lo)}`);
     }
     const offset = entryOffset(hi, lo);
+    if (table.active && ((hi & HI_COPIED) === 0 || offset === 0)) c.allCopied = false;
     countRegion(c, offset, clusterBytes);
     if (offset % clusterBytes !== 0) {
       corruption(
@@ -166,6 +167,7 @@ function checkStandard(c: Check, position: L2Position, index: number, hi: number
   if (!allocated) return false;
   if (position.active) {
     result.allocatedClusters++;
+    if ((hi & HI_COPIED) === 0) c.allCopied = false;
     if (position.next !== 0 && offset !== position.next) result.fragmentedClusters++;
     position.next = offset + s.clusterBytes;
   }
