@@ -75,6 +75,8 @@ export interface WriteBackState {
   /** A round in the background has been asked for; the timer when it is to begin later. */
   pending: boolean;
   timer: NodeJS.Timeout | null;
+  /** Counts what has changed, so that the timer knows whether it goes on. */
+  changes: number;
   /** The node is being closed: nothing new is started in the background. */
   closing: boolean;
 }

@@ -18,13 +18,18 @@ import type { BlockMap, MappedState, TableFile, TableWrite, WriteBackState } fro
 import type { CachedTable } from './table-cache.ts';
 import { tableBytes } from './table-io.ts';
 
-/** How long changes wait on a node that nobody flushes. */
+/**
+ * On a node that nobody flushes changes are written when there have been no others for so long. A round makes all data
+ * durable that has been written until then, which is work that a guest who writes on has not asked for.
+ */
 const IDLE_WRITE_BACK_MS = 1000;
+/** So long at most: that is what the kernel lets data wait that nobody flushes (vm.dirty_expire_centisecs). */
+const MAX_WAIT_MS = 30_000;
 /** Neighbouring tables are written together up to this length. */
 const MAX_WRITE_BYTES = 1024 * 1024;
 
 export function createWriteBack(): WriteBackState {
-  return { lock: new CoMutex(), pending: false, timer: null, closing: false };
+  return { lock: new CoMutex(), pending: false, timer: null, changes: 0, closing: false };
 }
 
 function hasChanges<S extends MappedState>(map: BlockMap<S>, state: S): boolean {
@@ -121,6 +126,7 @@ export async function writeTables(guard: GraphReadGuard, writes: readonly TableW
 /** Sees to it that changes do not wait for ever: at once when the cache is full of them, else some time later. */
 export function scheduleWriteBack<S extends MappedState>(map: BlockMap<S>, node: BlockNode<S>): void {
   const state = node.state.writeBack;
+  state.changes++;
   // Asked for, and under way.
   if (state.pending && state.timer === null) return;
   const files = map.writeBack?.tableFiles(node.state) ?? [];
@@ -135,10 +141,17 @@ export function scheduleWriteBack<S extends MappedState>(map: BlockMap<S>, node:
     void writeInBackground(map, node);
   };
   if (much) setImmediate(run);
-  else {
-    state.timer = setTimeout(run, IDLE_WRITE_BACK_MS);
-    state.timer.unref();
-  }
+  else runWhenIdle(state, run, MAX_WAIT_MS);
+}
+
+/** Calls `run` when nothing has changed for IDLE_WRITE_BACK_MS, or `leftMs` from now. */
+function runWhenIdle(state: WriteBackState, run: () => void, leftMs: number): void {
+  const seen = state.changes;
+  state.timer = setTimeout(() => {
+    if (state.changes === seen || leftMs <= IDLE_WRITE_BACK_MS) run();
+    else runWhenIdle(state, run, leftMs - IDLE_WRITE_BACK_MS);
+  }, IDLE_WRITE_BACK_MS);
+  state.timer.unref();
 }
 
 async function writeInBackground<S extends MappedState>(map: BlockMap<S>, node: BlockNode<S>): Promise<void> {
