@@ -20,7 +20,15 @@ export interface Server {
   readonly argv: (place: Place) => Argv;
 }
 
-export interface SettingLoad extends Load {
+/** A load of this bench's. */
+interface DiskLoad extends Load {
+  /** The part of the disk that is used, from its start; default: all of it. */
+  readonly spanMib?: number;
+  /** Each measurement begins with dirty pages: a second of the same comes before it, and no sync. */
+  readonly isDirty?: boolean;
+}
+
+export interface SettingLoad extends DiskLoad {
   /** Connections at a time. */
   readonly connections: number;
   /** Is in the table of --quick. */
@@ -43,7 +51,7 @@ export type { Figures };
 /** The line of keys.psk that all sides know, of the user that the original's client is by default. */
 export const KEY_LINE = `qemu:${'0123456789abcdef'.repeat(4)}\n`;
 
-function loads(parts: readonly [Load, boolean][], connections = 1): SettingLoad[] {
+function loads(parts: readonly [DiskLoad, boolean][], connections = 1): SettingLoad[] {
   return parts.map(([each, quick]) => ({
     ...each,
     name: connections > 1 ? `${each.name}, ${connections} connections` : each.name,
@@ -56,6 +64,20 @@ const read = (blockSize: string, depth: number): Load =>
   load(blockSize === '4k' ? 'randread' : 'read', blockSize, depth);
 const write = (blockSize: string, depth: number): Load =>
   load(blockSize === '4k' ? 'randwrite' : 'write', blockSize, depth);
+
+/**
+ * 4k writes into pages that are dirty already: the file system has nothing to do for them. The random ones above begin with
+ * a clean file, and most of their pages are clean when they come to them.
+ */
+const overwrite = (depth: number): DiskLoad => ({
+  ...write('4k', depth),
+  name: `4k overwrite of dirty pages, depth ${depth}`,
+  spanMib: DIRTY_SPAN_MIB,
+  isDirty: true,
+});
+
+/** Small enough for a second of warm-up to have written every page of it, large enough not to be the same pages all the time. */
+const DIRTY_SPAN_MIB = 64;
 
 /** The arguments qblockd and qemu-storage-daemon share. */
 function daemonArguments(
@@ -124,6 +146,7 @@ export function settingsOf(other: string): readonly Setting[] {
         ...[1, 16, 64].map((depth): [Load, boolean] => [write('4k', depth), depth < 64]),
         [read('256k', 8), true],
         [write('256k', 8), true],
+        ...[16, 64].map((depth): [DiskLoad, boolean] => [overwrite(depth), depth === 16]),
       ]),
     },
     {
@@ -166,7 +189,7 @@ export function settingsOf(other: string): readonly Setting[] {
       servers: daemons(',cache.direct=on', ['native', 'io_uring'], ',aio=native'),
       loads: loads([
         ...[1, 16, 64].map((depth): [Load, boolean] => [read('4k', depth), depth < 64]),
-        ...[1, 16].map((depth): [Load, boolean] => [write('4k', depth), depth === 16]),
+        ...[1, 16, 64].map((depth): [Load, boolean] => [write('4k', depth), depth === 16]),
         [read('256k', 8), false],
       ]),
     },

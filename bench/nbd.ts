@@ -7,8 +7,9 @@
  * Machines drift: only figures from one run may be compared. All servers of a setting run all the time and have the same
  * file; for each load they are measured one right after the other, the order rotates from round to round, and the tables
  * show medians. Before each measurement the file is synced, so that no server pays for the dirty pages of the one
- * before; reads find all of it in the page cache. The first measurement of a load comes after a second of it that does not
- * count: a server compiles its code, and in a long life does so once.
+ * before; reads find all of it in the page cache, and overwrites of dirty pages come without the sync. The first
+ * measurement of a load comes after a second of it that does not count: a server compiles its code, and in a long life
+ * does so once.
  *
  * Options: --runtime SECONDS (3), --rounds N (3), --quick (one round of a second of the rows that tell most: two minutes),
  * --only PART[,PART...] of server names, --setting PART of a setting's name, --load PART of a load's name, --size MIB
@@ -85,20 +86,21 @@ interface Run {
   readonly isRealtime: boolean;
 }
 
-/** One measurement; with `isFirst` after a second of the same that does not count. */
+/** One measurement; with `isFirst`, or where the pages have to be dirty, after a second of the same that does not count. */
 function measure(
   { folder, tls }: Setting,
   each: SettingLoad,
   { place, pid }: RunningServer,
-  { runtimeSeconds, sizeMib, isRealtime }: Run,
+  { runtimeSeconds, sizeMib: allMib, isRealtime }: Run,
   isFirst: boolean,
 ): Figures {
+  const sizeMib = Math.min(allMib, each.spanMib ?? allMib);
   const settings = { connections: each.connections, isRealtime };
   const readTls = (seconds: number): Figures =>
     runTlsClient(place.socket, place.keys, pid, each, seconds, sizeMib, isRealtime);
   if (isFirst && tls) readTls(1);
-  else if (isFirst) warmUp(place.socket, each, sizeMib, settings);
-  if (folder !== null) syncFile(place.file);
+  else if (isFirst || each.isDirty === true) warmUp(place.socket, each, sizeMib, settings);
+  if (folder !== null && each.isDirty !== true) syncFile(place.file);
   return tls ? readTls(runtimeSeconds) : runFio(place.socket, pid, each, runtimeSeconds, sizeMib, settings);
 }
 
