@@ -30,6 +30,22 @@ export function skipFilters(node: BlockNode): BlockNode {
   return at;
 }
 
+const HOLDS_DATA = Role.data | Role.metadata | Role.filtered;
+
+/**
+ * The node in which internal snapshots of `node` are: itself, where its format has them, else the one it has all its
+ * data from; null where there is none.
+ */
+export function snapshotKeeper(node: BlockNode): BlockNode | null {
+  let at = node;
+  while (at.driver.snapshots === undefined) {
+    const [edge, ...others] = at.children.filter(({ roles }) => (roles & HOLDS_DATA) !== 0);
+    if (edge === undefined || others.length > 0 || (edge.roles & Role.primary) === 0) return null;
+    at = edge.node;
+  }
+  return at;
+}
+
 /** The edges of the chain from `top` down to `base` (the end of the chain when null). */
 export function chainEdges(top: BlockNode, base: BlockNode | null): BlockChild[] {
   const edges: BlockChild[] = [];

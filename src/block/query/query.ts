@@ -12,7 +12,7 @@ import type {
 import { createTurns } from '../../aio/host/turns.ts';
 import { dirtyBitmapInfos } from '../bitmaps/dirty-bitmap.ts';
 import type { InternalSnapshot } from '../contract/image.ts';
-import { chainChild } from '../graph/chain.ts';
+import { chainChild, snapshotKeeper } from '../graph/chain.ts';
 import type { BlockNode } from '../graph/node.ts';
 import { infoOrNull, wrapped } from '../io/callbacks.ts';
 import { backingOf, chainDepth } from '../io/status-chain.ts';
@@ -38,7 +38,8 @@ export async function imageInfo(node: BlockNode): Promise<ImageInfo> {
   }
   if (specific !== undefined) image['format-specific'] = specific;
   addBackingName(node, image);
-  const snapshots = node.driver.snapshots?.list(node) ?? [];
+  const keeper = snapshotKeeper(node);
+  const snapshots = keeper?.driver.snapshots?.list(keeper) ?? [];
   if (snapshots.length > 0) image.snapshots = snapshots.map(snapshotInfo);
   image.limits = limitsInfo(node);
   return image;

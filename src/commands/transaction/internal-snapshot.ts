@@ -6,6 +6,7 @@
 
 import type { SnapshotInfo } from '../../../schema/generated/types.ts';
 import type { InternalSnapshot, InternalSnapshots } from '../../block/contract/image.ts';
+import { snapshotKeeper } from '../../block/graph/chain.ts';
 import { drained } from '../../block/graph/drain.ts';
 import { checkRootNode, findNode } from '../../block/graph/find-node.ts';
 import type { BlockNode } from '../../block/graph/node.ts';
@@ -26,14 +27,23 @@ function findFor(operation: Operation, layer: BlockLayer, name: string): BlockNo
   return node;
 }
 
-function snapshotsOf(node: BlockNode): InternalSnapshots {
-  const { snapshots } = node.driver;
-  if (snapshots === undefined) {
+/** The node that keeps the snapshots, and what it can do with them; null: there is none. */
+function keeperOf(
+  node: BlockNode,
+): { readonly keeper: BlockNode; readonly snapshots: InternalSnapshots } | null {
+  const keeper = snapshotKeeper(node);
+  const snapshots = keeper?.driver.snapshots;
+  return keeper === null || snapshots === undefined ? null : { keeper, snapshots };
+}
+
+function requireKeeper(node: BlockNode): NonNullable<ReturnType<typeof keeperOf>> {
+  const found = keeperOf(node);
+  if (found === null) {
     throw new BlockError(
       `Block format '${node.driver.name}' used by device '${node.name}' does not support internal snapshots`,
     );
   }
-  return snapshots;
+  return found;
 }
 
 export const internalSnapshotActions: ActionHandlers<'blockdev-snapshot-internal-sync'> = {
@@ -41,9 +51,9 @@ export const internalSnapshotActions: ActionHandlers<'blockdev-snapshot-internal
     async prepare({ layer }, { device, name }) {
       const node = findFor('internal-snapshot', layer, device);
       if (node.readOnly) throw new BlockError(`Device '${device}' is read only`);
-      const snapshots = snapshotsOf(node);
+      const { keeper, snapshots } = requireKeeper(node);
       if (name === '') throw new BlockError('Name is empty');
-      if (snapshots.list(node).some((one) => one.name === name)) {
+      if (snapshots.list(keeper).some((one) => one.name === name)) {
         throw new BlockError(`Snapshot with name '${name}' already exists on device '${device}'`);
       }
       await wrapped.flush(node);
@@ -57,13 +67,13 @@ export const internalSnapshotActions: ActionHandlers<'blockdev-snapshot-internal
         icount: null,
       };
       try {
-        await layer.graphLock.withRead((guard) => snapshots.create(node, guard, taken));
+        await layer.graphLock.withRead((guard) => snapshots.create(keeper, guard, taken));
       } catch (error) {
         throw errnoError(`Failed to create snapshot '${name}' on device '${device}'`, errnoOf(error));
       }
-      const id = snapshots.list(node).at(-1)?.id ?? null;
+      const id = snapshots.list(keeper).at(-1)?.id ?? null;
       return {
-        abort: () => layer.graphLock.withRead((guard) => snapshots.delete(node, guard, id, name)),
+        abort: () => layer.graphLock.withRead((guard) => snapshots.delete(keeper, guard, id, name)),
       };
     },
   },
@@ -77,10 +87,11 @@ async function deleteSnapshot(
 ): Promise<SnapshotInfo> {
   const node = findFor('internal-snapshot-delete', layer, device);
   if (id === null && name === null) throw new BlockError('Name or id must be provided');
-  const { snapshots } = node.driver;
-  if (snapshots === undefined) throw errnoError('Failed to get a snapshot list', E.ENOTSUP);
+  const kept = keeperOf(node);
+  if (kept === null) throw errnoError('Failed to get a snapshot list', E.ENOTSUP);
+  const { keeper, snapshots } = kept;
   const found = snapshots
-    .list(node)
+    .list(keeper)
     .find((one) => (id === null || one.id === id) && (name === null || one.name === name));
   if (found === undefined) {
     throw new BlockError(
@@ -88,7 +99,7 @@ async function deleteSnapshot(
     );
   }
   await drained(node, () =>
-    layer.graphLock.withRead((guard) => snapshots.delete(node, guard, found.id, found.name)),
+    layer.graphLock.withRead((guard) => snapshots.delete(keeper, guard, found.id, found.name)),
   );
   return snapshotInfo(found);
 }

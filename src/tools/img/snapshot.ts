@@ -1,6 +1,7 @@
 /** `snapshot`: lists, makes, applies and deletes the internal snapshots of an image. */
 
 import type { InternalSnapshots } from '../../block/contract/image.ts';
+import { snapshotKeeper } from '../../block/graph/chain.ts';
 import { drained } from '../../block/graph/drain.ts';
 import { imageInfo } from '../../block/query/query.ts';
 import { E, strerror } from '../../errors/errno.ts';
@@ -52,11 +53,11 @@ const ACTIONS: Readonly<Record<Action, ActionFunction>> = {
     if (snapshots !== undefined) output.print(`Snapshot list:\n${snapshotLines(snapshots).join('\n')}\n`);
   },
 
-  create: async (_context, { node }, name) => {
+  create: async (_context, image, name) => {
+    const { keeper: node, snapshots } = keeperOf(image);
     const now = Date.now();
-    const { snapshots } = node.driver;
     try {
-      await change(node.driver.snapshots, node, (guard) =>
+      await change(snapshots, node, (guard) =>
         snapshots!.create(node, guard, {
           name,
           vmStateBytes: 0,
@@ -72,11 +73,12 @@ const ACTIONS: Readonly<Record<Action, ActionFunction>> = {
     }
   },
 
-  apply: async ({ output }, { node }, name) => {
-    const { snapshots } = node.driver;
+  apply: async ({ output }, image, name) => {
+    const { keeper: node, snapshots } = keeperOf(image);
     const prefix = `Could not apply snapshot '${name}': `;
     if (snapshots === undefined) throw new BlockError(`${prefix}Block driver does not support snapshots`);
-    if (node.dirtyBitmaps.all.size > 0) throw new BlockError(`${prefix}Device has active dirty bitmaps`);
+    if (image.node.dirtyBitmaps.all.size > 0)
+      throw new BlockError(`${prefix}Device has active dirty bitmaps`);
     try {
       await change(snapshots, node, (guard) => snapshots.apply(node, guard, name));
     } catch (error) {
@@ -87,8 +89,8 @@ const ACTIONS: Readonly<Record<Action, ActionFunction>> = {
     }
   },
 
-  delete: async (_context, { node }, name) => {
-    const { snapshots } = node.driver;
+  delete: async (_context, image, name) => {
+    const { keeper: node, snapshots } = keeperOf(image);
     const prefix = `Could not delete snapshot '${name}': `;
     const found = snapshots?.list(node).find((one) => one.name === name);
     if (snapshots === undefined || found === undefined) throw new BlockError(`${prefix}snapshot not found`);
@@ -99,6 +101,15 @@ const ACTIONS: Readonly<Record<Action, ActionFunction>> = {
     }
   },
 };
+
+/** The node that keeps the image's snapshots, where one does. */
+function keeperOf({ node }: ToolImage): {
+  readonly keeper: Node;
+  readonly snapshots: InternalSnapshots | undefined;
+} {
+  const keeper = snapshotKeeper(node) ?? node;
+  return { keeper, snapshots: keeper.driver.snapshots };
+}
 
 type Node = ToolImage['node'];
 type Guard = Parameters<InternalSnapshots['apply']>[1];

@@ -239,6 +239,7 @@ const internal: Transcript = {
     open('a'),
     cmd('blockdev-add', { driver: 'raw', 'node-name': 'r', file: { driver: 'file', filename: '$DIR/raw' } }),
     image('ro'),
+    image('q'),
     open('ro', { 'read-only': true }),
     cmd('blockdev-snapshot-internal-sync', { device: 'nope', name: 's' }),
     cmd('blockdev-snapshot-internal-sync', { device: 'a', name: '' }),
@@ -258,6 +259,26 @@ const internal: Transcript = {
     cmd('blockdev-snapshot-delete-internal-sync', { device: 'a', id: '1', name: 't' }),
     cmd('blockdev-snapshot-delete-internal-sync', { device: 'r', name: 's' }),
     cmd('blockdev-snapshot-delete-internal-sync', { device: 'ro', name: 's' }),
+    // Filters and windows have the snapshots of the image that they have all their data from.
+    image('f'),
+    cmd('object-add', { 'qom-type': 'throttle-group', id: 'tg' }),
+    cmd('blockdev-add', {
+      ...{ driver: 'raw', 'node-name': 'top' },
+      file: {
+        ...{ driver: 'throttle', 'node-name': 'slow', 'throttle-group': 'tg' },
+        file: { driver: 'qcow2', 'node-name': 'f', file: { driver: 'file', filename: '$DIR/f' } },
+      },
+    }),
+    cmd('blockdev-snapshot-internal-sync', { device: 'top', name: 's' }),
+    cmd('blockdev-snapshot-internal-sync', { device: 'top', name: 's' }),
+    act([['blockdev-snapshot-internal-sync', { device: 'top', name: 't' }], abort]),
+    { run: ['sh', '-c', 'qemu-img snapshot -U -l "$1" | cut -c 1-12', 'sh', '$DIR/f'] },
+    cmd('blockdev-snapshot-delete-internal-sync', { device: 'top', name: 'nope' }),
+    cmd('blockdev-add', {
+      ...{ driver: 'quorum', 'node-name': 'q', 'vote-threshold': 1 },
+      children: [{ driver: 'qcow2', file: { driver: 'file', filename: '$DIR/q' } }],
+    }),
+    cmd('blockdev-snapshot-internal-sync', { device: 'q', name: 's' }),
     // The original's transaction that was undone leaves a cluster: only damage counts.
     { run: ['sh', '-c', 'qemu-img check -U -q "$1" 2>&1 | grep -v ^Leaked', 'sh', '$DIR/a'] },
   ],
