@@ -6,11 +6,26 @@ import type { ClientBase } from '../client.ts';
 export interface Completer {
   /** Beginnings that fit the end of the line, and that end. */
   complete(line: string): Promise<readonly [readonly string[], string]>;
+  /** Every command, sorted. */
+  commands(): Promise<readonly string[]>;
+  /** The arguments of the command that the line begins with, those of the branches it chooses included; null: no command. */
+  arguments(line: string): Promise<readonly Argument[] | null>;
+}
+
+/** An argument of a command, as introspection tells it. */
+export interface Argument {
+  readonly name: string;
+  readonly isOptional: boolean;
+  /** Values that there are to choose from; none: any of `type`. */
+  readonly values: readonly string[];
+  readonly type: string;
 }
 
 interface Member {
   readonly name: string;
   readonly type: string;
+  /** There is one, if only null: the member may be left out. */
+  readonly default?: unknown;
 }
 
 /** Arguments whose values are names of nodes, jobs or exports. */
@@ -36,15 +51,29 @@ export function createCompleter(client: ClientBase): Completer {
     const nodes = await client.execute('query-named-block-nodes', { flat: true });
     return nodes.map((node) => node['node-name'] ?? '').filter((name) => name !== '');
   };
+  const commands = async (): Promise<string[]> =>
+    [...(await types()).values()]
+      .filter((entry) => entry['meta-type'] === 'command')
+      .map(({ name }) => name)
+      .sort();
+  const argumentsOf = async (line: string): Promise<readonly Argument[] | null> => {
+    const all = await types();
+    const words = line.split(/\s+/);
+    const entry = all.get(words[0] ?? '');
+    if (entry?.['meta-type'] !== 'command') return null;
+    return membersAt(all, entry['arg-type'], [], words).map((member) => ({
+      name: member.name,
+      isOptional: 'default' in member,
+      values: valuesOf(all, member.type),
+      type: kindOf(all.get(member.type)),
+    }));
+  };
   const complete = async (line: string): Promise<readonly [readonly string[], string]> => {
     const all = await types();
     const words = line.split(/\s+/);
     const last = words.at(-1) ?? '';
     if (words.length <= 1) {
-      const commands = [...all.values()]
-        .filter((entry) => entry['meta-type'] === 'command')
-        .map(({ name }) => name);
-      return [fitting(commands.sort(), last, ' '), last];
+      return [fitting(await commands(), last, ' '), last];
     }
     const command = words[0] ?? '';
     const entry = all.get(command);
@@ -68,6 +97,8 @@ export function createCompleter(client: ClientBase): Completer {
   };
   return {
     complete: (line) => complete(line).catch(() => [[], ''] as const),
+    commands,
+    arguments: argumentsOf,
   };
 }
 
@@ -110,4 +141,20 @@ function valuesOf(types: ReadonlyMap<string, SchemaInfo>, type: string | undefin
   if (entry['meta-type'] === 'alternate')
     return entry.members.flatMap((member) => valuesOf(types, member.type));
   return [];
+}
+
+/** What a value of the type is, in a word: names of types are no part of the introspection. */
+function kindOf(entry: SchemaInfo | undefined): string {
+  switch (entry?.['meta-type']) {
+    case 'builtin':
+      return entry['json-type'];
+    case 'array':
+      return 'array';
+    case 'enum':
+      return 'string';
+    case 'alternate':
+      return 'value';
+    default:
+      return 'object';
+  }
 }

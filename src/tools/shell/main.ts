@@ -9,12 +9,13 @@ import { homedir, tmpdir } from 'node:os';
 import path from 'node:path';
 import { createInterface, type Interface } from 'node:readline';
 import { type Client, connect, QmpError } from '../../../client/node.ts';
-import { createCompleter } from '../../../client/prompt/completion.ts';
+import { type Completer, createCompleter } from '../../../client/prompt/completion.ts';
 import { LineError, parseLine, type TypedCommand } from '../../../client/prompt/words.ts';
 import { PACKAGE_VERSION } from '../../qmp/version.ts';
 import { commandHelp } from '../common/command-table.ts';
 import { createGetopt } from '../common/getopt.ts';
 import { createToolOutput, foreseeErrorFormat, setErrorFormat, type ToolOutput } from '../common/output.ts';
+import { helpAskedFor, helpText } from './help.ts';
 import { PROGRAM } from './table.ts';
 
 const HISTORY_LINES = 1000;
@@ -28,6 +29,7 @@ interface Shell {
   readonly verbose: boolean;
   /** Actions typed so far; null: no transaction is being typed. */
   actions: unknown[] | null;
+  readonly completer: Completer;
 }
 
 function print(shell: Shell, value: unknown): void {
@@ -39,6 +41,12 @@ function print(shell: Shell, value: unknown): void {
 async function runLine(shell: Shell, line: string): Promise<boolean> {
   try {
     const text = line.trim();
+    const topic = helpAskedFor(text);
+    if (topic !== null) {
+      shell.output.print(await helpText(shell.completer, topic));
+      shell.output.flush();
+      return true;
+    }
     if (text === 'transaction(') {
       if (shell.actions !== null) throw new LineError('A transaction is being typed already');
       shell.actions = [];
@@ -94,7 +102,6 @@ function historyFile(): string {
 
 async function interact(shell: Shell, events: boolean): Promise<boolean> {
   const isTerminal = process.stdin.isTTY === true;
-  const completer = createCompleter(shell.client);
   const file = historyFile();
   const history =
     isTerminal && existsSync(file)
@@ -107,7 +114,7 @@ async function interact(shell: Shell, events: boolean): Promise<boolean> {
     history,
     historySize: HISTORY_LINES,
     completer: (line: string, done: (error: null, result: [string[], string]) => void) => {
-      completer.complete(line).then(([found, begun]) => done(null, [[...found], begun]));
+      shell.completer.complete(line).then(([found, begun]) => done(null, [[...found], begun]));
     },
   });
   if (isTerminal) {
@@ -221,6 +228,7 @@ async function run(output: ToolOutput, words: readonly string[]): Promise<number
       pretty: flags.has('pretty'),
       verbose: flags.has('verbose'),
       actions: null,
+      completer: createCompleter(client),
     };
     if (lines.length === 0) good = await interact(shell, !flags.has('noEvents'));
     for (const line of lines) {

@@ -33,6 +33,7 @@ ws://HOST:PORT/?token=TOKEN.
 
 Lines are COMMAND KEY=VALUE..., with dots for members (file.driver=file) and JSON
 as values; or whole commands in JSON. "transaction(" begins a transaction, whose
-actions follow line by line until ")". Tab completes commands, arguments and names.
+actions follow line by line until ")". Tab completes commands, arguments and names;
+"help" lists the commands, "help COMMAND" its arguments.
 `,
 } as const satisfies CommandTable;

@@ -66,6 +66,21 @@ describe('the shell', () => {
   ): { status: number | null; stdout: string; stderr: string } =>
     spawnSync(program, words, { encoding: 'utf8', input });
 
+  test('help tells commands and the arguments of one, without asking for anything to be done', async () => {
+    const address = await start();
+    const typed = (line: string): string =>
+      spawnSync(program, ['-c', line, address], { encoding: 'utf8' }).stdout;
+    expect(typed('help')).toMatch(/^ {2}blockdev-add\n {2}blockdev-backup\n/m);
+    expect(typed('help blockdev-del')).toBe('blockdev-del\n  node-name=  string\n');
+    expect(typed('help query-jobs')).toBe('query-jobs takes no arguments\n');
+    expect(typed('? job-cancel')).toBe('job-cancel\n  id=  string\n');
+    const members = typed('help blockdev-add driver=null-co');
+    expect(members).toMatch(/^ {2}driver= .* null-co \| /m);
+    expect(members).toMatch(/^ {2}\[latency-ns=\] +int$/m);
+    const unknown = spawnSync(program, ['-c', 'help nothing', address], { encoding: 'utf8' });
+    expect([unknown.status, unknown.stderr]).toEqual([1, "qblock-shell: There is no command 'nothing'\n"]);
+  });
+
   test('lines from standard input, a transaction among them, and events', async () => {
     const socket = await start();
     const { stdout, status } = run(
