@@ -70,7 +70,8 @@ export async function bench(context: CommandContext, words: readonly string[]): 
     else if (name === 'aio') {
       if (!['native', 'threads', 'io_uring'].includes(value))
         throw new BlockError(`Invalid aio option: ${value}`);
-      aio = value;
+      // As in the original, what was chosen before stays unless more is asked for.
+      if (aio === null || value === 'native' || aio === 'threads') aio = value;
     } else flags.add(name);
   });
   const cache = cacheMode(cacheName);

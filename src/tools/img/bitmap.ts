@@ -21,7 +21,8 @@ export async function bitmap(context: CommandContext, words: readonly string[]):
   let imageOpts = false;
   const operands = await readOptions(context, BITMAP, words, (name, value) => {
     if (name === 'merge') actions.push({ kind: 'merge', from: value });
-    else if (name === 'granularity') granularity = readSize(context.output, 'granularity', value);
+    // 0 is as good as none.
+    else if (name === 'granularity') granularity = readSize(context.output, 'granularity', value) || null;
     else if (name === 'source') source = value;
     else if (name === 'sourceFormat') sourceFormat = value;
     else if (name === 'format') format = value;

@@ -61,13 +61,13 @@ export async function commit(context: CommandContext, words: readonly string[]):
     unmap: true,
   });
   const top = image.node;
-  const base = baseOf(top, name, given.base ?? null);
-  // Below a base that is not the next image, what lies in between would show again in an emptied image.
-  if (base !== cowBelow(top)) drop = true;
   const progress = createProgress(context.output, progressMode(progressValue, quiet), 1);
   try {
     progress.begin('commit', top.totalBytes);
     progress.add(0);
+    const base = baseOf(top, name, given.base ?? null);
+    // Below a base that is not the next image, what lies in between would show again in an emptied image.
+    if (base !== cowBelow(top)) drop = true;
     // It is closed as it is when the tool ends.
     await makeWritable(base);
     await copyDown(top, base, rate, progress);

@@ -5,7 +5,14 @@ import { BlockError } from '../../../errors/error.ts';
 import { openNamedImage, type ToolEnvironment } from '../../common/environment.ts';
 import { createProgress, type Progress, progressMode } from '../../common/progress.ts';
 import { openPacked, packingOf } from '../../common/unpacked.ts';
-import { type CommandContext, joinOptions, readOptions, readSize, sourceCache } from '../common/command.ts';
+import {
+  type CommandContext,
+  checkFormatGiven,
+  joinOptions,
+  readOptions,
+  readSize,
+  sourceCache,
+} from '../common/command.ts';
 import { asksForHelp, findFormat } from '../common/creation.ts';
 import { loadSnapshot, parseSnapshotParam, type SnapshotParam } from '../common/snapshot-param.ts';
 import { printHelp } from '../create.ts';
@@ -68,6 +75,7 @@ export async function convert(context: CommandContext, words: readonly string[])
   const progress = createProgress(context.output, isStdout && mode === 'line' ? 'none' : mode, 1, isStdout);
   try {
     progress.set(0);
+    checkFormatGiven(switches.imageOpts === true, request.format);
     if (!(await runThroughPipe(context, request, names, progress)))
       await run(context, request, names, progress);
     return 0;
@@ -132,8 +140,7 @@ function readCoroutines(value: string): number {
 }
 
 /** Options that exclude one another, in the order in which the original finds them. */
-function checkSwitches({ switches, format, options, sparse, snapshot, operands }: Request): void {
-  const exclusive = '--image-opts and --format are mutually exclusive';
+function checkSwitches({ switches, options, sparse }: Request): void {
   const rules: readonly (readonly [boolean | undefined, string])[] = [
     [switches.skipCreate !== true && switches.targetImageOpts, '--target-image-opts requires use of -n flag'],
     [
@@ -141,12 +148,10 @@ function checkSwitches({ switches, format, options, sparse, snapshot, operands }
       'Use of --skip-broken-bitmaps requires --bitmaps',
     ],
     [switches.skipCreate === true && options !== null, '-o has no effect when skipping image creation'],
-    [format !== null && switches.imageOpts, exclusive],
     [switches.skipCreate !== true && switches.targetIsZero, '--target-is-zero requires use of -n flag'],
     [switches.offload === true && sparse !== null, 'Cannot enable copy offloading when -S is used'],
     [switches.offload === true && switches.compress, 'Cannot enable copy offloading when -c is used'],
     [switches.offload === true && switches.salvage, 'Cannot use copy offloading in salvaging mode'],
-    [snapshot?.either !== undefined && operands.length > 2, 'No support for concatenating multiple snapshot'],
   ];
   for (const [applies, message] of rules) if (applies === true) throw new BlockError(message);
 }
@@ -237,6 +242,8 @@ async function run(
 ): Promise<void> {
   const env = context.environment();
   const sources = await openSources(env, request, names);
+  if (request.snapshot?.either !== undefined && sources.length > 1)
+    throw new BlockError('No support for concatenating multiple snapshot');
   const totalBytes = sources.reduce((sum, { bytes }) => sum + bytes, 0);
   if (request.snapshot !== null) await loadSnapshot(sources[0]!.image, request.snapshot);
   const { switches } = request;

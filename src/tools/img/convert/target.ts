@@ -114,10 +114,10 @@ async function checkForBitmaps(
 ): Promise<void> {
   if (!bitmaps) return;
   if (sources.length > 1) throw new BlockError('Copying bitmaps only possible with single source');
-  if (driver !== null && driver.name !== 'qcow2')
-    throw new BlockError(`Format driver '${driver.name}' does not support bitmaps`);
   const [source] = sources;
   if (!keepsBitmaps(await imageInfo(source!.image.node))) throw new BlockError('Source lacks bitmap support');
+  if (driver !== null && driver.name !== 'qcow2')
+    throw new BlockError(`Format driver '${driver.name}' does not support bitmaps`);
   checkBitmaps(source!.image.node, skipBrokenBitmaps);
 }
 
