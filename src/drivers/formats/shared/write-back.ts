@@ -23,8 +23,8 @@ import { tableBytes } from './table-io.ts';
  * durable that has been written until then, which is work that a guest who writes on has not asked for.
  */
 const IDLE_WRITE_BACK_MS = 1000;
-/** So long at most: that is what the kernel lets data wait that nobody flushes (vm.dirty_expire_centisecs). */
-const MAX_WAIT_MS = 30_000;
+/** So long at most, since a daemon that is killed loses it: what ext4 lets its own metadata wait (mount option commit). */
+const MAX_WAIT_MS = 5000;
 /** Neighbouring tables are written together up to this length. */
 const MAX_WRITE_BYTES = 1024 * 1024;
 
