@@ -112,6 +112,14 @@ export function jobsFooter(sizeMib: number, folder: string, rounds: string): str
   );
 }
 
+/**
+ * Takes and gives back as much memory as a job fills with pages. In a virtual machine the first touch of memory that the
+ * host has taken back costs as much as several copies, and would fall to whoever comes first.
+ */
+export function touchMemory(mib: number): void {
+  execFileSync(process.execPath, ['-e', `Buffer.allocUnsafeSlow(${mib} * 2 ** 20).fill(1)`]);
+}
+
 export interface RunningJobServer {
   readonly qmp: BenchQmp;
   /** UNIX socket of the NBD server. */
@@ -137,18 +145,7 @@ export async function startJobServer(
   const { child, stop } = await startUntil(isPinned ? pinned(SERVER_CPU, argv) : argv, socket);
   await sleep(300);
   const qmp = await BenchQmp.connect(socket);
-  for (const { name, format, backing } of load.images) {
-    await qmp.execute('blockdev-add', {
-      driver: format,
-      'node-name': name,
-      file: {
-        driver: 'file',
-        filename: path.join(folder, name),
-        ...(server.aio !== '' && { aio: server.aio }),
-      },
-      ...(format === 'qcow2' && { backing: backing ?? null }),
-    });
-  }
+  await openImages(qmp, server, load, folder);
   return {
     qmp,
     nbdSocket,
@@ -158,4 +155,26 @@ export async function startJobServer(
       await stop();
     },
   };
+}
+
+/** Opens the images of a load as nodes of their names. */
+export async function openImages(
+  qmp: BenchQmp,
+  { aio }: JobServer,
+  load: JobLoad,
+  folder: string,
+): Promise<void> {
+  for (const { name, format, backing } of load.images) {
+    await qmp.execute('blockdev-add', {
+      driver: format,
+      'node-name': name,
+      file: { driver: 'file', filename: path.join(folder, name), ...(aio !== '' && { aio }) },
+      ...(format === 'qcow2' && { backing: backing ?? null }),
+    });
+  }
+}
+
+/** Closes what openImages has opened; no job is left. */
+export async function closeImages(qmp: BenchQmp, load: JobLoad): Promise<void> {
+  for (const { name } of load.images.toReversed()) await qmp.execute('blockdev-del', { 'node-name': name });
 }

@@ -4,8 +4,12 @@
  * end (or its being ready). Then how a mirror disturbs a guest: the 99th percentile of 4 KiB reads at depth 1 with
  * and without one.
  *
- * Each measurement has a daemon and images of its own, made anew; the order of the servers rotates. The target is synced
- * before the next one begins, so that nobody pays for the pages of the one before.
+ * Each measurement has a daemon and images of its own, made anew; the order of the servers rotates. A small job of the same
+ * kind comes first and does not count. Everything is synced before the job begins, and as much memory as it fills has just been in use,
+ * so that nobody pays for the pages of the one before, or for those that the host of a virtual machine has taken back.
+ *
+ * All jobs but backups flush their target in the end, in both servers, so that the disk has a part in the time; in the CPU
+ * time it has none.
  *
  * Options: --realtime (for the percentiles server and client go before whatever else the machine does; takes
  * privileges), --size MIB of data (1024), --rounds N (3), --only PART of a server's name, --load PART of a job's name (or p99),
@@ -20,6 +24,7 @@ import { CLIENT_CPU, ratio } from './fio.ts';
 import {
   COMMIT_LOAD,
   cleanFolder,
+  closeImages,
   copyLoad,
   type Format,
   JOB_SERVERS,
@@ -27,11 +32,23 @@ import {
   type JobServer,
   jobsFooter,
   makeImages,
+  openImages,
   type RunningJobServer,
   STREAM_LOAD,
   startJobServer,
+  touchMemory,
 } from './job-loads.ts';
-import { hasProgram, markdownTable, median, parseOptions, pinned, prefer } from './measure.ts';
+import {
+  type CpuTime,
+  cpuOf,
+  hasProgram,
+  markdownTable,
+  median,
+  parseOptions,
+  pinned,
+  prefer,
+} from './measure.ts';
+import type { BenchQmp } from './qmp.ts';
 
 interface TimedLoad extends JobLoad {
   readonly end: 'BLOCK_JOB_READY' | 'BLOCK_JOB_COMPLETED';
@@ -54,15 +71,62 @@ const LOADS: readonly TimedLoad[] = [
   { ...COMMIT_LOAD, name: 'commit, qcow2 to raw', end: 'BLOCK_JOB_COMPLETED' },
 ];
 
-/** Runs the job to its end; seconds. */
-async function runJob({ qmp }: RunningJobServer, load: TimedLoad): Promise<number> {
+/** Data of the job that comes first, in MiB: enough for a compiler to have seen it all. */
+const WARM_UP_MIB = 256;
+
+interface JobTime extends CpuTime {
+  readonly seconds: number;
+}
+
+/** Runs the job to its end. */
+async function runJob({ qmp, pid }: RunningJobServer, load: TimedLoad): Promise<JobTime> {
   const end = qmp.waitFor(({ event }) => event === load.end || event === 'BLOCK_JOB_COMPLETED');
+  const before = cpuOf(pid);
   const start = performance.now();
   await qmp.execute(load.command, load.arguments);
-  const { data } = await end;
+  const { event, data } = await end;
   const seconds = (performance.now() - start) / 1000;
+  const after = cpuOf(pid);
   if (data.error !== undefined) throw new Error(`${load.name}: ${String(data.error)}`);
-  return seconds;
+  if (event === 'BLOCK_JOB_READY') await endMirror(qmp);
+  return {
+    seconds,
+    userSeconds: after.userSeconds - before.userSeconds,
+    kernelSeconds: after.kernelSeconds - before.kernelSeconds,
+  };
+}
+
+async function endMirror(qmp: BenchQmp): Promise<void> {
+  const ended = qmp.waitFor(
+    ({ event }) => event === 'BLOCK_JOB_COMPLETED' || event === 'BLOCK_JOB_CANCELLED',
+  );
+  await qmp.execute('block-job-cancel', { device: 'job', force: true });
+  await ended;
+}
+
+/** One job in a daemon of its own that has done such a job before. */
+async function measure(
+  server: JobServer,
+  load: TimedLoad,
+  folder: string,
+  master: string,
+  sizeMib: number,
+): Promise<JobTime> {
+  const warmUpMib = Math.min(WARM_UP_MIB, sizeMib);
+  makeImages(load, folder, `${master}.small`, warmUpMib);
+  const running = await startJobServer(server, load, folder, false);
+  try {
+    await runJob(running, load);
+    await closeImages(running.qmp, load);
+    cleanFolder(folder);
+    makeImages(load, folder, master, sizeMib);
+    touchMemory(sizeMib * 1.25);
+    await openImages(running.qmp, server, load, folder);
+    return await runJob(running, load);
+  } finally {
+    await running.stop();
+    cleanFolder(folder);
+  }
 }
 
 /** Seconds of reads that count, after as many for everything to get warm. */
@@ -116,13 +180,6 @@ async function disturbance(
   makeImages(load, folder, master, sizeMib);
   const running = await startJobServer(server, load, folder, true);
   const { qmp } = running;
-  const endMirror = async (): Promise<void> => {
-    const ended = qmp.waitFor(
-      ({ event }) => event === 'BLOCK_JOB_COMPLETED' || event === 'BLOCK_JOB_CANCELLED',
-    );
-    await qmp.execute('block-job-cancel', { device: 'job', force: true });
-    await ended;
-  };
   try {
     await qmp.execute('block-export-add', { type: 'nbd', id: 'e', 'node-name': 'source', name: 'source' });
     if (isRealtime) prefer(running.pid);
@@ -130,7 +187,7 @@ async function disturbance(
     const speed = Math.floor((sizeMib << 20) / (2 * LATENCY_SECONDS + 1));
     await qmp.execute(load.command, { ...load.arguments, speed });
     const limited = await latency(folder, isRealtime);
-    await endMirror();
+    await endMirror(qmp);
     let isOver = false;
     const mirrors = async (): Promise<void> => {
       while (!isOver) {
@@ -139,7 +196,7 @@ async function disturbance(
         );
         await qmp.execute(load.command, load.arguments);
         await ready;
-        await endMirror();
+        await endMirror(qmp);
       }
     };
     const ended = mirrors();
@@ -184,18 +241,22 @@ async function main(): Promise<void> {
   };
   try {
     execFileSync('dd', ['if=/dev/urandom', `of=${master}`, 'bs=1M', `count=${sizeMib}`, 'status=none']);
+    execFileSync('dd', [
+      `if=${master}`,
+      `of=${master}.small`,
+      'bs=1M',
+      `count=${Math.min(WARM_UP_MIB, sizeMib)}`,
+      'status=none',
+    ]);
     for (let round = 0; round < Number(options.rounds); round++) {
       const order = servers.map((_, index) => servers[(index + round) % servers.length] as JobServer);
       for (const load of loads) {
         for (const server of order) {
-          makeImages(load, work, master, sizeMib);
-          const running = await startJobServer(server, load, work, false);
-          try {
-            note(`${load.name}, ${server.name}`, sizeMib / (await runJob(running, load)), 'MiB/s');
-          } finally {
-            await running.stop();
-          }
-          cleanFolder(work);
+          const { seconds, userSeconds, kernelSeconds } = await measure(server, load, work, master, sizeMib);
+          const perGib = 1024 / sizeMib;
+          note(`${load.name}, ${server.name}`, sizeMib / seconds, 'MiB/s');
+          note(`${load.name}, ${server.name}, user`, userSeconds * 1000 * perGib, 'ms of CPU a GiB');
+          note(`${load.name}, ${server.name}, kernel`, kernelSeconds * 1000 * perGib, 'ms of CPU a GiB');
         }
       }
       if (options.load !== '' && options.load !== 'p99') continue;
@@ -206,8 +267,16 @@ async function main(): Promise<void> {
         note(`p99 during mirrors at full speed, ${server.name}`, full, 'us');
       }
     }
-    const of = (name: string, server: JobServer): number =>
-      median(results.get(`${name}, ${server.name}`) ?? []);
+    const of = (name: string, server: JobServer, part = ''): number =>
+      median(results.get(`${name}, ${server.name}${part}`) ?? []);
+    const cpuRow = (name: string): string[] => {
+      const all = servers.map((each) => [of(name, each, ', user'), of(name, each, ', kernel')] as const);
+      const cells = all.map(
+        ([user, kernel]) => `${(user + kernel).toFixed(0)} (${user.toFixed(0)} + ${kernel.toFixed(0)})`,
+      );
+      const [a, b] = all.map(([user, kernel]) => user + kernel);
+      return [name, ...cells, ...(a === undefined || b === undefined ? [] : [ratio(b, a)])];
+    };
     const [us, them] = servers;
     const row = (name: string, isSpeed: boolean): string[] => {
       const cells = servers.map((server) => of(name, server).toFixed(0));
@@ -224,6 +293,12 @@ async function main(): Promise<void> {
       `${markdownTable(
         header('MiB a second (median)'),
         loads.map(({ name }) => row(name, true)),
+      )}\n\n`,
+    );
+    process.stdout.write(
+      `${markdownTable(
+        header('server CPU ms a GiB: user + kernel'),
+        loads.map(({ name }) => cpuRow(name)),
       )}\n\n`,
     );
     if (options.load === '' || options.load === 'p99') {
