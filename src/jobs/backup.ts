@@ -13,6 +13,7 @@ import type {
   MirrorSyncMode,
   OnCbwError,
 } from '../../schema/generated/types.ts';
+import { nextTurn } from '../aio/host/turns.ts';
 import { type DirtyBitmap, nextDirty, setDirty } from '../block/bitmaps/dirty-bitmap.ts';
 import { beginSuccession, endSuccession } from '../block/bitmaps/successor.ts';
 import { Perm } from '../block/contract/request.ts';
@@ -175,12 +176,6 @@ function createSignal(): { readonly promise: Promise<void>; readonly fire: () =>
 
 async function turns(count: number): Promise<void> {
   for (let turn = 0; turn < count; turn++) await nextTurn();
-}
-
-function nextTurn(): Promise<void> {
-  return new Promise((resolve) => {
-    setImmediate(resolve);
-  });
 }
 
 // ---- the filter ----------------------------------------------------------------------------------------------
@@ -376,6 +371,7 @@ function runOptions(backup: Backup, job: Job): RunOptions {
       if (filter.inFlight === 0) filter.idle.wakeAll();
       graphLock.readDone(guard);
     },
+    isLimited: () => block.rate.bytesPerSecond > 0,
     async mayGoOn(lastBytes) {
       if (lastBytes > 0) await limitRate(block, lastBytes);
       await pausePoint(job);

@@ -6,8 +6,8 @@
  * rests only when no request is under way.
  */
 
-import { setImmediate as nextTurn } from 'node:timers/promises';
 import type { BlockdevOnError } from '../../schema/generated/types.ts';
+import { nextTurn } from '../aio/host/turns.ts';
 import type { CopyFailure } from '../block/copy/mover.ts';
 import { CoQueue } from '../coroutine/co-queue.ts';
 import { BlockError, errnoOf, ioError } from '../errors/error.ts';
@@ -37,6 +37,8 @@ export interface ChainCopy {
   readonly ignored: 'skip' | 'retry';
   /** The first extent at `offset`, at most `bytes` long. */
   next(offset: number, bytes: number): Promise<Extent>;
+  /** Copies what can be copied within this turn, from the start of the range; how much it was. */
+  copyNow(offset: number, bytes: number): number;
   /** Copies the range; null: done. */
   copy(offset: number, bytes: number): Promise<CopyFailure | null>;
 }
@@ -83,7 +85,7 @@ export async function copyChain(copy: ChainCopy): Promise<void> {
         continue;
       }
       const range = await nextRange(pass);
-      if (range !== null) await startCopy(pass, range);
+      if (range !== null) await copySome(pass, range);
       else if (pass.running > 0) await pass.ended.wait();
       else if (pass.position >= lengthBytes && pass.pending.length === 0) break;
     }
@@ -128,17 +130,26 @@ async function nextRange(pass: Pass): Promise<Range | null> {
     addProgress(copy.block.job, extent.bytes);
     return null;
   }
-  for (let at = 0; at < extent.bytes; at += CHUNK_BYTES)
-    pending.push({ offset: position + at, bytes: Math.min(CHUNK_BYTES, extent.bytes - at) });
-  return pending.shift() ?? null;
+  return { offset: position, bytes: extent.bytes };
+}
+
+/** Copies from the start of the range as much as can be at once; the rest comes next. */
+async function copySome(pass: Pass, { offset, bytes }: Range): Promise<void> {
+  const { copy, pending } = pass;
+  const { job, rate } = copy.block;
+  // Copies that need no waiting would keep everybody else from their turn.
+  await nextTurn();
+  const done = rate.bytesPerSecond === 0 ? copy.copyNow(offset, bytes) : 0;
+  const taken = done || Math.min(bytes, CHUNK_BYTES);
+  if (taken < bytes) pending.unshift({ offset: offset + taken, bytes: bytes - taken });
+  if (done > 0) addProgress(job, done);
+  else await startCopy(pass, { offset, bytes: taken });
 }
 
 /** Begins a copy, and waits as long as it takes until the next may be begun. */
 async function startCopy(pass: Pass, range: Range): Promise<void> {
   const { copy, ended } = pass;
   const { block } = copy;
-  // Copies that need no waiting would keep everybody else from their turn.
-  await nextTurn();
   pass.running++;
   void copy.copy(range.offset, range.bytes).then((failure) => {
     if (failure !== null) failed(pass, range, failure);

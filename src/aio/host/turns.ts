@@ -6,6 +6,13 @@
 /** Milliseconds of such work before others have a turn. */
 const TURN_MS = 5;
 
+/** Lets everybody else have a turn. */
+export function nextTurn(): Promise<void> {
+  return new Promise((resolve) => {
+    setImmediate(resolve);
+  });
+}
+
 export interface Turns {
   /** Awaited in each round of a loop: lets others have a turn when this one has lasted long enough. */
   next(): Promise<void> | undefined;

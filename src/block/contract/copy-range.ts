@@ -47,4 +47,6 @@ export interface CopyRangeCallbacks<S> {
     bytes: number,
     from: FilePlace,
   ): Promise<boolean>;
+  /** For a local file: has the kernel begin to write what is dirty to the disk. A hint, no error. */
+  beginWriteback?(node: BlockNode<S>): void;
 }

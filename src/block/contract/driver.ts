@@ -186,6 +186,8 @@ export interface BlockDriver<S = unknown>
     vec: IoVector,
     short: ShortRequest | null,
   ): boolean;
+  /** Bytes at `offset` that the node itself does not hold, but something below it may; 0: it does, or it takes waiting to know. */
+  unheldNow?(node: BlockNode<S>, guard: GraphReadGuard, offset: number, bytes: number): number;
   pwritev?(
     node: BlockNode<S>,
     guard: GraphReadGuard,

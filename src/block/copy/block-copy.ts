@@ -25,6 +25,7 @@ import {
   type Mover,
   type MoverSettings,
   moveExtent,
+  moveOneTurn,
 } from './mover.ts';
 
 /** Clusters [first, end) that somebody is copying. */
@@ -157,6 +158,22 @@ export async function perform(
   if (copy.discardSource && failure === null && copied) await discard(copy, guard, task);
   finish(copy, task, failure !== null ? 'failed' : copied ? 'copied' : 'skipped');
   return failure;
+}
+
+/**
+ * Copies data of [first, end), which are dirty clusters of that kind that nobody has claimed, within this turn and as far as one
+ * turn goes; how many clusters. 0: it takes a task.
+ */
+export function performNow(copy: BlockCopy, guard: GraphReadGuard, first: number, end: number): number {
+  if (copy.discardSource || copy.isGivenUp) return 0;
+  const offset = first * copy.clusterBytes;
+  const moved = moveOneTurn(copy.mover, guard, offset, bytesOf(copy, first, end));
+  if (moved === 0) return 0;
+  const clusters = Math.ceil(moved / copy.clusterBytes);
+  copy.dirty.reset(first, first + clusters);
+  copy.copiedBytes += clusters * copy.clusterBytes;
+  copy.onProgress?.();
+  return clusters;
 }
 
 /** Tells the source that what the task has copied is not needed any more. It may keep it all the same. */

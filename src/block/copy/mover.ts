@@ -14,10 +14,11 @@ import { Req, Status } from '../contract/request.ts';
 import { skipFilters } from '../graph/chain.ts';
 import type { BlockNode } from '../graph/node.ts';
 import { co, sync } from '../io/callbacks.ts';
-import { coCopyRange, copiesByKernel, MIN_KERNEL_BYTES } from '../io/copy-range.ts';
+import { beginWriteback, coCopyRange, copiesByKernel, MIN_KERNEL_BYTES } from '../io/copy-range.ts';
 import { backingOf, blockStatusAbove } from '../io/status-chain.ts';
 import { beginsWithZeroes } from '../io/zero-peek.ts';
 import { createRequestSize, learn, type RequestSize } from './request-size.ts';
+import { createTurnTaking, type TurnTaking, takeTurn } from './turn-taking.ts';
 
 /** `skip`: the source's top layer does not hold it, and that is not wanted. */
 export type ExtentKind = 'data' | 'zero' | 'skip';
@@ -48,6 +49,8 @@ const MAX_ZERO_BYTES = 256 * 1024 * 1024;
 const MAX_REFUSALS = 4;
 const FIRST_PAUSE_PIECES = 16;
 const MAX_PAUSE_PIECES = 1024;
+/** Small enough to leave little for the flush in the end, large enough for the disk to work in long runs. */
+export const WRITEBACK_BYTES = 16 * 1024 * 1024;
 /** Copies by the kernel at once: more would only wait for each other at the target's file. */
 export const MAX_KERNEL_REQUESTS = 2;
 
@@ -69,6 +72,8 @@ export interface MoverSettings {
   readonly peeks?: boolean;
   /** Where zeroes are not written: nowhere; where the target shows that it has a hole; everywhere. Default: nowhere. */
   readonly leavesZeroes?: 'never' | 'holes' | 'always';
+  /** The target is flushed when all has been moved: what has been written begins to go to the disk before. Default: false. */
+  readonly isFlushed?: boolean;
   /** Size of a buffer. Default: what fits the processor's cache, at least a cluster. */
   readonly bufferBytes?: number;
 }
@@ -102,7 +107,10 @@ export interface Mover extends Required<MoverSettings> {
   /** Pieces for which it is not asked: still to come, and the next time. */
   pausePieces: number;
   nextPausePieces: number;
-  /** Idle buffers, each of `bufferBytes`. */
+  /** Written since the target was last told to begin to write to the disk. */
+  unwrittenBytes: number;
+  readonly turns: TurnTaking;
+  /** Idle buffers, each of `bufferBytes`; the one used last is the next, and in the processor's cache. */
   readonly buffers: IoMemory[];
   readonly sizes: {
     readonly kernel: RequestSize;
@@ -122,6 +130,7 @@ export function createMover(settings: MoverSettings): Mover {
     findZeroes: null,
     peeks: false,
     leavesZeroes: 'never',
+    isFlushed: false,
     ...settings,
     bufferBytes,
     skipUnallocated: false,
@@ -130,6 +139,8 @@ export function createMover(settings: MoverSettings): Mover {
     refusals: 0,
     pausePieces: 0,
     nextPausePieces: FIRST_PAUSE_PIECES,
+    unwrittenBytes: 0,
+    turns: createTurnTaking(),
     buffers: [],
     sizes: {
       kernel: size(FIRST_DATA_BYTES, MAX_KERNEL_BYTES),
@@ -238,9 +249,16 @@ export const IN_TURN_BYTES = 256 * 1024;
 
 /**
  * Moves as much of the data in [offset, offset+bytes) as can be moved within this turn, and returns how much that was;
- * 0 where the kernel copies, data is compressed, or anything would have to wait. Errors are left to moveExtent.
+ * 0 where the kernel copies, data is compressed, or anything would have to wait. Errors are left to moveExtent. `goesOn` is
+ * asked after every piece.
  */
-export function moveInTurn(mover: Mover, guard: GraphReadGuard, offset: number, bytes: number): number {
+export function moveInTurn(
+  mover: Mover,
+  guard: GraphReadGuard,
+  offset: number,
+  bytes: number,
+  goesOn: (done: number) => boolean = () => true,
+): number {
   const { writeFlags, compress, findZeroes, leavesZeroes, targetStart, bufferBytes } = mover;
   const [source, target] = [mover.source(), mover.target()];
   if (writeFlags !== 0 || compress || asksKernel(mover)) return 0;
@@ -265,10 +283,26 @@ export function moveInTurn(mover: Mover, guard: GraphReadGuard, offset: number, 
       at += run.bytes;
     }
     done += at;
-    if (at < length) break;
+    if (at < length || !goesOn(done)) break;
   }
   mover.buffers.push(memory);
+  countWritten(mover, done);
   return done;
+}
+
+/** As moveInTurn, as much as a job has time for in one turn, in whole clusters; 0: it has to be moved by waiting. */
+export function moveOneTurn(mover: Mover, guard: GraphReadGuard, offset: number, bytes: number): number {
+  return takeTurn(mover.turns, bytes, mover.clusterBytes, (goesOn) =>
+    moveInTurn(mover, guard, offset, bytes, goesOn),
+  );
+}
+
+/** The disk does not stand idle until the flush. */
+function countWritten(mover: Mover, bytes: number): void {
+  mover.unwrittenBytes += bytes;
+  if (!mover.isFlushed || mover.unwrittenBytes < WRITEBACK_BYTES) return;
+  mover.unwrittenBytes = 0;
+  beginWriteback(mover.target());
 }
 
 const ANY_ORDER: WriteOrder = { turn: Promise.resolve(), begun: () => undefined };
@@ -377,6 +411,7 @@ async function throughBuffer(
   } finally {
     mover.buffers.push(memory);
   }
+  countWritten(mover, bytes);
   learn(mover.sizes.buffered, bytes, performance.now() - startMs);
   return null;
 }

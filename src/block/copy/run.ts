@@ -1,13 +1,14 @@
 /**
- * Copying everything a block copy has on its list, in the background: several requests at once, in the order of the
- * offsets, and one request at most begun in a turn of the event loop, so that others get theirs in between.
+ * Copying everything a block copy has on its list, in the background, in the order of the offsets: as much in a turn of the
+ * event loop as can be done without waiting in a short time, or else one request begun in a turn, and several at once.
  *
  * How fast, and whether at all, the caller says before every request.
  */
 
+import { nextTurn } from '../../aio/host/turns.ts';
 import { CoQueue } from '../../coroutine/co-queue.ts';
 import type { GraphReadGuard } from '../contract/guard.ts';
-import { type BlockCopy, bytesOf, type CopyTask, claim, perform, skip } from './block-copy.ts';
+import { type BlockCopy, bytesOf, type CopyTask, claim, perform, performNow, skip } from './block-copy.ts';
 import {
   asksKernel,
   type CopyFailure,
@@ -31,6 +32,8 @@ export interface RunOptions {
   /** Takes the graph read lock and counts a request of whoever is responsible for the copy; and the end of that. */
   enter(): Promise<GraphReadGuard>;
   leave(guard: GraphReadGuard): void;
+  /** There is a limit of speed: requests are made one by one. */
+  isLimited(): boolean;
   /** Waits until a request may be made, `lastBytes` bytes after the one before; false: no more requests. */
   mayGoOn(lastBytes: number): Promise<boolean>;
 }
@@ -86,10 +89,28 @@ async function dispatch(run: Run): Promise<void> {
       continue;
     }
     if (!(await options.mayGoOn(lastBytes))) return;
+    lastBytes = run.failure === null ? copyNow(run) : 0;
+    if (lastBytes > 0) continue;
     while (run.running >= maxRequests(run)) await run.ended.wait();
     if (run.failure !== null) return;
     lastBytes = await startNext(run);
   }
+}
+
+/** Copies what comes next within this turn, if it is known to be data; bytes, 0: it cannot be, or there is a limit of speed. */
+function copyNow(run: Run): number {
+  const { copy, known, options } = run;
+  const { dirty } = copy;
+  if (known === null || known.kind !== 'data' || options.maxChunkBytes > 0 || options.isLimited()) return 0;
+  // What is dirty there has not changed since somebody looked.
+  const first = dirty.nextSet(run.position, known.end);
+  if (first < known.first) return 0;
+  const clear = dirty.nextClear(first, known.end);
+  const end = clear < 0 ? known.end : clear;
+  const { graphLock } = copy.source().layer;
+  const clusters = graphLock.readNow((guard) => performNow(copy, guard, first, end)) ?? 0;
+  if (clusters > 0) run.position = first + clusters;
+  return bytesOf(copy, first, first + clusters);
 }
 
 function maxRequests({ copy: { mover }, options }: Run): number {
@@ -149,10 +170,4 @@ async function pick(run: Run, guard: GraphReadGuard): Promise<CopyTask | null> {
     run.position = task!.end;
     return task;
   }
-}
-
-function nextTurn(): Promise<void> {
-  return new Promise((resolve) => {
-    setImmediate(resolve);
-  });
 }

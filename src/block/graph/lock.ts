@@ -35,6 +35,17 @@ export class GraphLock {
     return this.#lock.tryReadLock() ? readGuard() : null;
   }
 
+  /** Runs `section`, which ends within this turn, as a reader; null: a writer has the lock, or waits for it. */
+  readNow<T>(section: (guard: GraphReadGuard) => Sync<T>): Sync<T> | null {
+    const guard = this.tryRead();
+    if (guard === null) return null;
+    try {
+      return debuggingGraph ? asHolder(guard, () => section(guard)) : section(guard);
+    } finally {
+      this.readDone(guard);
+    }
+  }
+
   async read(): Promise<GraphReadGuard> {
     await this.#lock.readLock();
     return readGuard();

@@ -106,6 +106,13 @@ export async function waitSerialising(list: TrackedList, request: TrackedRequest
   }
 }
 
+/** Whether any request is under way in [offset, end). */
+export function hasRequestIn(list: TrackedList, offset: number, end: number): boolean {
+  for (let each = list.first; each !== null; each = each.next)
+    if (each.overlapOffset < end && offset < each.overlapEnd) return true;
+  return false;
+}
+
 function findConflict(list: TrackedList, request: TrackedRequest): TrackedRequest | null {
   for (let other = list.first; other !== null; other = other.next) {
     if (other === request || !(other.serialising || request.serialising)) continue;

@@ -5,18 +5,19 @@
  * whole clusters: no other request of the node can come between reading what is below and writing it here.
  */
 
-import { allocateIoMemory, isZeroVector, sliceVector, vectorOf } from '../../aio/memory.ts';
+import { allocateIoMemory, type IoMemory, isZeroVector, sliceVector, vectorOf } from '../../aio/memory.ts';
 import { E } from '../../errors/errno.ts';
 import { BlockError } from '../../errors/error.ts';
 import type { GraphReadGuard } from '../contract/guard.ts';
 import { Req, Status } from '../contract/request.ts';
 import { roundDown, roundUp } from '../contract/rounding.ts';
 import type { BlockNode } from '../graph/node.ts';
-import { markSerialising, waitSerialising } from '../graph/tracked.ts';
+import { hasRequestIn, markSerialising, waitSerialising } from '../graph/tracked.ts';
 import { begin, checkRange, checkWritable, end } from './common.ts';
 import { makeControlForm } from './control.ts';
 import { areShared, coCopyRangeFrom, MIN_KERNEL_BYTES } from './copy-range.ts';
 import { coDebugEvent } from './debug.ts';
+import { isPlain } from './in-turn.ts';
 import { coBlockStatus } from './status.ts';
 import { backingOf } from './status-chain.ts';
 import { beginsWithZeroes, PEEK_BYTES } from './zero-peek.ts';
@@ -94,6 +95,45 @@ export async function coCopyOnRead(
   } finally {
     end(node, request);
   }
+}
+
+/**
+ * As coCopyOnRead, for what is done within this turn: as much as can be of [offset, offset+bytes), which is whole clusters, and
+ * returns how much that was. Nothing is done where the kernel copies, or where somebody else has a request; zeroes are left to
+ * coCopyOnRead. `goesOn` is asked after every piece, which is as long as `memory`, a power of two.
+ */
+export function copyOnReadNow(
+  node: BlockNode,
+  guard: GraphReadGuard,
+  offset: number,
+  bytes: number,
+  memory: IoMemory,
+  goesOn: (done: number) => boolean,
+): number {
+  const { driver } = node;
+  const pieceBytes = memory.buf.length;
+  const below = backingOf(node);
+  if (below === null || node.readOnly || node.takesDebugEvents || areShared(below, node)) return 0;
+  if (driver.unheldNow === undefined || driver.tryPreadv === undefined || driver.tryPwritev === undefined)
+    return 0;
+  let done = 0;
+  while (done < bytes) {
+    const at = offset + done;
+    const length = Math.min(pieceBytes - (at % pieceBytes), bytes - done);
+    const piece = vectorOf(memory, 0, length);
+    const isDone =
+      isPlain(node, at, length, 1) &&
+      !hasRequestIn(node.tracked, at, at + length) &&
+      driver.unheldNow(node, guard, at, length) === length &&
+      driver.tryPreadv(node, guard, at, length, piece, null) &&
+      !isZeroVector(piece) &&
+      driver.tryPwritev(node, guard, at, length, piece, null);
+    if (!isDone) break;
+    node.writeGeneration++;
+    done += length;
+    if (!goesOn(done)) break;
+  }
+  return done;
 }
 
 /** Reads and writes past the tracking of requests, which is the caller's. */

@@ -42,6 +42,18 @@ export function areShared(source: BlockNode, target: BlockNode): boolean {
   return to.lastSource.isShared;
 }
 
+/** Has the kernel begin to write what is dirty in the local file of a node to the disk; a flush will come. No waiting, no error. */
+export function beginWriteback(node: BlockNode): void {
+  let at = node;
+  for (;;) {
+    const next: BlockNode | LocalFile | null = at.driver.copyRangeVia?.(at) ?? null;
+    if (next === null) return;
+    if ('fd' in next) break;
+    at = next;
+  }
+  at.driver.beginWriteback?.(at);
+}
+
 /** The local file in which the data of a node lies as the node shows it; null: there is no such file. */
 function localFile(node: BlockNode): LocalFile | null {
   let at: BlockNode | LocalFile | null = node;

@@ -15,8 +15,8 @@ import { wrote } from './common.ts';
 import { isPastEnd } from './past-end.ts';
 import type { ShortIo } from './short-io.ts';
 
-/** Whether a request can go to the driver as it is, without waiting for anybody. */
-function isPlain(node: BlockNode, offset: number, bytes: number, segments: number): boolean {
+/** Whether a request can go to the driver as it is, without waiting for anybody or being split. */
+export function isPlain(node: BlockNode, offset: number, bytes: number, segments: number): boolean {
   const { requestAlignment: align, maxTransfer, maxIov } = node.limits;
   return (
     node.tracked.serialising === 0 &&

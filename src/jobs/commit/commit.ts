@@ -10,7 +10,13 @@
 import type { BlockdevOnError } from '../../../schema/generated/types.ts';
 import type { BlockBackend } from '../../block/backend.ts';
 import { Perm, Role, Status } from '../../block/contract/request.ts';
-import { allZeroes, createMover, moveExtent, updateUseOfKernel } from '../../block/copy/mover.ts';
+import {
+  allZeroes,
+  createMover,
+  moveExtent,
+  moveOneTurn,
+  updateUseOfKernel,
+} from '../../block/copy/mover.ts';
 import { chainEdges, showsContentOf } from '../../block/graph/chain.ts';
 import { changeGraph, freezeEdges } from '../../block/graph/change.ts';
 import type { BlockNode } from '../../block/graph/node.ts';
@@ -162,6 +168,7 @@ async function copyAll({ top, base, onError }: Commit, job: Job): Promise<void> 
     bufferBytes: CHUNK_BYTES,
     findZeroes: allZeroes,
     peeks: true,
+    isFlushed: true,
   });
   await copyChain({
     block: job.block!,
@@ -176,6 +183,11 @@ async function copyAll({ top, base, onError }: Commit, job: Job): Promise<void> 
           copy: found.bytes === 0 || (found.flags & Status.allocated) !== 0,
         };
       }),
+    copyNow: (offset, bytes) =>
+      graphLock.readNow((guard) => {
+        updateUseOfKernel(mover, guard);
+        return moveOneTurn(mover, guard, offset, bytes);
+      }) ?? 0,
     copy: (offset, bytes) =>
       graphLock.withRead((guard) => {
         updateUseOfKernel(mover, guard);

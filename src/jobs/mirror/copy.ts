@@ -12,6 +12,7 @@ import {
   extentAt,
   MAX_KERNEL_REQUESTS,
   moveExtent,
+  moveOneTurn,
   requestBytes,
   updateUseOfKernel,
 } from '../../block/copy/mover.ts';
@@ -20,6 +21,9 @@ import { beginOp, endOp, type Mirror, type MirrorOp, opFailed, opIn, shrinkOp } 
 
 /** Zeroes that one copy writes at most. */
 const ZEROES_MAX_BYTES = 64 * 1024 * 1024;
+
+/** How long what was found to be data is taken for data. */
+const KNOWN_MS = 100;
 
 export interface CopyRange {
   readonly offset: number;
@@ -59,6 +63,29 @@ function freeEnd(mirror: Mirror, from: number, to: number): number {
       end = Math.max(from, Math.floor(op.offset / mirror.alignBytes) * mirror.alignBytes);
   }
   return end;
+}
+
+/**
+ * Copies the data at the start of the range within this turn; how much it was. 0: startCopy has to be asked, which also finds
+ * out where there are data. Nobody else runs meanwhile, so this is no operation on the list.
+ */
+export function copyInTurn(mirror: Mirror, { offset, bytes }: CopyRange): number {
+  const { knownData, mover, bitmap, alignBytes, source } = mirror;
+  if (knownData === null || offset < knownData.offset || offset >= knownData.end) return 0;
+  const startMs = performance.now();
+  if (startMs >= knownData.untilMs) return 0;
+  // Whole blocks: the last one may end behind what is known to be data.
+  const end = Math.floor(knownData.end / alignBytes) * alignBytes;
+  const most = knownData.end === mirror.lengthBytes ? bytes : Math.min(bytes, end - offset);
+  if (most <= 0) return 0;
+  const moved = source.layer.graphLock.readNow((guard) => moveOneTurn(mover, guard, offset, most)) ?? 0;
+  if (moved === 0) return 0;
+  resetDirty(bitmap, offset, moved);
+  mirror.cursor = offset + moved;
+  mirror.copiedBytes += moved;
+  mirror.host.copied(moved);
+  if (mirror.copies === 0) mirror.busyMs += performance.now() - startMs;
+  return moved;
 }
 
 /**
@@ -105,6 +132,9 @@ async function copyOp(
   updateUseOfKernel(mover, guard);
   // What the range begins with tells how much of it this copy takes.
   const { kind, bytes: length } = await extentAt(mover, guard, op.offset, op.end - op.offset);
+  // What follows may be copied within a turn. Should it become zeroes, it is copied as data none the less.
+  const untilMs = performance.now() + KNOWN_MS;
+  mirror.knownData = kind === 'zero' ? null : { offset: op.offset, end: op.offset + length, untilMs };
   const take = kind === 'zero' ? length : Math.min(length, requestBytes(mover, 'data'));
   const end = op.offset + Math.ceil(take / alignBytes) * alignBytes;
   if (end < op.end) {

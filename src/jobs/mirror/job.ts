@@ -7,8 +7,8 @@
  */
 
 import { totalmem } from 'node:os';
-import { setImmediate as nextTurn } from 'node:timers/promises';
 import type { BlockdevOnError } from '../../../schema/generated/types.ts';
+import { nextTurn } from '../../aio/host/turns.ts';
 import type { BlockBackend } from '../../block/backend.ts';
 import {
   createBitmap,
@@ -212,6 +212,7 @@ function buildMirror(
       target: () => target,
       clusterBytes: alignBytes,
       bufferBytes: copyBytes,
+      isFlushed: true,
       zeroFlags: options.unmap ? Req.mayUnmap : 0,
       // There is no backing image that could show through a hole.
       leavesZeroes:

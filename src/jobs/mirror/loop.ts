@@ -7,12 +7,12 @@
  * when little is left, so that users are not held up for long.
  */
 
-import { setImmediate as nextTurn } from 'node:timers/promises';
+import { nextTurn } from '../../aio/host/turns.ts';
 import { dirtyBytes } from '../../block/bitmaps/dirty-bitmap.ts';
 import { asksKernel } from '../../block/copy/mover.ts';
 import { type DrainedSection, drainedBeginAll } from '../../block/graph/drain.ts';
 import { wrapped } from '../../block/io/callbacks.ts';
-import { asError, mayCopy, nextRange, startCopy } from './copy.ts';
+import { asError, copyInTurn, mayCopy, nextRange, startCopy } from './copy.ts';
 import { setCopyMode } from './graph.ts';
 import { failed, type Mirror, remainingBytes } from './state.ts';
 
@@ -101,7 +101,8 @@ export async function mirrorLoop(mirror: Mirror, control: LoopControl): Promise<
     const range = waitMs <= 0 && mayCopy(mirror) ? nextRange(mirror) : null;
     if (range !== null) {
       const most = mostBytes(mirror, control.bytesPerSecond()) ?? range.bytes;
-      control.count(await startCopy(mirror, { ...range, bytes: Math.min(range.bytes, most) }));
+      const part = { offset: range.offset, bytes: Math.min(range.bytes, most) };
+      control.count(copyInTurn(mirror, part) || (await startCopy(mirror, part)));
       // A copy within the page cache is done by now, and nobody else has had a turn.
       await nextTurn();
     } else if (mirror.copies > 0) {
@@ -116,14 +117,15 @@ export async function mirrorLoop(mirror: Mirror, control: LoopControl): Promise<
 }
 
 /**
- * What is copied at once with a limit of speed; null: as much as can be. Between local files in pieces so small that a
+ * What is copied at once with a limit of speed; null: as much as can be. What is copied within a turn or by the kernel comes in pieces so small that a
  * guest hardly notices them, unless the limit is so low that there are few of them anyway; a server takes as much at once
  * as can be given.
  */
 function mostBytes({ mover, alignBytes }: Mirror, bytesPerSecond: number): number | null {
   if (bytesPerSecond === 0) return null;
+  const isQuick = asksKernel(mover) || mover.turns.waitingPieces === 0;
   const isFast = bytesPerSecond > mover.bufferBytes * 10;
-  return isFast && asksKernel(mover) ? Math.max(EVEN_BYTES, alignBytes) : mover.bufferBytes;
+  return isFast && isQuick ? Math.max(EVEN_BYTES, alignBytes) : mover.bufferBytes;
 }
 
 /** Little has been left since then. */
@@ -195,7 +197,7 @@ export async function settle(
   while (mirror.errors === errorsBefore && !control.isCancelled()) {
     const range = mayCopy(mirror) ? nextRange(mirror) : null;
     if (range !== null) {
-      await startCopy(mirror, range);
+      if (copyInTurn(mirror, range) === 0) await startCopy(mirror, range);
       await nextTurn();
     } else if (mirror.copies > 0) await mirror.changed.wait();
     else break;

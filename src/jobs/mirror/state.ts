@@ -78,6 +78,8 @@ export interface Mirror {
   readonly changed: CoQueue;
   /** Where to look for the next range. */
   cursor: number;
+  /** Where the source was found to have data, and how long to believe it; null: nobody has looked. */
+  knownData: { readonly offset: number; readonly end: number; readonly untilMs: number } | null;
   /** The first error that ends the job. */
   failure: BlockError | null;
   /** Errors so far. */
@@ -111,6 +113,7 @@ export function createMirror(
     bytesInFlight: 0,
     changed: new CoQueue(),
     cursor: 0,
+    knownData: null,
     failure: null,
     errors: 0,
     drain: 'rests',

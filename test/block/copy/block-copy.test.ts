@@ -60,6 +60,7 @@ function options(layer: BlockLayer, more: Partial<RunOptions> = {}): RunOptions 
     maxChunkBytes: 2 * CLUSTER,
     enter: async () => layer.graphLock.tryRead() ?? (await layer.graphLock.read()),
     leave: (guard) => layer.graphLock.readDone(guard),
+    isLimited: () => false,
     mayGoOn: async () => true,
     ...more,
   };

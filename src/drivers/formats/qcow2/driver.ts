@@ -21,7 +21,7 @@ import { pwritevCompressed } from './data/compressed-write.ts';
 import { copyRangeFrom, copyRangeTo, copyRangeVia } from './data/copy-range.ts';
 import { makeEmpty, pdiscard, pwriteZeroes } from './data/discard.ts';
 import { preadv, tryPreadv } from './data/read.ts';
-import { pwritev, tryPwritev } from './data/write.ts';
+import { pwritev, tryPwritev, unheldNow } from './data/write.ts';
 import { checkAlive } from './layout/damage.ts';
 import { Autoclear, Incompat } from './layout/layout.ts';
 import { isQcow2 } from './layout/magic.ts';
@@ -200,6 +200,7 @@ export const qcow2: BlockDriver<Qcow2State> = {
   vmState,
   tryPreadv,
   tryPwritev,
+  unheldNow,
   preadv,
   pwritev,
   pwritevCompressed,

@@ -41,22 +41,21 @@ export async function copyRangeTo(
     if (copied <= 0) return false;
     done += copied;
   }
-  beginWriteback(state, offset, bytes);
+  countCopied(state, bytes);
   return true;
 }
 
-function beginWriteback({ writeback, engine, fd }: FileState, offset: number, bytes: number): void {
-  if (writeback.bytes === 0) writeback.from = offset;
-  writeback.from = Math.min(writeback.from, offset);
-  writeback.to = Math.max(writeback.to, offset + bytes);
-  writeback.bytes += bytes;
-  if (writeback.bytes < WRITEBACK_BYTES || writeback.running !== null) return;
-  const { from, to } = writeback;
+function countCopied(state: FileState, bytes: number): void {
+  state.writeback.bytes += bytes;
+  if (state.writeback.bytes >= WRITEBACK_BYTES) beginWriteback({ state });
+}
+
+export function beginWriteback({ state }: Pick<FileNode, 'state'>): void {
+  const { writeback, engine, fd } = state;
+  if (writeback.running !== null) return;
   writeback.bytes = 0;
-  writeback.to = 0;
-  // The length is a 32-bit number for the ring. Whether it worked does not matter: a flush will tell.
-  const running = engine.startWriteback(fd, from, Math.min(to - from, 2 ** 31)).then(() => {
+  // All there is, to the end of the file. Whether it worked does not matter: a flush will tell.
+  writeback.running = engine.startWriteback(fd, 0, 0).then(() => {
     writeback.running = null;
   });
-  writeback.running = running;
 }

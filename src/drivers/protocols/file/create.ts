@@ -105,7 +105,7 @@ function creationState(layer: BlockLayer, fd: number, filename: string): FileSta
     alignment: 1,
     stats: { discardOk: 0, discardFailed: 0, discardBytesOk: 0 },
     lastSource: null,
-    writeback: { from: 0, to: 0, bytes: 0, running: null },
+    writeback: { bytes: 0, running: null },
   };
 }
 

@@ -26,7 +26,7 @@ import {
   setPermissions,
   wantedAccess,
 } from './access.ts';
-import { copyRangeFrom, copyRangeTo } from './copy-range.ts';
+import { beginWriteback, copyRangeFrom, copyRangeTo } from './copy-range.ts';
 import { fileCreation } from './create.ts';
 import {
   type FileNode,
@@ -92,7 +92,7 @@ function makeOpen(driverName: string, accepts: (stat: Stats) => boolean, require
         avoidInlineUntilMs: 0,
         alignment: alignmentOf(fd, direct, isDevice),
         lastSource: null,
-        writeback: { from: 0, to: 0, bytes: 0, running: null },
+        writeback: { bytes: 0, running: null },
         residency: null,
         stats: { discardOk: 0, discardFailed: 0, discardBytesOk: 0 },
       };
@@ -255,6 +255,7 @@ function fileDriver(
     copyRangeVia: ({ state }) => (state.direct || name !== 'file' ? null : state),
     copyRangeFrom,
     copyRangeTo,
+    beginWriteback,
     tryPreadv,
     lendPages,
     tryPwritev,

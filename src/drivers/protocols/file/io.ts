@@ -74,10 +74,9 @@ export interface FileState extends LocalFile {
   readonly writeback: Writeback;
 }
 
-/** What copies have written and the kernel has not been told to write to the disk: within [from, to). */
+/** Copies by the kernel and the disk. */
 export interface Writeback {
-  from: number;
-  to: number;
+  /** Copied since the kernel was last told to begin to write to the disk. */
   bytes: number;
   /** The kernel is being told; it uses the descriptor. */
   running: Promise<unknown> | null;

@@ -112,6 +112,13 @@ function tryAllocating(
   return true;
 }
 
+/** Bytes at `offset` that this image does not hold, as far as can be told at once; see BlockDriver.unheldNow. */
+export function unheldNow(node: Qcow2Node, guard: GraphReadGuard, offset: number, bytes: number): number {
+  if (isDebugged(node) || !tryLookup(node, guard, offset, bytes)) return 0;
+  const { found } = node.state;
+  return found.kind === Mapping.unallocated ? found.bytes : 0;
+}
+
 /** The plan, if all tables it takes can be had at once. */
 function tryPlan(node: Qcow2Node, guard: GraphReadGuard, offset: number, bytes: number): WritePlan | null {
   // A new table, then its slice: each need brings the plan a step further.
