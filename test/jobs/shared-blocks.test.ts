@@ -82,9 +82,11 @@ describe.each(FILE_SYSTEMS)('$name', (fileSystem) => {
   /** Runs a job to its end; a mirror stays a copy. */
   async function run(command: string, args: object): Promise<void> {
     await qmp.execute(command, { 'job-id': 'job', 'auto-dismiss': false, ...args });
+    let isEnding = false;
     for (;;) {
       const [job] = (await qmp.execute('query-jobs')) as { status: string; error?: string }[];
-      if (job!.status === 'ready') await qmp.execute('block-job-cancel', { device: 'job' });
+      if (job!.status === 'ready' && !isEnding) await qmp.execute('block-job-cancel', { device: 'job' });
+      isEnding ||= job!.status === 'ready';
       if (job!.status === 'concluded') {
         expect(job!.error).toBeUndefined();
         break;
