@@ -34,6 +34,8 @@ interface ImageLoad extends Load {
   /** Size fio works on in MiB; null: the data's. */
   readonly spanMib: number | null;
   readonly extra: readonly string[];
+  /** The measurement begins with the pages dirty that it writes to: the file system has nothing to do for them. */
+  readonly isDirty?: boolean;
 }
 
 const EMPTY_MIB = 64 * 1024;
@@ -41,6 +43,8 @@ const SCATTERED_MIB = 1024 * 1024;
 /** One cluster of data in each such stretch of the scattered image. */
 const STRETCH_MIB = 64;
 const CHAIN_LENGTH = 10;
+/** What a second of warm-up has written every page of. */
+const DIRTY_SPAN_MIB = 64;
 
 function imageLoad(
   image: ImageLoad['image'],
@@ -55,6 +59,10 @@ function imageLoad(
 const LOADS: readonly ImageLoad[] = [
   ...[1, 16, 64].map((depth) => imageLoad('full', 'allocated', load('randread', '4k', depth))),
   ...[1, 16, 64].map((depth) => imageLoad('full', 'allocated', load('randwrite', '4k', depth))),
+  ...[16, 64].map((depth) => ({
+    ...imageLoad('full', 'allocated, dirty pages', load('randwrite', '4k', depth), DIRTY_SPAN_MIB),
+    isDirty: true,
+  })),
   imageLoad('full', 'allocated', load('read', '256k', 8)),
   imageLoad('full', 'allocated', load('write', '256k', 8)),
   imageLoad('empty', 'allocating', load('randwrite', '4k', 16), EMPTY_MIB, ['--norandommap']),
@@ -172,7 +180,7 @@ async function measure(
     const { extra } = each;
     const place = each.image === 'empty' ? WARM_UP_PLACE : [];
     warmUp(socket, each, spanMib, { extra: [...extra, ...place], isRealtime });
-    if (each.rw === 'write' || each.rw === 'randwrite') syncFile(image);
+    if (each.isDirty !== true && (each.rw === 'write' || each.rw === 'randwrite')) syncFile(image);
     return runFio(socket, child.pid!, each, runtimeSeconds, spanMib, { extra, isRealtime });
   } finally {
     await stop();

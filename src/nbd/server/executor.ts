@@ -10,6 +10,7 @@ import { isZeroVector } from '../../aio/memory.ts';
 import { Req } from '../../block/contract/request.ts';
 import { ShortIo } from '../../block/io/short-io.ts';
 import { Chunk, Command, CommandFlag, NbdError } from '../protocol/messages.ts';
+import type { ReceiveBuffer } from '../protocol/receive-buffer.ts';
 import { type BufferPool, HEADROOM_BYTES, type RequestBuffer, setPayload } from './buffers.ts';
 import {
   blockStatusPayload,
@@ -29,6 +30,9 @@ import { StraightReads } from './straight-reads.ts';
 
 /** Holes of files begin and end with blocks of this size: a read inside one is all data or all hole. */
 const BLOCK_BYTES = 4096;
+
+/** A write could not be made at once: so many go by a buffer of their own without being tried before. */
+const WRITES_AFTER_MISS = 16;
 
 /** A pooled request with its two ends: what the backend's promise calls. */
 export interface Slot extends NbdRequest {
@@ -60,6 +64,8 @@ export class Executor {
   readonly #replies: ReplyQueue;
   readonly #straight: StraightReads;
   readonly #freeSlots: Slot[] = [];
+  /** Writes that are not tried from where they were received: the last one could not be made at once. */
+  #skipWritesNow = 0;
 
   constructor(settings: ExecutorSettings, pool: BufferPool, replies: ReplyQueue) {
     this.#exp = settings.exp;
@@ -129,6 +135,30 @@ export class Executor {
     } else {
       this.#exp.backend.preadv(slot.offset, slot.length, buffer.vector, 0).then(slot.done, slot.failed);
     }
+  }
+
+  /** Does a WRITE whose data are the next in `rx`, and takes them, if it needs no waiting; false: nothing has been done. */
+  writeNow(slot: Slot, rx: ReceiveBuffer): boolean {
+    const { offset, length } = slot;
+    if (this.#exp.writethrough || (slot.flags & CommandFlag.fua) !== 0) return false;
+    if (this.#skipWritesNow > 0) {
+      this.#skipWritesNow--;
+      return false;
+    }
+    const vector = { segments: [{ mem: rx.mem, start: rx.start, length }], bytes: length };
+    try {
+      if (this.#exp.backend.tryPwritev(offset, length, vector)) {
+        rx.start += length;
+        this.#finish(slot);
+        return true;
+      }
+    } catch (error) {
+      rx.start += length;
+      this.#fail(slot, error);
+      return true;
+    }
+    this.#skipWritesNow = WRITES_AFTER_MISS;
+    return false;
   }
 
   /** Starts a WRITE whose data is in its buffer. */

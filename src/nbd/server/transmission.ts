@@ -3,8 +3,7 @@
  *
  * The way of a request: one read of the socket brings many; all complete ones are parsed and handed to the backend
  * without waiting for each other; what they answer goes out together (reply-queue.ts). Reads and writes go straight
- * to the backend and come back through two functions made once per request record (executor.ts), so that the hot
- * path has no await, closure or copy of its own.
+ * to the backend and come back through two functions made once per request record (executor.ts): no await, no closure.
  *
  * A request counts its charge (its size and an overhead) from its arrival until its reply was sent. Above the limit,
  * and while the export is drained, the connection stops parsing and reading: that is the whole of the backpressure.
@@ -418,10 +417,14 @@ export class Transmission implements ExportClient, ReplyQueueOwner {
     return this.#skipBytes > 0 ? 'skip' : null;
   }
 
-  /** Moves a write's data from the receive buffer to its own, and starts it when it is all there. */
+  /** Writes from the receive buffer what can be written at once; else moves the data to a buffer of their own. */
   #takePayload(slot: Slot): Next | null {
     const rx = this.#rx;
     const { length } = slot;
+    if (rx.available >= length) {
+      this.#bulk = false;
+      if (this.#executor.writeNow(slot, rx)) return null;
+    }
     const buffer = this.#pool.take(length);
     slot.buffer = buffer;
     setPayload(buffer, length);
@@ -433,7 +436,6 @@ export class Transmission implements ExportClient, ReplyQueueOwner {
       this.#directReceived = arrived;
       return 'direct';
     }
-    this.#bulk = false;
     this.#executor.startWrite(slot);
     return null;
   }
