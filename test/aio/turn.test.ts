@@ -22,32 +22,37 @@ function sourceOf(due: number, owed: number | null): Counted {
   return source;
 }
 
+/** After moments that a loaded machine made too long some turns are without. */
+const TURNS = 3000;
+
+/** Whether a source is looked at twice in one of many turns. */
+function gathers(source: Counted): boolean {
+  for (let turn = 0; turn < TURNS; turn++) {
+    source.looks = 0;
+    runTurn(source);
+    if (source.looks > 1) return true;
+  }
+  return false;
+}
+
 afterEach(() => {
   for (const source of used.splice(0)) forgetSource(source);
 });
 
-// How often it is looked at depends on how long the moments are on this machine: a turn has its end.
 test('a server with many answers to give is left alone for a moment, and looked at again within the turn', () => {
   const server = sourceOf(16, null);
-  runTurn(server);
-  expect(server.looks).toBeGreaterThan(1);
+  expect(gathers(server)).toBe(true);
 });
 
 test('a client that waits for many answers is no reason to hurry, one that waits for one is', () => {
   const patient = sourceOf(0, 16);
   runTurn(patient);
-  const server = sourceOf(16, null);
-  runTurn(server);
-  expect(server.looks).toBeGreaterThan(1);
+  expect(gathers(sourceOf(16, null))).toBe(true);
   forgetSource(patient);
   runTurn(sourceOf(0, 1));
-  const other = sourceOf(16, null);
-  runTurn(other);
-  expect(other.looks).toBe(1);
+  expect(gathers(sourceOf(16, null))).toBe(false);
 });
 
 test('few answers to come are taken in as they come', () => {
-  const server = sourceOf(2, null);
-  runTurn(server);
-  expect(server.looks).toBe(1);
+  expect(gathers(sourceOf(2, null))).toBe(false);
 });

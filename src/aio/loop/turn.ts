@@ -180,11 +180,13 @@ function napWhileAhead(): boolean {
   return true;
 }
 
-function timedNap(us: number): void {
+/** Whether it was no longer than it should be. */
+function timedNap(us: number): boolean {
   const startMs = performance.now();
   nap(us);
-  if (performance.now() - startMs > OVERSLEPT_MS) overslept++;
-  else overslept = 0;
+  const isInTime = performance.now() - startMs <= OVERSLEPT_MS;
+  overslept = isInTime ? 0 : overslept + 1;
+  return isInTime;
 }
 
 /** Whether a server has many answers to give, and everybody else that is busy waits for many. */
@@ -206,10 +208,11 @@ function gather(startMs: number): void {
     return;
   }
   do {
-    timedNap(GATHER_US);
+    const isInTime = timedNap(GATHER_US);
     const found = lookAround();
     settle();
-    if (found < WORTH) {
+    // Where others want the processor a moment costs a turn of theirs.
+    if (found < WORTH || !isInTime) {
       gatherHoldOff = gatherBackoff;
       gatherBackoff = Math.min(gatherBackoff * 2, HOLD_OFF_MAX);
       break;

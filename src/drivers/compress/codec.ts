@@ -7,7 +7,7 @@
 
 import { promisify } from 'node:util';
 import * as zlib from 'node:zlib';
-import { inflateNow } from '../../aio/libraries/inflate.ts';
+import { inflateNow, inflatePooled } from '../../aio/libraries/inflate.ts';
 import { zstdLibrary } from '../../aio/zstd.ts';
 import { E } from '../../errors/errno.ts';
 import { BlockError, ioError } from '../../errors/error.ts';
@@ -158,6 +158,8 @@ export function decompressNow(type: CompressionType, packed: Buffer, input: Span
 
 // As with the original, deflate data that goes on after the cluster is full is cut, but zstd data is an error.
 async function decompressZlib(input: Buffer, outputBytes: number): Promise<Buffer> {
+  const whole = Buffer.allocUnsafeSlow(outputBytes);
+  if (await inflatePooled(input, whole)) return whole;
   const options: zlib.ZlibOptions = {
     windowBits: WINDOW_BITS,
     chunkSize: outputBytes + ROOM_BYTES,

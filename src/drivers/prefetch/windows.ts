@@ -66,8 +66,8 @@ const MIN_PIECE_BYTES = 64 * 1024;
 const MAX_PIECE_BYTES = 1024 * 1024;
 /** Pieces' memory kept for later ones. */
 const MAX_SPARE = 4;
-/** Reads under way that keep a link busy by themselves. */
-const BUSY_READS = 4;
+/** So much that readers are fetching themselves keeps a link busy. */
+const BUSY_BYTES = 2 * 1024 * 1024;
 /** A read still belongs to a stream when it comes so many reads too early or too late. */
 const OUT_OF_ORDER_READS = 8;
 /** Reads elsewhere after which what was fetched for a stream is not kept for it any more. */
@@ -95,7 +95,8 @@ export function createReadWindows(
   /** Memory of pieces that are gone, for the next ones: new memory costs page faults and garbage collections. */
   const spare: IoMemory[] = [];
   let heldBytes = 0;
-  let reading = 0;
+  /** Bytes that readers are fetching themselves. */
+  let ownBytes = 0;
   let clock = 0;
 
   // ---- pieces ------------------------------------------------------------------------------------------------
@@ -257,7 +258,14 @@ export function createReadWindows(
   function start(offset: number, vec: IoVector, own: Fetch): Promise<void>[] {
     return plan(offset, offset + vec.bytes).map(({ from, to, piece }) => {
       const part = sliceVector(vec, from - offset, to - from);
-      return piece === null ? own(from, part) : take(piece, from, part, own);
+      return piece === null ? fetchOwn(from, part, own) : take(piece, from, part, own);
+    });
+  }
+
+  function fetchOwn(offset: number, vec: IoVector, own: Fetch): Promise<void> {
+    ownBytes += vec.bytes;
+    return own(offset, vec).finally(() => {
+      ownBytes -= vec.bytes;
     });
   }
 
@@ -271,11 +279,9 @@ export function createReadWindows(
     read(offset, vec, own = fetch, ahead = fetch) {
       if (firstBytes === 0) return own(offset, vec);
       const stream = follow(offset, offset + vec.bytes);
-      reading++;
       const running = start(offset, vec, own);
-      if (stream !== null && reading < BUSY_READS) fill(stream, ahead);
-      const done = running.length === 1 ? running[0]! : all(running);
-      return done.finally(() => reading--);
+      if (stream !== null && ownBytes < BUSY_BYTES) fill(stream, ahead);
+      return running.length === 1 ? running[0]! : all(running);
     },
     invalidate(offset, bytes) {
       const end = offset + bytes;

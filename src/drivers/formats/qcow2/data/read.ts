@@ -19,12 +19,19 @@ import { co, sync } from '../../../../block/io/callbacks.ts';
 import { decryptBulk } from '../../../crypto/bulk.ts';
 import { addPart, runParts } from '../../shared/parts.ts';
 import { checkAlive } from '../layout/damage.ts';
+import { decodeCompressed } from '../layout/layout.ts';
 import { Mapping, type Qcow2Node } from '../layout/state.ts';
 import { toRequestError } from '../metadata/corruption.ts';
 import { debugEvent, isDebugged } from '../metadata/debug.ts';
 import { lookup } from '../metadata/mapping.ts';
 import { satisfy, tryLookup } from '../metadata/needs.ts';
-import { readCompressed, tryReadCompressed } from './compressed-read.ts';
+import {
+  continuesRun,
+  type PackedCluster,
+  readCompressed,
+  readRun,
+  tryReadCompressed,
+} from './compressed-read.ts';
 
 /** Extents of one request that are read at the same time. */
 const MAX_PARALLEL = 8;
@@ -142,6 +149,16 @@ export async function readExtents(
         return true;
       }
       const { bytes: length } = s.found;
+      if (s.found.kind === Mapping.compressed && !isDebugged(node)) {
+        const run = packedRun(node, offset + at, bytes - at, sliceVector(vec, at, bytes - at));
+        if (run.length > 1) {
+          for (const one of run) at += one.vec.bytes;
+          await addPart(parts, readRun(node, guard, run));
+          return true;
+        }
+        // Looking for more has moved on.
+        lookup(s, offset + at, bytes - at);
+      }
       const read = readFound(node, guard, offset + at, length, sliceVector(vec, at, length));
       at += length;
       await addPart(parts, read);
@@ -149,6 +166,28 @@ export async function readExtents(
     });
   } catch (error) {
     throw await toRequestError(node, guard, error);
+  }
+}
+
+/**
+ * The compressed clusters from `offset` on that lie one behind the other in the file, as far as tables in memory tell. The
+ * last lookup has found the first.
+ */
+function packedRun(node: Qcow2Node, offset: number, bytes: number, vec: IoVector): PackedCluster[] {
+  const s = node.state;
+  const run: PackedCluster[] = [];
+  for (let at = 0; ; ) {
+    const { entryHi, entryLo, bytes: length } = s.found;
+    const one: PackedCluster = {
+      ...decodeCompressed(entryHi, entryLo, s.clusterBits),
+      offsetInCluster: (offset + at) % s.clusterBytes,
+      vec: sliceVector(vec, at, length),
+    };
+    if (run.length > 0 && !continuesRun(run[0]!, run.at(-1)!, one)) return run;
+    run.push(one);
+    at += length;
+    if (at >= bytes || lookup(s, offset + at, bytes - at) !== null) return run;
+    if (s.found.kind !== Mapping.compressed) return run;
   }
 }
 
