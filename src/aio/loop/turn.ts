@@ -44,7 +44,7 @@ const NAP_MAX_US = 50;
 const MANY = 8;
 /** How long answers are gathered. Measured: half of it saves a quarter less, twice as much no more. */
 const GATHER_US = 100;
-/** A moment that brought fewer things was in vain. */
+/** A moment that brought fewer answers was in vain. */
 const WORTH = 2;
 /** A nap that lasts so much longer than it should was slept through, as is usual under load; after some in a row none is
  *  taken any more: such a kernel cannot nap. */
@@ -89,6 +89,8 @@ let overslept = 0;
 /** Turns in which nothing is gathered any more, and how many that will be after the next time in vain. */
 let gatherHoldOff = 0;
 let gatherBackoff = HOLD_OFF_MIN;
+/** Answers of servers that rounds have found so far. */
+let answers = 0;
 
 /** Runs what ticks and microtasks there are. Not documented, but node's own way, and much cheaper than an immediate. */
 const runTicks = (process as unknown as { readonly _tickCallback?: () => void })._tickCallback;
@@ -153,6 +155,7 @@ function lookAround(): number {
     const here = each.source.isWaiting ? lookAt(each.source) : 0;
     each.hit = here > 0;
     found += here;
+    if (here > 0 && each.source.due > 0) answers += here;
   }
   if (found === 0) return 0;
   for (let i = busy.length - 1; i >= 0; i--) {
@@ -209,10 +212,11 @@ function gather(startMs: number): void {
   }
   do {
     const isInTime = timedNap(GATHER_US);
-    const found = lookAround();
+    const before = answers;
+    lookAround();
     settle();
-    // Where others want the processor a moment costs a turn of theirs.
-    if (found < WORTH || !isInTime) {
+    // Of a server that is far away none may come. Where others want the processor a moment costs a turn of theirs.
+    if (answers - before < WORTH || !isInTime) {
       gatherHoldOff = gatherBackoff;
       gatherBackoff = Math.min(gatherBackoff * 2, HOLD_OFF_MAX);
       break;
