@@ -47,7 +47,7 @@ const QUICK_ANSWERS_A_MS = 5;
 const RATE_MS = 1;
 /** How long answers are gathered. Measured: half of it saves a quarter less, twice as much no more. */
 const GATHER_US = 100;
-/** A moment that brought fewer answers was in vain. */
+/** A moment that brought fewer things was in vain. */
 const WORTH = 2;
 /** A nap that lasts so much longer than it should was slept through, as is usual under load; after some in a row none is
  *  taken any more: such a kernel cannot nap. */
@@ -228,11 +228,10 @@ function gather(startMs: number): void {
   }
   do {
     const isInTime = timedNap(GATHER_US);
-    const before = answers;
-    lookAround();
+    const found = lookAround();
     settle();
-    // Of a server that is far away none may come. Where others want the processor a moment costs a turn of theirs.
-    if (answers - before < WORTH || !isInTime) {
+    // Where others want the processor a moment costs a turn of theirs.
+    if (found < WORTH || !isInTime) {
       gatherHoldOff = gatherBackoff;
       gatherBackoff = Math.min(gatherBackoff * 2, HOLD_OFF_MAX);
       break;
