@@ -107,6 +107,7 @@ export async function readRun(
   const codec = codecOf(s);
   const turns = createTurns(TURN_MS);
   const slow: Promise<void>[] = [];
+  const failures: unknown[] = [];
   for (const { offset, bytes, offsetInCluster, vec } of run) {
     const at = offset - start;
     const packed = mem.buf.subarray(at, at + bytes);
@@ -121,12 +122,15 @@ export async function readRun(
       })
     )
       slow.push(
-        decompressCluster(codec, packed, s.clusterBytes).then((cluster) =>
-          copyToVector(vec, cluster.subarray(offsetInCluster, offsetInCluster + vec.bytes)),
+        decompressCluster(codec, packed, s.clusterBytes).then(
+          (cluster) => copyToVector(vec, cluster.subarray(offsetInCluster, offsetInCluster + vec.bytes)),
+          // It may be over before anybody waits for it.
+          (error) => void failures.push(error),
         ),
       );
     await turns.next();
   }
   // The memory is the caller's again when all are over.
-  for (const result of await Promise.allSettled(slow)) if (result.status === 'rejected') throw result.reason;
+  await Promise.all(slow);
+  if (failures.length > 0) throw failures[0];
 }
