@@ -142,7 +142,23 @@ test('by the folder what comes fits formats that are made for a length, and both
     `mkfifo out; $IMG convert --spool both -f raw -O qcow2 - out < disk.raw & pid=$!
      until [ $(ls both | wc -l) = 2 ]; do sleep 0.02; done; kill -TERM $pid; wait $pid; echo $?; ls both; rm out`,
   );
-  expect(String(told.stdout)).toBe('1\n');
+  expect(String(told.stdout)).toBe('143\n');
+});
+
+test.each([
+  ['opens the other end', '$IMG convert --spool both -f raw -O qcow2 - out < disk.raw & pid=$!'],
+  [
+    'reads on',
+    `sleep 20 < out & reader=$!; ${'$IMG convert --spool both -f raw -O qcow2 -S 0 disk.raw - > out & pid=$!'}`,
+  ],
+])('told to end while nobody %s, it does', (_name, start) => {
+  mkdirSync(path.join(dir, 'both'), { recursive: true });
+  // A moment after all is ready to be sent.
+  const told = shell(
+    `mkfifo out; ${start}; until [ "$(du -k both | cut -f1)" -ge 2048 ]; do sleep 0.02; done; sleep 0.5
+     kill -TERM $pid; wait $pid 2>/dev/null; echo $?; ls both; kill $reader 2>/dev/null; rm out`,
+  );
+  expect(String(told.stdout)).toBe('143\n');
 });
 
 test('of several sources one comes through a pipe, wherever it stands', () => {

@@ -5,7 +5,7 @@
  */
 
 import { type ChildProcess, spawn } from 'node:child_process';
-import { closeSync, createReadStream, fstatSync, openSync, statSync, writeSync } from 'node:fs';
+import { closeSync, createReadStream, fstatSync, open, statSync, write } from 'node:fs';
 import type { Readable } from 'node:stream';
 import { createGunzip } from 'node:zlib';
 import { allocateIoMemory, isZero, vectorOf } from '../../../aio/memory.ts';
@@ -240,7 +240,7 @@ export async function convertToPipe(
   const { name, format, imageOpts } = source;
   const image = await openNamedImage(env, { name, format, imageOpts });
   const { backend, node } = image;
-  const fd = target.name === '-' ? 1 : openPipe(target.name);
+  const fd = target.name === '-' ? 1 : await openPipe(target.name);
   const memory = allocateIoMemory(PIECE_BYTES);
   const pace = createPace(source.rate);
   const total = node.totalBytes;
@@ -261,27 +261,35 @@ export async function convertToPipe(
 
 /** Sends what comes into a pipe. */
 export async function sendAll(name: string, chunks: () => AsyncIterable<Buffer>): Promise<void> {
-  const fd = name === '-' ? 1 : openPipe(name);
+  const fd = name === '-' ? 1 : await openPipe(name);
   for await (const chunk of chunks()) await writeAll(fd, chunk, name);
   if (fd !== 1) closeSync(fd);
 }
 
-function openPipe(name: string): number {
-  try {
-    return openSync(name, 'w');
-  } catch (error) {
-    throw errnoError(`Could not open '${name}'`, errnoOf(error));
-  }
+/** Opens a FIFO when somebody reads it. Another thread waits, so that signals are heard meanwhile; as in writeAll. */
+function openPipe(name: string): Promise<number> {
+  return new Promise((resolve, reject) => {
+    open(name, 'w', (error, fd) => {
+      if (error === null) resolve(fd);
+      else reject(errnoError(`Could not open '${name}'`, errnoOf(error)));
+    });
+  });
 }
 
 /** Waits for whoever reads, also where the pipe does not block. */
 async function writeAll(fd: number, bytes: Buffer, name: string): Promise<void> {
   for (let done = 0; done < bytes.length; ) {
     try {
-      done += writeSync(fd, bytes, done);
+      done += await writeSome(fd, bytes.subarray(done));
     } catch (error) {
       if (errnoOf(error) !== E.EAGAIN) throw errnoError(`error while writing to '${name}'`, errnoOf(error));
       await new Promise((resolve) => setTimeout(resolve, RETRY_MS));
     }
   }
+}
+
+function writeSome(fd: number, bytes: Buffer): Promise<number> {
+  return new Promise((resolve, reject) => {
+    write(fd, bytes, (error, length) => (error === null ? resolve(length) : reject(error)));
+  });
 }

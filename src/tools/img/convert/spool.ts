@@ -34,8 +34,13 @@ async function withFile(folder: string, use: (file: string) => Promise<void>): P
       // Gone already.
     }
   };
-  // One file may lie within another's use: the end of the process removes them all.
-  const end = (): void => process.exit(1);
+  // By the signal itself: a thread may be waiting for the other end of a pipe, and process.exit() would wait for the thread. One file
+  // may lie within another's use, and each has a listener: the last to go lets the signal have its way.
+  const end = (signal: NodeJS.Signals): void => {
+    remove();
+    process.off(signal, end);
+    if (process.listenerCount(signal) === 0) process.kill(process.pid, signal);
+  };
   const signals = ['SIGINT', 'SIGTERM', 'SIGHUP'] as const;
   for (const signal of signals) process.on(signal, end);
   process.on('exit', remove);
