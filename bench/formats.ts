@@ -41,6 +41,7 @@ import {
   prefer,
   sleep,
   startUntil,
+  touchMemory,
 } from './measure.ts';
 import { BenchQmp } from './qmp.ts';
 
@@ -198,7 +199,7 @@ async function measureNbd(name: string, raw: string, setting: Setting, table: Fi
         }
         const image = each.empty || writes ? own : full;
         syncFolder(image);
-        if (each.empty) touchMemory();
+        if (each.empty) touchMemory(TOUCHED_MIB);
         const figures = await measureServer(server, format, path.join(image, 'disk'), each, setting);
         table.add(`${name}: ${each.name}`, server.name, figures);
         process.stderr.write(
@@ -210,15 +211,6 @@ async function measureNbd(name: string, raw: string, setting: Setting, table: Fi
     }
   }
   rmSync(full, { recursive: true, force: true });
-}
-
-/**
- * Uses memory and gives it back. New pages of a file are the larger part of an allocating write, and those that a virtual
- * machine has not touched, or has given back, cost four times as much: whoever came first would pay for both.
- */
-function touchMemory(): void {
-  const file = `/dev/shm/qb-bench-${process.pid}`;
-  spawnSync('sh', ['-c', `head -c ${TOUCHED_MIB}M /dev/zero > ${file}; rm -f ${file}`]);
 }
 
 async function measureServer(
@@ -283,7 +275,7 @@ function measureConvert(name: string, raw: string, setting: Setting): string[][]
     for (const [way, args] of Object.entries(ways)) {
       for (const { name: tool, program } of round % 2 === 0 ? TOOLS : TOOLS.toReversed()) {
         freshFolder(out);
-        touchMemory();
+        touchMemory(TOUCHED_MIB);
         const key = `${way} ${tool}`;
         costs.set(key, [...(costs.get(key) ?? []), costOf(program, args, { isRealtime })]);
         // What is on its way to the disk would be paid by the next.

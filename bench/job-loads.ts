@@ -112,14 +112,6 @@ export function jobsFooter(sizeMib: number, folder: string, rounds: string): str
   );
 }
 
-/**
- * Takes and gives back as much memory as a job fills with pages. In a virtual machine the first touch of memory that the
- * host has taken back costs as much as several copies, and would fall to whoever comes first.
- */
-export function touchMemory(mib: number): void {
-  execFileSync(process.execPath, ['-e', `Buffer.allocUnsafeSlow(${mib} * 2 ** 20).fill(1)`]);
-}
-
 export interface RunningJobServer {
   readonly qmp: BenchQmp;
   /** UNIX socket of the NBD server. */

@@ -36,7 +36,6 @@ import {
   type RunningJobServer,
   STREAM_LOAD,
   startJobServer,
-  touchMemory,
 } from './job-loads.ts';
 import {
   type CpuTime,
@@ -47,6 +46,7 @@ import {
   parseOptions,
   pinned,
   prefer,
+  touchMemory,
 } from './measure.ts';
 import type { BenchQmp } from './qmp.ts';
 

@@ -2,7 +2,7 @@
  * What the measurements share: running programs, waiting, medians, tables. Nothing here knows what is measured.
  */
 
-import { type ChildProcess, spawn, spawnSync } from 'node:child_process';
+import { type ChildProcess, execFileSync, spawn, spawnSync } from 'node:child_process';
 import { existsSync, readFileSync } from 'node:fs';
 
 /** A command line. */
@@ -155,4 +155,12 @@ export function parseOptions<T extends Record<string, string>>(argv: readonly st
     options[name] = inline ?? argv[++i] ?? '';
   }
   return options as T;
+}
+
+/**
+ * Takes and gives back as much memory as what is measured fills with pages. In a virtual machine the first touch of memory that
+ * the host has taken back costs as much as several copies, and would fall to whoever comes first.
+ */
+export function touchMemory(mib: number): void {
+  execFileSync(process.execPath, ['-e', `Buffer.allocUnsafeSlow(${mib} * 2 ** 20).fill(1)`]);
 }

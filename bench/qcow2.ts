@@ -27,7 +27,17 @@ import {
   thousands,
   warmUp,
 } from './fio.ts';
-import { type Argv, hasProgram, median, parseOptions, pinned, prefer, sleep, startUntil } from './measure.ts';
+import {
+  type Argv,
+  hasProgram,
+  median,
+  parseOptions,
+  pinned,
+  prefer,
+  sleep,
+  startUntil,
+  touchMemory,
+} from './measure.ts';
 
 interface ImageLoad extends Load {
   readonly image: 'full' | 'empty' | 'chain' | 'scattered';
@@ -159,6 +169,8 @@ interface Run {
   readonly isRealtime: boolean;
 }
 
+/** More than what is written to an empty image while it counts. */
+const TOUCHED_MIB = 3072;
 /** Where an empty image is written to before it counts: not where it is measured. */
 const WARM_UP_PLACE = ['--offset=50%'];
 
@@ -180,6 +192,7 @@ async function measure(
     const { extra } = each;
     const place = each.image === 'empty' ? WARM_UP_PLACE : [];
     warmUp(socket, each, spanMib, { extra: [...extra, ...place], isRealtime });
+    if (each.image === 'empty') touchMemory(TOUCHED_MIB);
     if (each.isDirty !== true && (each.rw === 'write' || each.rw === 'randwrite')) syncFile(image);
     return runFio(socket, child.pid!, each, runtimeSeconds, spanMib, { extra, isRealtime });
   } finally {
