@@ -331,8 +331,8 @@ test('a thousand front ends, one after another; nothing is left of them', async 
   await connect(200);
   const before = { fds: count(), maps: maps(), kib: privateKib(daemon.process.pid) };
   await connect(800);
-  // What the guests' memory is made of is counted by the maps.
+  // What the guests' memory is made of is counted by the maps. The heap takes some sixty at once, once; one kept a connection would be 800.
   expect(privateKib(daemon.process.pid)).toBeLessThan(before.kib + 64 * 1024);
   expect(count()).toBeLessThanOrEqual(before.fds + 3);
-  expect(maps()).toBeLessThanOrEqual(before.maps + 40);
+  expect(maps()).toBeLessThanOrEqual(before.maps + 200);
 });
