@@ -4,6 +4,7 @@ import { spawnSync } from 'node:child_process';
 import path from 'node:path';
 import { SERVER_CPU } from '../fio.ts';
 import { markdownTable, median, pinned } from '../measure.ts';
+import { type Side, sideBySide } from './rows.ts';
 import type { Way } from './servers.ts';
 import { ways } from './ways.ts';
 
@@ -67,17 +68,11 @@ export async function convertTable(
         }
       const middle = (name: string, key: 'wall' | 'cpu'): number =>
         median(results.get(name)!.map((result) => result[key]));
-      const speed = (name: string): number => sizeMib / middle(name, 'wall');
-      const cpu = (name: string): string => ((middle(name, 'cpu') * 1024) / sizeMib).toFixed(2);
-      rows.push([
-        `${one.name}, ${delay}`,
-        speed('qblock-img').toFixed(0),
-        speed('qemu-img').toFixed(0),
-        `${(speed('qblock-img') / speed('qemu-img')).toFixed(2)}x`,
-        cpu('qblock-img'),
-        cpu('qemu-img'),
-      ]);
-      process.stderr.write(`${rows.at(-1)!.join('  ')}\n`);
+      const side = (name: string): Side => ({
+        speed: sizeMib / middle(name, 'wall'),
+        cpu: ((middle(name, 'cpu') * 1024) / sizeMib).toFixed(2),
+      });
+      rows.push(sideBySide(`${one.name}, ${delay}`, side('qblock-img'), side('qemu-img')));
     }
   return markdownTable(
     ['MiB a second (median)', 'qblock-img', 'qemu-img', 'ratio', 'CPU s a GiB', "qemu-img's"],

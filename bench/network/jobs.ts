@@ -6,6 +6,7 @@ import path from 'node:path';
 import { cpuOf, markdownTable, median } from '../measure.ts';
 import { BenchQmp } from '../qmp.ts';
 import { DAEMONS, type RemoteNode, startDaemon } from './daemons.ts';
+import { type Side, sideBySide } from './rows.ts';
 import { ways } from './ways.ts';
 
 interface JobKind {
@@ -86,17 +87,11 @@ export async function jobsTable(
           }
         const middle = (name: string, of: keyof Cost): number =>
           median(costs.get(name)!.map((cost) => cost[of]));
-        const speed = (name: string): number => size / middle(name, 'wall');
-        const cpu = (name: string): string => ((middle(name, 'cpu') * 1024) / size).toFixed(2);
-        rows.push([
-          `${one.name}, ${kind.name}, ${delay}`,
-          speed('qblockd').toFixed(0),
-          speed('original').toFixed(0),
-          `${(speed('qblockd') / speed('original')).toFixed(2)}x`,
-          cpu('qblockd'),
-          cpu('original'),
-        ]);
-        process.stderr.write(`${rows.at(-1)!.join('  ')}\n`);
+        const side = (name: string): Side => ({
+          speed: size / middle(name, 'wall'),
+          cpu: ((middle(name, 'cpu') * 1024) / size).toFixed(2),
+        });
+        rows.push(sideBySide(`${one.name}, ${kind.name}, ${delay}`, side('qblockd'), side('original')));
       }
     }
   return markdownTable(

@@ -3,6 +3,7 @@
 import { type Figures, type Load, load, NoAnswerError, runFio, warmUp } from '../fio.ts';
 import { markdownTable, median } from '../measure.ts';
 import { DAEMONS, type RemoteNode, type RunningDaemon, startDaemon } from './daemons.ts';
+import { type Side, sideBySide } from './rows.ts';
 import { ways } from './ways.ts';
 
 /** Of a daemon that stopped to answer. */
@@ -83,18 +84,11 @@ export async function requestsTable(
         const found = await figuresOf(folder, one, port, what, env, settings);
         const middle = (name: string, of: (figures: Figures) => number): number =>
           median(found.get(name)!.map(of));
-        const speed = (name: string): number => middle(name, ({ requestsPerSecond }) => requestsPerSecond);
-        const cpu = (name: string): string =>
-          middle(name, ({ userUs, kernelUs }) => userUs + kernelUs).toFixed(0);
-        rows.push([
-          `${one.name}, ${what.name}, ${delay}`,
-          speed('qblockd').toFixed(0),
-          speed('original').toFixed(0),
-          `${(speed('qblockd') / speed('original')).toFixed(2)}x`,
-          cpu('qblockd'),
-          cpu('original'),
-        ]);
-        process.stderr.write(`${rows.at(-1)!.join('  ')}\n`);
+        const side = (name: string): Side => ({
+          speed: middle(name, ({ requestsPerSecond }) => requestsPerSecond),
+          cpu: middle(name, ({ userUs, kernelUs }) => userUs + kernelUs).toFixed(0),
+        });
+        rows.push(sideBySide(`${one.name}, ${what.name}, ${delay}`, side('qblockd'), side('original')));
       }
     }
   return markdownTable(

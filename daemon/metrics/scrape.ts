@@ -7,6 +7,7 @@
  */
 
 import { collectDefaultMetrics, Registry } from 'prom-client';
+import { nextTurn } from '../../src/aio/host/turns.ts';
 import type { Family, Sample } from './families.ts';
 
 /** Samples written in one piece: a fraction of a millisecond. */
@@ -35,10 +36,6 @@ function labelText(labels: Sample['labels']): string {
 function valueText(value: number): string {
   if (value === Number.POSITIVE_INFINITY) return '+Inf';
   return value === Number.NEGATIVE_INFINITY ? '-Inf' : String(value);
-}
-
-function nextTurn(): Promise<void> {
-  return new Promise((resolve) => setImmediate(resolve));
 }
 
 /** The lines of a family, in pieces. */

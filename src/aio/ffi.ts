@@ -275,7 +275,7 @@ export const CDROMEJECT = 0x5309;
 export const CDROMCLOSETRAY = 0x5319;
 export const CDROM_LOCKDOOR = 0x5329;
 
-/** An ioctl with a number as its argument. Its result, or -errno. */
+/** An ioctl with a number, or an address, as its argument. Its result, or -errno. */
 export function ioctlNumber(fd: number, request: number, value: number): number {
   return negErrno(cIoctl(fd, request, 'uintptr_t', value));
 }

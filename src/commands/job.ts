@@ -1,5 +1,6 @@
 /** Commands of schema/job.json: what the user does with jobs. Each finds its job and acts in one section of the lock. */
 
+import { nextTurn } from '../aio/host/turns.ts';
 import { type Job, type JobLock, type JobTable, withJobLock } from '../jobs/job-common.ts';
 import {
   completeJob,
@@ -31,8 +32,7 @@ export async function acted(
     found.act();
     return { job: found.job, slept: asleep };
   });
-  for (let turn = 0; slept && turn < TURNS && !job.workDone; turn++)
-    await new Promise((resolve) => setImmediate(resolve));
+  for (let turn = 0; slept && turn < TURNS && !job.workDone; turn++) await nextTurn();
   await job.transaction.ending;
   return {};
 }

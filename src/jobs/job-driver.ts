@@ -3,6 +3,7 @@
  * called by anybody who holds it. None of them keeps the lock while it waits.
  */
 
+import { nextTurn } from '../aio/host/turns.ts';
 import { assert } from '../errors/error.ts';
 import { type Job, transition, withJobLock } from './job-common.ts';
 
@@ -111,7 +112,5 @@ export function wakeJob(job: Job): void {
  */
 export async function letCommandReturn(job: Job): Promise<void> {
   job.detach();
-  await new Promise<void>((resolve) => {
-    setImmediate(resolve);
-  });
+  await nextTurn();
 }

@@ -10,14 +10,14 @@
 import type { BlockdevOnError } from '../../schema/generated/types.ts';
 import { allocateIoMemory } from '../aio/memory.ts';
 import { Perm, Status } from '../block/contract/request.ts';
-import { type CopyFailure, IN_TURN_BYTES, WRITEBACK_BYTES } from '../block/copy/mover.ts';
+import { type CopyFailure, IN_TURN_BYTES } from '../block/copy/mover.ts';
 import { createTurnTaking, takeTurn } from '../block/copy/turn-taking.ts';
+import { countWritten } from '../block/copy/written.ts';
 import { chainChild, chainEdges, cowChild, skipFilters } from '../block/graph/chain.ts';
 import { changeGraph, freezeEdges } from '../block/graph/change.ts';
 import type { BlockNode } from '../block/graph/node.ts';
 import { checkOperation } from '../block/graph/op-blockers.ts';
 import { coClusterBytes, coCopyOnRead, copyOnReadNow } from '../block/io/copy-on-read.ts';
-import { beginWriteback } from '../block/io/copy-range.ts';
 import { blockStatusAbove } from '../block/io/status-chain.ts';
 import { backingNameOf, writeBackingName } from '../block/open/backing-image.ts';
 import { streamFilter } from '../drivers/filters/stream-filter.ts';
@@ -139,7 +139,7 @@ async function copyAll({ overlay, bottom, onError }: Stream, job: Job): Promise<
   const clusterBytes = await graphLock.withRead((guard) => coClusterBytes(overlay, guard));
   const turns = createTurnTaking();
   const memory = allocateIoMemory(IN_TURN_BYTES);
-  let unwrittenBytes = 0;
+  const written = { bytes: 0 };
   await copyChain({
     block: job.block!,
     lengthBytes: overlay.totalBytes,
@@ -157,19 +157,15 @@ async function copyAll({ overlay, bottom, onError }: Stream, job: Job): Promise<
     copyNow: (offset, bytes) => {
       // A piece that is not whole clusters was left by an extent that ends so.
       if (offset % clusterBytes !== 0) return 0;
-      const done = takeTurn(
-        turns,
-        bytes,
-        clusterBytes,
-        (goesOn) =>
-          graphLock.readNow((guard) => copyOnReadNow(overlay, guard, offset, bytes, memory, goesOn)) ?? 0,
+      return (
+        graphLock.readNow((guard) => {
+          const done = takeTurn(turns, bytes, clusterBytes, (goesOn) =>
+            copyOnReadNow(overlay, guard, offset, bytes, memory, goesOn),
+          );
+          countWritten(written, done, overlay);
+          return done;
+        }) ?? 0
       );
-      unwrittenBytes += done;
-      if (unwrittenBytes >= WRITEBACK_BYTES) {
-        unwrittenBytes = 0;
-        graphLock.readNow(() => beginWriteback(overlay));
-      }
-      return done;
     },
     copy: async (offset, bytes): Promise<CopyFailure | null> => {
       try {

@@ -12,6 +12,7 @@
  *   stream of events with a hole in it would mislead it.
  */
 
+import { nextTurn } from '../aio/host/turns.ts';
 import { BlockError, explained, userText } from '../errors/error.ts';
 import { writeOrder } from '../errors/member-order.ts';
 import { commandNotFound, type Dispatcher } from './dispatch.ts';
@@ -358,7 +359,7 @@ export class QmpSession {
     for (const part of printJsonSlices(message)) {
       if (wholeMessages) parts.push(part);
       else this.#send(part);
-      await new Promise((resolve) => setImmediate(resolve));
+      await nextTurn();
       if (this.#state === 'closed') return;
     }
     this.#printing = false;

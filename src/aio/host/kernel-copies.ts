@@ -7,10 +7,8 @@
  */
 
 import { statfsSync } from 'node:fs';
-import koffi from 'koffi';
 import { E } from '../../errors/errno.ts';
-import { addressOf } from '../ffi.ts';
-import { negErrno } from './pooled-calls.ts';
+import { addressOf, ioctlNumber } from '../ffi.ts';
 
 /** File systems of servers that copy by themselves; linux/magic.h, and fs/smb/client for SMB. */
 const REMOTE_TYPES: ReadonlySet<number> = new Set([
@@ -21,7 +19,6 @@ const REMOTE_TYPES: ReadonlySet<number> = new Set([
 ]);
 
 const FICLONERANGE = 0x4020940d;
-const cIoctl = koffi.load('libc.so.6').func('ioctl', 'int', ['int', 'ulong', '...']);
 
 /** statfs(2): what kind of file system an open file is on; -1 where nobody tells. */
 function fileSystemType(fd: number): number {
@@ -51,5 +48,5 @@ function canShareBlocks(from: number, to: number): boolean {
   range.writeBigUInt64LE(2n ** 62n + 1n, 8);
   range.writeBigUInt64LE(1n, 16);
   range.writeBigUInt64LE(1n, 24);
-  return negErrno(cIoctl(to, FICLONERANGE, 'uintptr_t', addressOf(range))) === -E.EINVAL;
+  return ioctlNumber(to, FICLONERANGE, addressOf(range)) === -E.EINVAL;
 }

@@ -7,9 +7,9 @@
  */
 
 import { createHash } from 'node:crypto';
-import { setImmediate as nextTurn } from 'node:timers/promises';
 import type { BlockDirtyInfo } from '../../../schema/generated/types.ts';
 import { byteLength } from '../../aio/host/names.ts';
+import { nextTurn } from '../../aio/host/turns.ts';
 import { E } from '../../errors/errno.ts';
 import { BlockError, ioError } from '../../errors/error.ts';
 import type { BlockNode } from '../graph/node.ts';

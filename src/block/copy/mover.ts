@@ -14,11 +14,13 @@ import { Req, Status } from '../contract/request.ts';
 import { skipFilters } from '../graph/chain.ts';
 import type { BlockNode } from '../graph/node.ts';
 import { co, sync } from '../io/callbacks.ts';
-import { beginWriteback, coCopyRange, copiesByKernel, MIN_KERNEL_BYTES } from '../io/copy-range.ts';
+import { coCopyRange, copiesByKernel, MIN_KERNEL_BYTES } from '../io/copy-range.ts';
 import { backingOf, blockStatusAbove } from '../io/status-chain.ts';
 import { beginsWithZeroes } from '../io/zero-peek.ts';
+import { createHoldOff, type HoldOff, holdOff, worked } from './hold-off.ts';
 import { createRequestSize, learn, type RequestSize } from './request-size.ts';
-import { createTurnTaking, type TurnTaking, takeTurn } from './turn-taking.ts';
+import { createTurnTaking, takeTurn } from './turn-taking.ts';
+import { countWritten, type Written } from './written.ts';
 
 /** `skip`: the source's top layer does not hold it, and that is not wanted. */
 export type ExtentKind = 'data' | 'zero' | 'skip';
@@ -49,8 +51,6 @@ const MAX_ZERO_BYTES = 256 * 1024 * 1024;
 const MAX_REFUSALS = 4;
 const FIRST_PAUSE_PIECES = 16;
 const MAX_PAUSE_PIECES = 1024;
-/** Small enough to leave little for the flush in the end, large enough for the disk to work in long runs. */
-export const WRITEBACK_BYTES = 16 * 1024 * 1024;
 /** Copies by the kernel at once: more would only wait for each other at the target's file. */
 export const MAX_KERNEL_REQUESTS = 2;
 
@@ -104,12 +104,11 @@ export interface Mover extends Required<MoverSettings> {
   useCopyRange: boolean;
   /** Times the kernel has refused since it last copied, or was last left alone. */
   refusals: number;
-  /** Pieces for which it is not asked: still to come, and the next time. */
-  pausePieces: number;
-  nextPausePieces: number;
-  /** Written since the target was last told to begin to write to the disk. */
-  unwrittenBytes: number;
-  readonly turns: TurnTaking;
+  /** Pieces for which it is not asked. */
+  readonly kernelPause: HoldOff;
+  readonly written: Written;
+  /** Pieces that are not tried within a turn. */
+  readonly turns: HoldOff;
   /** Idle buffers, each of `bufferBytes`; the one used last is the next, and in the processor's cache. */
   readonly buffers: IoMemory[];
   readonly sizes: {
@@ -137,9 +136,8 @@ export function createMover(settings: MoverSettings): Mover {
     compress: false,
     useCopyRange: true,
     refusals: 0,
-    pausePieces: 0,
-    nextPausePieces: FIRST_PAUSE_PIECES,
-    unwrittenBytes: 0,
+    kernelPause: createHoldOff(FIRST_PAUSE_PIECES, MAX_PAUSE_PIECES),
+    written: { bytes: 0 },
     turns: createTurnTaking(),
     buffers: [],
     sizes: {
@@ -203,8 +201,8 @@ export function requestBytes(mover: Mover, kind: ExtentKind): number {
 }
 
 /** Whether the kernel is asked to copy data: it takes no flags, and does not compress. */
-export function asksKernel({ useCopyRange, compress, writeFlags, pausePieces }: Mover): boolean {
-  return useCopyRange && pausePieces === 0 && !compress && writeFlags === 0;
+export function asksKernel({ useCopyRange, compress, writeFlags, kernelPause }: Mover): boolean {
+  return useCopyRange && kernelPause.left === 0 && !compress && writeFlags === 0;
 }
 
 /** Looks whether the kernel is to copy between the nodes as they are now, and stops asking it if not. */
@@ -227,8 +225,8 @@ export async function moveExtent(
   if (kind === 'zero') return moveZeroes(mover, guard, offset, bytes, order);
   if (bytes >= MIN_KERNEL_BYTES && asksKernel(mover)) {
     if (await throughKernel(mover, guard, offset, bytes, order)) return null;
-  } else if (mover.pausePieces > 0) {
-    mover.pausePieces--;
+  } else if (mover.kernelPause.left > 0) {
+    mover.kernelPause.left--;
   }
   const early = order === ANY_ORDER ? order : { turn: order.turn, begun: () => undefined };
   for (let at = 0; at < bytes; ) {
@@ -286,7 +284,7 @@ export function moveInTurn(
     if (at < length || !goesOn(done)) break;
   }
   mover.buffers.push(memory);
-  countWritten(mover, done);
+  if (mover.isFlushed) countWritten(mover.written, done, target);
   return done;
 }
 
@@ -295,14 +293,6 @@ export function moveOneTurn(mover: Mover, guard: GraphReadGuard, offset: number,
   return takeTurn(mover.turns, bytes, mover.clusterBytes, (goesOn) =>
     moveInTurn(mover, guard, offset, bytes, goesOn),
   );
-}
-
-/** The disk does not stand idle until the flush. */
-function countWritten(mover: Mover, bytes: number): void {
-  mover.unwrittenBytes += bytes;
-  if (!mover.isFlushed || mover.unwrittenBytes < WRITEBACK_BYTES) return;
-  mover.unwrittenBytes = 0;
-  beginWriteback(mover.target());
 }
 
 const ANY_ORDER: WriteOrder = { turn: Promise.resolve(), begun: () => undefined };
@@ -323,14 +313,13 @@ async function throughKernel(
   if (await copied) {
     learn(mover.sizes.kernel, bytes, performance.now() - startMs);
     mover.refusals = 0;
-    mover.nextPausePieces = FIRST_PAUSE_PIECES;
+    worked(mover.kernelPause);
     return true;
   }
   // A compressed cluster on the way, a piece that is not whole clusters, or file systems that do not go together.
   if (++mover.refusals >= MAX_REFUSALS) {
     mover.refusals = 0;
-    mover.pausePieces = mover.nextPausePieces;
-    mover.nextPausePieces = Math.min(mover.nextPausePieces * 2, MAX_PAUSE_PIECES);
+    holdOff(mover.kernelPause);
   }
   return false;
 }
@@ -411,7 +400,7 @@ async function throughBuffer(
   } finally {
     mover.buffers.push(memory);
   }
-  countWritten(mover, bytes);
+  if (mover.isFlushed) countWritten(mover.written, bytes, mover.target());
   learn(mover.sizes.buffered, bytes, performance.now() - startMs);
   return null;
 }

@@ -3,20 +3,17 @@
  * in the page cache seldom comes alone.
  */
 
+import { createHoldOff, type HoldOff, holdOff, worked } from './hold-off.ts';
+
 /** How long a job keeps everybody else from a turn, in milliseconds. */
 const TURN_MS = 0.5;
 /** Pieces that are left to waiting after one that could not be done within the turn; more each time. */
 const FIRST_WAITING_PIECES = 16;
 const MAX_WAITING_PIECES = 1024;
 
-export interface TurnTaking {
-  /** Pieces to be done by waiting: still to come, and the next time. */
-  waitingPieces: number;
-  nextWaitingPieces: number;
-}
-
-export function createTurnTaking(): TurnTaking {
-  return { waitingPieces: 0, nextWaitingPieces: FIRST_WAITING_PIECES };
+/** For takeTurn: pieces to be done by waiting. */
+export function createTurnTaking(): HoldOff {
+  return createHoldOff(FIRST_WAITING_PIECES, MAX_WAITING_PIECES);
 }
 
 /**
@@ -24,23 +21,19 @@ export function createTurnTaking(): TurnTaking {
  * them is to be done again, or all `bytes`. `work` asks after every piece whether there is time for another.
  */
 export function takeTurn(
-  taking: TurnTaking,
+  waiting: HoldOff,
   bytes: number,
   unitBytes: number,
   work: (goesOn: (done: number) => boolean) => number,
 ): number {
-  if (taking.waitingPieces > 0) {
-    taking.waitingPieces--;
+  if (waiting.left > 0) {
+    waiting.left--;
     return 0;
   }
   const endsMs = performance.now() + TURN_MS;
   const done = work((at) => at % unitBytes !== 0 || performance.now() < endsMs);
   const whole = done === bytes ? done : done - (done % unitBytes);
-  if (whole > 0) {
-    taking.nextWaitingPieces = FIRST_WAITING_PIECES;
-  } else {
-    taking.waitingPieces = taking.nextWaitingPieces;
-    taking.nextWaitingPieces = Math.min(taking.nextWaitingPieces * 2, MAX_WAITING_PIECES);
-  }
+  if (whole > 0) worked(waiting);
+  else holdOff(waiting);
   return whole;
 }

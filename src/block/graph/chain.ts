@@ -5,6 +5,7 @@
  */
 
 import { assert } from '../../errors/error.ts';
+import type { InternalSnapshots } from '../contract/image.ts';
 import { Role } from '../contract/request.ts';
 import type { BlockChild, BlockNode } from './node.ts';
 
@@ -32,18 +33,24 @@ export function skipFilters(node: BlockNode): BlockNode {
 
 const HOLDS_DATA = Role.data | Role.metadata | Role.filtered;
 
+/** A node that keeps internal snapshots, and what can be done with them. */
+export interface SnapshotKeeper {
+  readonly keeper: BlockNode;
+  readonly snapshots: InternalSnapshots;
+}
+
 /**
  * The node in which internal snapshots of `node` are: itself, where its format has them, else the one it has all its
  * data from; null where there is none.
  */
-export function snapshotKeeper(node: BlockNode): BlockNode | null {
-  let at = node;
-  while (at.driver.snapshots === undefined) {
-    const [edge, ...others] = at.children.filter(({ roles }) => (roles & HOLDS_DATA) !== 0);
+export function snapshotKeeper(node: BlockNode): SnapshotKeeper | null {
+  for (let keeper = node; ; ) {
+    const { snapshots } = keeper.driver;
+    if (snapshots !== undefined) return { keeper, snapshots };
+    const [edge, ...others] = keeper.children.filter(({ roles }) => (roles & HOLDS_DATA) !== 0);
     if (edge === undefined || others.length > 0 || (edge.roles & Role.primary) === 0) return null;
-    at = edge.node;
+    keeper = edge.node;
   }
-  return at;
 }
 
 /** The edges of the chain from `top` down to `base` (the end of the chain when null). */

@@ -6,6 +6,7 @@
  * its parent where it does not set them itself; discards always reach it, because the parent decides about them.
  */
 
+import { nextTurn } from '../../aio/host/turns.ts';
 import { E } from '../../errors/errno.ts';
 import { BlockError, errnoError, errnoOf, InvariantError, prefixed } from '../../errors/error.ts';
 import type { BlockDriver, OpenContext, OpenPurpose } from '../contract/driver.ts';
@@ -213,7 +214,7 @@ async function openBacking(
   };
   const name = given === undefined ? absoluteBackingName(parent, image!.filename) : null;
   // Opening a chain waits for nothing: others have a turn between two images of it.
-  await new Promise((resolve) => setImmediate(resolve));
+  await nextTurn();
   if (name !== null && backsItself(parent, name))
     throw new BlockError(`Backing file '${name}' creates an infinite loop.`, { errno: E.ELOOP });
   try {

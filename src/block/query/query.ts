@@ -38,8 +38,8 @@ export async function imageInfo(node: BlockNode): Promise<ImageInfo> {
   }
   if (specific !== undefined) image['format-specific'] = specific;
   addBackingName(node, image);
-  const keeper = snapshotKeeper(node);
-  const snapshots = keeper?.driver.snapshots?.list(keeper) ?? [];
+  const kept = snapshotKeeper(node);
+  const snapshots = kept?.snapshots.list(kept.keeper) ?? [];
   if (snapshots.length > 0) image.snapshots = snapshots.map(snapshotInfo);
   image.limits = limitsInfo(node);
   return image;

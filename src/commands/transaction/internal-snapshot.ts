@@ -5,8 +5,8 @@
  */
 
 import type { SnapshotInfo } from '../../../schema/generated/types.ts';
-import type { InternalSnapshot, InternalSnapshots } from '../../block/contract/image.ts';
-import { snapshotKeeper } from '../../block/graph/chain.ts';
+import type { InternalSnapshot } from '../../block/contract/image.ts';
+import { type SnapshotKeeper, snapshotKeeper } from '../../block/graph/chain.ts';
 import { drained } from '../../block/graph/drain.ts';
 import { checkRootNode, findNode } from '../../block/graph/find-node.ts';
 import type { BlockNode } from '../../block/graph/node.ts';
@@ -27,17 +27,8 @@ function findFor(operation: Operation, layer: BlockLayer, name: string): BlockNo
   return node;
 }
 
-/** The node that keeps the snapshots, and what it can do with them; null: there is none. */
-function keeperOf(
-  node: BlockNode,
-): { readonly keeper: BlockNode; readonly snapshots: InternalSnapshots } | null {
-  const keeper = snapshotKeeper(node);
-  const snapshots = keeper?.driver.snapshots;
-  return keeper === null || snapshots === undefined ? null : { keeper, snapshots };
-}
-
-function requireKeeper(node: BlockNode): NonNullable<ReturnType<typeof keeperOf>> {
-  const found = keeperOf(node);
+function requireKeeper(node: BlockNode): SnapshotKeeper {
+  const found = snapshotKeeper(node);
   if (found === null) {
     throw new BlockError(
       `Block format '${node.driver.name}' used by device '${node.name}' does not support internal snapshots`,
@@ -87,7 +78,7 @@ async function deleteSnapshot(
 ): Promise<SnapshotInfo> {
   const node = findFor('internal-snapshot-delete', layer, device);
   if (id === null && name === null) throw new BlockError('Name or id must be provided');
-  const kept = keeperOf(node);
+  const kept = snapshotKeeper(node);
   if (kept === null) throw errnoError('Failed to get a snapshot list', E.ENOTSUP);
   const { keeper, snapshots } = kept;
   const found = snapshots

@@ -6,8 +6,7 @@
  * Nobody may look at the buffer meanwhile, and its place must be settled before: other requests run until the end.
  */
 
-import { setImmediate as nextTurn } from 'node:timers/promises';
-import { createTurns } from '../../aio/host/turns.ts';
+import { createTurns, nextTurn } from '../../aio/host/turns.ts';
 import { openTool, runOnThread } from '../../aio/workers/pool.ts';
 import type { BlockCipher } from './block-cipher.ts';
 import type { CipherDescription, CipherJob } from './cipher-thread.ts';

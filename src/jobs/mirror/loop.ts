@@ -123,7 +123,7 @@ export async function mirrorLoop(mirror: Mirror, control: LoopControl): Promise<
  */
 function mostBytes({ mover, alignBytes }: Mirror, bytesPerSecond: number): number | null {
   if (bytesPerSecond === 0) return null;
-  const isQuick = asksKernel(mover) || mover.turns.waitingPieces === 0;
+  const isQuick = asksKernel(mover) || mover.turns.left === 0;
   const isFast = bytesPerSecond > mover.bufferBytes * 10;
   return isFast && isQuick ? Math.max(EVEN_BYTES, alignBytes) : mover.bufferBytes;
 }

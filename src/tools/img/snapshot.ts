@@ -1,7 +1,7 @@
 /** `snapshot`: lists, makes, applies and deletes the internal snapshots of an image. */
 
 import type { InternalSnapshots } from '../../block/contract/image.ts';
-import { snapshotKeeper } from '../../block/graph/chain.ts';
+import { type SnapshotKeeper, snapshotKeeper } from '../../block/graph/chain.ts';
 import { drained } from '../../block/graph/drain.ts';
 import { imageInfo } from '../../block/query/query.ts';
 import { E, strerror } from '../../errors/errno.ts';
@@ -53,12 +53,11 @@ const ACTIONS: Readonly<Record<Action, ActionFunction>> = {
     if (snapshots !== undefined) output.print(`Snapshot list:\n${snapshotLines(snapshots).join('\n')}\n`);
   },
 
-  create: async (_context, image, name) => {
-    const { keeper: node, snapshots } = keeperOf(image);
+  create: async (_context, { node }, name) => {
     const now = Date.now();
     try {
-      await change(snapshots, node, (guard) =>
-        snapshots!.create(node, guard, {
+      await change(snapshotKeeper(node), ({ keeper, snapshots }, guard) =>
+        snapshots.create(keeper, guard, {
           name,
           vmStateBytes: 0,
           dateSeconds: Math.floor(now / 1000),
@@ -73,14 +72,13 @@ const ACTIONS: Readonly<Record<Action, ActionFunction>> = {
     }
   },
 
-  apply: async ({ output }, image, name) => {
-    const { keeper: node, snapshots } = keeperOf(image);
+  apply: async ({ output }, { node }, name) => {
+    const kept = snapshotKeeper(node);
     const prefix = `Could not apply snapshot '${name}': `;
-    if (snapshots === undefined) throw new BlockError(`${prefix}Block driver does not support snapshots`);
-    if (image.node.dirtyBitmaps.all.size > 0)
-      throw new BlockError(`${prefix}Device has active dirty bitmaps`);
+    if (kept === null) throw new BlockError(`${prefix}Block driver does not support snapshots`);
+    if (node.dirtyBitmaps.all.size > 0) throw new BlockError(`${prefix}Device has active dirty bitmaps`);
     try {
-      await change(snapshots, node, (guard) => snapshots.apply(node, guard, name));
+      await change(kept, ({ keeper, snapshots }, guard) => snapshots.apply(keeper, guard, name));
     } catch (error) {
       // The original reports what is wrong with the table apart.
       if (error instanceof BlockError && error.message.startsWith('Snapshot L1 table')) output.error(error);
@@ -89,38 +87,29 @@ const ACTIONS: Readonly<Record<Action, ActionFunction>> = {
     }
   },
 
-  delete: async (_context, image, name) => {
-    const { keeper: node, snapshots } = keeperOf(image);
+  delete: async (_context, { node }, name) => {
+    const kept = snapshotKeeper(node);
     const prefix = `Could not delete snapshot '${name}': `;
-    const found = snapshots?.list(node).find((one) => one.name === name);
-    if (snapshots === undefined || found === undefined) throw new BlockError(`${prefix}snapshot not found`);
+    const found = kept?.snapshots.list(kept.keeper).find((one) => one.name === name);
+    if (found === undefined) throw new BlockError(`${prefix}snapshot not found`);
     try {
-      await change(snapshots, node, (guard) => snapshots.delete(node, guard, found.id, found.name));
+      await change(kept, ({ keeper, snapshots }, guard) =>
+        snapshots.delete(keeper, guard, found.id, found.name),
+      );
     } catch (error) {
       throw prefixed(prefix, error);
     }
   },
 };
 
-/** The node that keeps the image's snapshots, where one does. */
-function keeperOf({ node }: ToolImage): {
-  readonly keeper: Node;
-  readonly snapshots: InternalSnapshots | undefined;
-} {
-  const keeper = snapshotKeeper(node) ?? node;
-  return { keeper, snapshots: keeper.driver.snapshots };
-}
-
-type Node = ToolImage['node'];
 type Guard = Parameters<InternalSnapshots['apply']>[1];
 
-/** Runs a change while nothing else goes on in the node. */
+/** Runs a change while nothing else goes on in the node that keeps the snapshots. */
 function change(
-  snapshots: InternalSnapshots | undefined,
-  node: Node,
-  run: (guard: Guard) => Promise<void>,
+  kept: SnapshotKeeper | null,
+  run: (kept: SnapshotKeeper, guard: Guard) => Promise<void>,
 ): Promise<void> {
-  if (snapshots === undefined)
-    return Promise.reject(new BlockError(strerror(E.ENOTSUP), { errno: E.ENOTSUP }));
-  return drained(node, () => node.layer.graphLock.withRead(run));
+  if (kept === null) return Promise.reject(new BlockError(strerror(E.ENOTSUP), { errno: E.ENOTSUP }));
+  const { keeper } = kept;
+  return drained(keeper, () => keeper.layer.graphLock.withRead((guard) => run(kept, guard)));
 }

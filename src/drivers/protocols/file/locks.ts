@@ -15,6 +15,7 @@
 
 import { F_RDLCK, F_UNLCK, F_WRLCK, setOfdLock, testOfdLock } from '../../../aio/ffi.ts';
 import { type LockedFile, type LockHolder, lockedFile, lockHolders } from '../../../aio/host/lock-holders.ts';
+import { nextTurn } from '../../../aio/host/turns.ts';
 import { Perm, type PermissionPair } from '../../../block/contract/request.ts';
 import { permissionNames } from '../../../block/graph/permissions.ts';
 import { E } from '../../../errors/errno.ts';
@@ -127,7 +128,7 @@ async function searchInTurns(file: LockedFile, byte: number): Promise<string> {
   const found: (LockHolder | null)[] = [];
   for (const step of lockHolders(file, byte)) {
     found.push(step);
-    await new Promise((resolve) => setImmediate(resolve));
+    await nextTurn();
   }
   return heldBy(found);
 }

@@ -7,6 +7,7 @@
  */
 
 import { createTurns, type Turns } from '../../../aio/host/turns.ts';
+import { createHoldOff, type HoldOff, holdOff, worked } from '../../../block/copy/hold-off.ts';
 import {
   asksKernel,
   type CopyFailure,
@@ -21,12 +22,10 @@ import type { GraphLock } from '../../../block/graph/lock.ts';
 const PIECE_BYTES = 1024 * 1024;
 const REQUESTS = 4;
 
-/**
- * Pieces that are moved by waiting, after one that had to wait: the next time, at first and at most. A new table makes one
- * piece wait, a disk all of them.
- */
-export const FIRST_WAITING_PIECES = 1;
-export const MAX_WAITING_PIECES = 4096;
+/** Pieces that are moved by waiting, after one that had to wait. A new table makes one piece wait, a disk all of them. */
+export function createWaiting(): HoldOff {
+  return createHoldOff(1, 4096);
+}
 
 export class Moves {
   readonly #mover: Mover;
@@ -35,8 +34,7 @@ export class Moves {
   readonly #turns: Turns = createTurns();
   readonly #running = new Set<Promise<void>>();
   #failure: CopyFailure | null = null;
-  #waitingPieces = 0;
-  #nextWaitingPieces = FIRST_WAITING_PIECES;
+  readonly #waiting = createWaiting();
 
   /** `moved` is told of every piece that is done. */
   constructor(mover: Mover, graphLock: GraphLock, moved: (bytes: number) => void) {
@@ -54,9 +52,9 @@ export class Moves {
   async add(offset: number, bytes: number, kind: 'data' | 'zero'): Promise<void> {
     const end = offset + bytes;
     for (let at = offset; at < end && this.#failure === null; ) {
-      if (kind === 'data' && this.#waitingPieces === 0) at += await this.#moveInTurn(at, end - at);
+      if (kind === 'data' && this.#waiting.left === 0) at += await this.#moveInTurn(at, end - at);
       if (at === end) return;
-      if (this.#waitingPieces > 0) this.#waitingPieces--;
+      if (this.#waiting.left > 0) this.#waiting.left--;
       const length = kind === 'zero' ? end - at : Math.min(end - at, PIECE_BYTES);
       const request: Promise<void> = this.#move(at, length, kind).finally(() =>
         this.#running.delete(request),
@@ -85,12 +83,11 @@ export class Moves {
       });
       done += moved;
       if (moved > 0) {
-        this.#nextWaitingPieces = FIRST_WAITING_PIECES;
+        worked(this.#waiting);
         this.#moved(moved);
       }
       if (moved < length) {
-        this.#waitingPieces = this.#nextWaitingPieces;
-        this.#nextWaitingPieces = Math.min(this.#nextWaitingPieces * 2, MAX_WAITING_PIECES);
+        holdOff(this.#waiting);
         break;
       }
       await this.#turns.next();

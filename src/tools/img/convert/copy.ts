@@ -11,6 +11,7 @@
 import { createTurns } from '../../../aio/host/turns.ts';
 import { allocateIoMemory, type IoMemory, isZero, vectorOf } from '../../../aio/memory.ts';
 import { Status } from '../../../block/contract/request.ts';
+import { holdOff, worked } from '../../../block/copy/hold-off.ts';
 import {
   asksKernel,
   type CopyFailure,
@@ -33,7 +34,7 @@ import { BlockError, errnoOf } from '../../../errors/error.ts';
 import type { ToolImage } from '../../common/environment.ts';
 import type { ToolOutput } from '../../common/output.ts';
 import type { Progress } from '../../common/progress.ts';
-import { FIRST_WAITING_PIECES, MAX_WAITING_PIECES } from '../common/moves.ts';
+import { createWaiting } from '../common/moves.ts';
 import { createPace, type Pace } from '../common/pace.ts';
 import { KnownRuns } from './known-runs.ts';
 import { firstRun, mayCutAt, type ZeroRules } from './zero-runs.ts';
@@ -113,9 +114,8 @@ export class Copy {
   /** Pieces that have been given out and are not done. */
   #running = 0;
   readonly #idle = new CoQueue();
-  /** Pieces to be given out before moving within a turn is tried again: still now, and the next time. */
-  #waitingPieces = 0;
-  #nextWaitingPieces = FIRST_WAITING_PIECES;
+  /** Pieces to be given out before moving within a turn is tried again. */
+  readonly #waiting = createWaiting();
 
   constructor(settings: CopySettings) {
     this.#settings = settings;
@@ -268,8 +268,7 @@ export class Copy {
     const { totalBytes, target, zeroes, targetIsZero } = this.#settings;
     while (this.#running > 0) await this.#idle.wait();
     const turns = createTurns();
-    this.#waitingPieces = this.#nextWaitingPieces;
-    this.#nextWaitingPieces = Math.min(this.#nextWaitingPieces * 2, MAX_WAITING_PIECES);
+    holdOff(this.#waiting);
     while (this.#position < totalBytes && this.#failure === null) {
       const { offset, bytes, kind } = await this.#extentAt(this.#position);
       const source = this.#sourceAt(offset);
@@ -280,7 +279,7 @@ export class Copy {
         moved = await target.node.layer.graphLock.withRead(async (guard) =>
           moveInTurn(mover, guard, offset - source.start, bytes),
         );
-        if (moved > 0) this.#nextWaitingPieces = FIRST_WAITING_PIECES;
+        if (moved > 0) worked(this.#waiting);
       }
       this.#position += moved;
       if (this.#isWork(kind)) await this.#account(moved);
@@ -293,7 +292,7 @@ export class Copy {
   #nextPiece(): Promise<Piece | null> {
     return this.#next.with('the next piece', async () => {
       const { totalBytes, zeroes, inOrder, compressBytes } = this.#settings;
-      if (this.#waitingPieces > 0) this.#waitingPieces--;
+      if (this.#waiting.left > 0) this.#waiting.left--;
       else if (this.#movesInTurn) await this.#moveInTurns();
       if (this.#failure !== null || this.#position >= totalBytes) return null;
       let extent = await this.#extentAt(this.#position);

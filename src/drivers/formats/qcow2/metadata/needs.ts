@@ -5,7 +5,7 @@
  * done. What takes several writes in order (new refcount blocks, copies of L2 tables) runs under the metadata lock.
  */
 
-import { setImmediate as nextTurn } from 'node:timers/promises';
+import { nextTurn } from '../../../../aio/host/turns.ts';
 import { allocateIoMemory, type IoMemory, vectorOf } from '../../../../aio/memory.ts';
 import type { GraphReadGuard } from '../../../../block/contract/guard.ts';
 import { sync } from '../../../../block/io/callbacks.ts';
